@@ -1,0 +1,333 @@
+//! What makes a node work: the contract of drivers outside the data path.
+//!
+//! The data path of a driver is an [`OpTable`](driveline_op::OpTable); here is the rest: how a node is opened from
+//! options, what it says about itself, and what is done with it while nothing is in flight.
+
+use crate::{Error, Kind, Result};
+use driveline_op::{Edge, Info, Instance, op};
+use std::{
+    borrow::Cow,
+    fmt,
+    future::Future,
+    path::{Path, PathBuf},
+    pin::Pin,
+    sync::Arc,
+};
+
+/// A boxed future, for paths where an allocation does not matter.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Options of a node: a JSON object, without the keys that the graph keeps for itself (`driver`, `node-name`,
+/// `read-only`, and the names of children).
+pub type Options = serde_json::Map<String, serde_json::Value>;
+
+/// Reads options into a driver's own struct. It should `deny_unknown_fields`; the error names the key.
+pub fn parse_options<T: serde::de::DeserializeOwned>(options: &Options) -> Result<T> {
+    serde_json::from_value(serde_json::Value::Object(options.clone()))
+        .map_err(|error| Error::new(Kind::Invalid, error))
+}
+
+/// The three kinds of drivers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DriverKind {
+    /// Passes requests to one child and shows the same data.
+    Filter,
+    /// Interprets a child's bytes: qcow2, raw.
+    Format,
+    /// A leaf: file, memory.
+    Protocol,
+}
+
+/// What a child is to its parent. Permissions follow from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// The child of a filter: same data, same offsets.
+    Filtered,
+    /// The file of a format that keeps data and metadata in it.
+    Storage,
+    /// Data only, at other offsets perhaps (raw with a window; further children of filters).
+    Data,
+    /// Where unallocated ranges are read from.
+    Backing,
+}
+
+/// A child that a driver takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChildSpec {
+    /// Its option: `child`, `file`, `backing`, `target`.
+    pub name: Cow<'static, str>,
+    /// What it is to the node.
+    pub role: Role,
+    /// Must it be there?
+    pub required: bool,
+}
+
+impl ChildSpec {
+    /// A child that must be there.
+    pub const fn required(name: &'static str, role: Role) -> Self {
+        Self { name: Cow::Borrowed(name), role, required: true }
+    }
+
+    /// A child that may be missing.
+    pub const fn optional(name: &'static str, role: Role) -> Self {
+        Self { name: Cow::Borrowed(name), role, required: false }
+    }
+}
+
+/// What becomes of operations that a driver leaves out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// They go to child 0 as they are.
+    Pass,
+    /// They are emulated through those it has, else refused.
+    Deny,
+}
+
+/// What a driver declares about itself, for the core and for people.
+#[derive(Clone, Debug)]
+pub struct Description {
+    /// The driver's name in a graph.
+    pub name: Cow<'static, str>,
+    /// Filter, format or protocol.
+    pub kind: DriverKind,
+    /// Its version.
+    pub version: Cow<'static, str>,
+    /// One line for people.
+    pub summary: Cow<'static, str>,
+    /// The children it takes, in the order of their numbers.
+    pub children: Vec<ChildSpec>,
+    /// Names of the options it accepts.
+    pub options: Vec<Cow<'static, str>>,
+    /// How many operations it knew when it was built; see "lower, never bypass".
+    pub operations_known: u32,
+    /// What becomes of known operations that it leaves out.
+    pub missing: Missing,
+    /// Bits of `driveline_abi::effect`.
+    pub effects: u64,
+}
+
+impl Description {
+    /// A built-in driver: it knows every operation.
+    pub fn builtin(name: &'static str, kind: DriverKind, summary: &'static str) -> Self {
+        Self {
+            name: name.into(),
+            kind,
+            version: env!("CARGO_PKG_VERSION").into(),
+            summary: summary.into(),
+            children: Vec::new(),
+            options: Vec::new(),
+            operations_known: op::COUNT as u32,
+            missing: if kind == DriverKind::Filter { Missing::Pass } else { Missing::Deny },
+            effects: 0,
+        }
+    }
+}
+
+/// A kind of node.
+pub trait Driver: Send + Sync + 'static {
+    /// What it is.
+    fn description(&self) -> &Description;
+
+    /// Would `open` take these options? Looks at nothing outside them, and has no effect.
+    fn check(&self, options: &Options) -> Result<()>;
+
+    /// Children that the options leave out and that the image itself names (the backing file of a qcow2 header).
+    /// `given` are the children that were opened already. The graph opens what is returned, and passes it to `open`.
+    fn implied_children<'a>(
+        &'a self,
+        options: &'a Options,
+        given: &'a [OpenChild],
+    ) -> BoxFuture<'a, Result<Vec<ImpliedChild>>> {
+        let _ = (options, given);
+        Box::pin(async { Ok(Vec::new()) })
+    }
+
+    /// Opens a node. On an error nothing was changed.
+    fn open<'a>(&'a self, args: OpenArgs<'a>) -> BoxFuture<'a, Result<Arc<dyn OpenNode>>>;
+}
+
+/// A child named by an image.
+#[derive(Clone, Debug)]
+pub struct ImpliedChild {
+    /// Which child of the driver's description.
+    pub name: Cow<'static, str>,
+    /// A node definition, `driver` included, as it could stand in a configuration.
+    pub definition: Options,
+}
+
+/// A child at the time of opening, and in calls outside the data path.
+#[derive(Clone)]
+pub struct OpenChild {
+    /// Which child of the driver's description.
+    pub name: Cow<'static, str>,
+    /// To read and write it.
+    pub edge: Edge,
+    /// The node itself.
+    pub node: Arc<dyn OpenNode>,
+    /// The node's name.
+    pub node_name: Arc<str>,
+}
+
+impl fmt::Debug for OpenChild {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OpenChild")
+            .field("name", &self.name)
+            .field("node", &self.node_name)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a node is opened with.
+#[derive(Debug)]
+pub struct OpenArgs<'a> {
+    /// Its name.
+    pub node_name: &'a str,
+    /// Names it to the panic hook; goes into [`Body::cookie`](driveline_op::Body::cookie).
+    pub cookie: u64,
+    /// Its options.
+    pub options: &'a Options,
+    /// Its children in the order of the description; missing optional ones are left out.
+    pub children: Vec<OpenChild>,
+    /// Must nothing be written?
+    pub read_only: bool,
+    /// Relative paths start here.
+    pub directory: &'a Path,
+}
+
+impl OpenArgs<'_> {
+    /// The child of that name.
+    pub fn child(&self, name: &str) -> Option<&OpenChild> {
+        self.children.iter().find(|child| child.name == name)
+    }
+}
+
+/// Bits of what users of a node may do: what an edge needs, or what it lets others do.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Permissions(pub u8);
+
+impl Permissions {
+    /// Nothing.
+    pub const NONE: Self = Self(0);
+    /// Read data that makes sense.
+    pub const CONSISTENT_READ: Self = Self(1);
+    /// Write.
+    pub const WRITE: Self = Self(2);
+    /// Write what does not change the data seen.
+    pub const WRITE_UNCHANGED: Self = Self(4);
+    /// Change the size.
+    pub const RESIZE: Self = Self(8);
+    /// Everything.
+    pub const ALL: Self = Self(15);
+
+    const NAMES: [(Self, &'static str); 4] = [
+        (Self::CONSISTENT_READ, "consistent read"),
+        (Self::WRITE, "write"),
+        (Self::WRITE_UNCHANGED, "write unchanged"),
+        (Self::RESIZE, "resize"),
+    ];
+
+    /// Are all of `other` in it?
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Is any of `other` in it?
+    pub const fn intersects(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    /// Those of both.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
+    /// Those of either.
+    #[must_use]
+    pub const fn or(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Those that `other` lacks.
+    #[must_use]
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+}
+
+impl fmt::Display for Permissions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<_> =
+            Self::NAMES.iter().filter(|(bit, _)| self.contains(*bit)).map(|(_, n)| *n).collect();
+        f.write_str(if names.is_empty() { "nothing" } else { "" })?;
+        f.write_str(&names.join(", "))
+    }
+}
+
+impl fmt::Debug for Permissions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Permissions({self})")
+    }
+}
+
+/// An open node, outside the data path. `children` are its present ones, in the order of the description.
+///
+/// The graph calls the `&self` methods that change something only while nothing is in flight in the node, except
+/// [`OpenNode::info`] and the questions, which may come at any time.
+pub trait OpenNode: Send + Sync {
+    /// Its operations.
+    fn instance(&self) -> Instance;
+
+    /// Size and limits, given those of its children. Called again after each change below.
+    fn info(&self, children: &[Info]) -> Info;
+
+    /// The file or device that it is, for people and for images that name their backing file.
+    fn filename(&self) -> Option<PathBuf> {
+        None
+    }
+
+    /// What there is to say about it, for queries (a JSON object).
+    fn details(&self) -> serde_json::Value {
+        serde_json::Value::Object(Options::new())
+    }
+
+    /// Takes a new size. It may write to its children, and resize them through their nodes.
+    fn resize<'a>(&'a self, children: &'a [OpenChild], size_bytes: u64) -> BoxFuture<'a, Result<()>> {
+        let _ = (children, size_bytes);
+        Box::pin(async { Err(Error::new(Kind::NotSupported, "its driver cannot change the size")) })
+    }
+
+    /// Becomes read-only, or writable. When this fails it stays what it was.
+    fn set_read_only<'a>(&'a self, children: &'a [OpenChild], read_only: bool) -> BoxFuture<'a, Result<()>> {
+        let _ = (children, read_only);
+        Box::pin(async { Ok(()) })
+    }
+
+    /// Takes what its users together need and let others do (a file takes locks). When this fails it keeps the old.
+    fn set_permissions(&self, needs: Permissions, shares: Permissions) -> Result<()> {
+        let _ = (needs, shares);
+        Ok(())
+    }
+
+    /// Writes another backing file into the image (`None`: none). The child itself is the graph's business.
+    fn set_backing_file<'a>(
+        &'a self,
+        children: &'a [OpenChild],
+        backing: Option<(&'a str, &'a str)>,
+    ) -> BoxFuture<'a, Result<()>> {
+        let _ = (children, backing);
+        Box::pin(async { Err(Error::new(Kind::NotSupported, "its driver has no backing file")) })
+    }
+
+    /// Gives up everything that this layer has allocated, so that all is read from the backing.
+    fn make_empty<'a>(&'a self, children: &'a [OpenChild]) -> BoxFuture<'a, Result<()>> {
+        let _ = children;
+        Box::pin(async { Err(Error::new(Kind::NotSupported, "its driver cannot be emptied")) })
+    }
+
+    /// Writes what is held back and gives everything up. No request comes afterwards.
+    fn close<'a>(&'a self, children: &'a [OpenChild]) -> BoxFuture<'a, Result<()>> {
+        let _ = children;
+        Box::pin(async { Ok(()) })
+    }
+}
