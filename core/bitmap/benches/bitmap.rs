@@ -1,0 +1,2 @@
+//! What marks, merges and walks cost.
+fn main() {}
