@@ -1,0 +1,96 @@
+//! What has been learnt about a file: which operations may be tried inline on the I/O thread.
+
+use std::os::fd::OwnedFd;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+/// Longer writes are a copy that other requests should not wait for.
+const INLINE_WRITE_MAX: usize = 512 << 10;
+/// A plain write that took longer did not just copy: it waited for the disk or for memory.
+const SLOW: Duration = Duration::from_millis(2);
+/// For how long writes then go elsewhere.
+const PAUSE: Duration = Duration::from_millis(100);
+
+#[derive(Debug)]
+pub(super) struct Ways {
+    read_nowait: AtomicBool,
+    write_nowait: AtomicBool,
+    /// The file's contents never leave memory, so nothing about them can block.
+    in_memory: bool,
+    write_inline: bool,
+    /// On [`clock`]: until then plain inline writes are not tried.
+    paused_until: AtomicU64,
+}
+
+impl Ways {
+    pub(super) fn of(fd: &OwnedFd) -> Ways {
+        const TMPFS: i64 = 0x0102_1994;
+        const RAMFS: i64 = 0x8584_58f6;
+        let in_memory = rustix::fs::fstatfs(fd).is_ok_and(|fs| matches!(fs.f_type, TMPFS | RAMFS));
+        Ways {
+            read_nowait: AtomicBool::new(true),
+            write_nowait: AtomicBool::new(true),
+            in_memory,
+            write_inline: true,
+            paused_until: AtomicU64::new(0),
+        }
+    }
+
+    /// For `O_DIRECT`, where even `RWF_NOWAIT` waits for the device, and for what is no file.
+    pub(super) fn never_inline() -> Ways {
+        Ways {
+            read_nowait: AtomicBool::new(false),
+            write_nowait: AtomicBool::new(false),
+            in_memory: false,
+            write_inline: false,
+            paused_until: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn read_nowait(&self) -> bool {
+        self.read_nowait.load(Relaxed)
+    }
+
+    pub(super) fn refuse_read_nowait(&self) {
+        self.read_nowait.store(false, Relaxed);
+    }
+
+    pub(super) fn write_nowait(&self) -> bool {
+        self.write_nowait.load(Relaxed)
+    }
+
+    pub(super) fn refuse_write_nowait(&self) {
+        self.write_nowait.store(false, Relaxed);
+    }
+
+    pub(super) fn in_memory(&self) -> bool {
+        self.in_memory
+    }
+
+    /// Whether a plain, blocking write of `length` bytes is worth trying inline: it nearly always only copies to the page
+    /// cache, and the kernel would hand it to a worker thread otherwise, which costs several times as much.
+    pub(super) fn write_inline(&self, length: usize) -> bool {
+        if !self.write_inline || length > INLINE_WRITE_MAX {
+            return false;
+        }
+        let until = self.paused_until.load(Relaxed);
+        until == 0 || clock(Instant::now()) >= until
+    }
+
+    pub(super) fn note_write(&self, begin: Instant) {
+        let end = Instant::now();
+        if end - begin > SLOW && !self.in_memory {
+            self.paused_until.store(clock(end + PAUSE), Relaxed);
+        } else if self.paused_until.load(Relaxed) != 0 {
+            self.paused_until.store(0, Relaxed);
+        }
+    }
+}
+
+/// Nanoseconds since the first call, and never 0.
+fn clock(at: Instant) -> u64 {
+    static BEGIN: OnceLock<Instant> = OnceLock::new();
+    let begin = *BEGIN.get_or_init(Instant::now);
+    at.saturating_duration_since(begin).as_nanos() as u64 + 1
+}

@@ -1,0 +1,135 @@
+//! Sockets that accept connections.
+
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use super::Stream;
+use crate::driver::Ready;
+
+/// Accepts connections on a path. Dropping it unlinks the path, if its socket is still the one there.
+#[derive(Debug)]
+pub struct UnixListener {
+    listener: std::os::unix::net::UnixListener,
+    path: PathBuf,
+    /// Device and inode of the socket file.
+    identity: (u64, u64),
+}
+
+impl UnixListener {
+    /// Listens on `path`. A socket file that a dead process left there is replaced; one that somebody listens on is
+    /// `AddrInUse`, and so is any other kind of file.
+    pub fn bind(path: impl AsRef<Path>) -> io::Result<UnixListener> {
+        let path = path.as_ref();
+        let listener = match std::os::unix::net::UnixListener::bind(path) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_stale(path) => {
+                std::fs::remove_file(path)?;
+                std::os::unix::net::UnixListener::bind(path)?
+            }
+            other => other?,
+        };
+        listener.set_nonblocking(true)?;
+        let found = std::fs::symlink_metadata(path)?;
+        // Absolute, so that a later change of directory does not make it name something else.
+        let path = std::path::absolute(path)?;
+        Ok(UnixListener { listener, path, identity: (found.dev(), found.ino()) })
+    }
+
+    /// Waits for the next connection.
+    ///
+    /// Errors: among others no descriptors left (`EMFILE`); the caller waits a little and goes on.
+    pub async fn accept(&self) -> io::Result<Stream> {
+        loop {
+            match self.listener.accept() {
+                Ok((stream, _)) => return stream.try_into(),
+                Err(error) => go_on(&self.listener, error).await?,
+            }
+        }
+    }
+
+    /// Where it listens.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for UnixListener {
+    fn drop(&mut self) {
+        let ours = std::fs::symlink_metadata(&self.path)
+            .is_ok_and(|found| (found.dev(), found.ino()) == self.identity);
+        if ours {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+impl AsFd for UnixListener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+}
+
+/// A socket file that nobody listens on: connecting to it is refused.
+fn is_stale(path: &Path) -> bool {
+    let socket = std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
+    socket
+        && std::os::unix::net::UnixStream::connect(path)
+            .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+}
+
+/// Accepts TCP connections.
+#[derive(Debug)]
+pub struct TcpListener {
+    listener: std::net::TcpListener,
+}
+
+impl TcpListener {
+    /// Listens on the first address of `address` that can be had. Port 0 takes a free one, see [`TcpListener::local_addr`].
+    pub fn bind(address: impl ToSocketAddrs) -> io::Result<TcpListener> {
+        let listener = std::net::TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        Ok(TcpListener { listener })
+    }
+
+    /// Waits for the next connection. It comes with Nagle's delay off.
+    ///
+    /// Errors: as for [`UnixListener::accept`].
+    pub async fn accept(&self) -> io::Result<Stream> {
+        loop {
+            match self.listener.accept() {
+                Ok((stream, _)) => {
+                    match Stream::try_from(stream).and_then(|s| s.set_nodelay(true).map(|()| s)) {
+                        Ok(stream) => return Ok(stream),
+                        // Closed again between the two calls: not an error of the listener.
+                        Err(error) => {
+                            tracing::debug!(target: "driveline::engine", %error, "a connection went away")
+                        }
+                    }
+                }
+                Err(error) => go_on(&self.listener, error).await?,
+            }
+        }
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+}
+
+impl AsFd for TcpListener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+}
+
+/// After a failed accept: waits for the next connection, or hands the error on.
+async fn go_on(listener: &impl AsFd, error: io::Error) -> io::Result<()> {
+    match error.kind() {
+        io::ErrorKind::WouldBlock => Ready::new(listener, libc::POLLIN).await,
+        io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => Ok(()),
+        _ => Err(error),
+    }
+}
