@@ -271,7 +271,10 @@ impl Bitmap {
     ///
     /// Errors: as [`check_merge`](Bitmap::check_merge).
     pub fn merge_from(&self, source: &Bitmap) -> Result<()> {
+        // One lock at a time: two bitmaps that are merged into each other at once must not wait for each other.
         self.check_merge(source)?;
+        let control = self.control.lock();
+        control.check(Operation::MergeInto)?;
         self.absorb(source.bits())
     }
 
@@ -281,6 +284,7 @@ impl Bitmap {
     ///
     /// Errors: [`Error::LengthsDiffer`].
     pub fn restore(&self, saved: &Bits) -> Result<()> {
+        let _control = self.control.lock();
         let bits = self.recording_bits();
         if bits.length() == saved.length() {
             bits.clear_all();
@@ -294,6 +298,7 @@ impl Bitmap {
     /// node's, as in QEMU. Unlike there it may be busy: frozen bits follow as well, and what grows is recorded by
     /// the successor.
     pub fn resize(&self, length: u64) {
+        let _control = self.control.lock();
         let state = self.state.load(Ordering::Acquire);
         let changes = self.view == View::Drive && state & RECORDING != 0;
         self.bits[recorder(state)].resize(length, if changes { Grown::Dirty } else { Grown::Clean });

@@ -33,9 +33,9 @@ pub struct Extent {
 ///
 /// Every method but [`compact`](Bits::compact) takes `&self`, takes no lock and may run in any number of threads.
 /// The bits are relaxed atomics: a mark is seen by whoever learned, by any synchronisation, that the
-/// marking call returned. No mark is lost to another mark, a merge, or a read. What a clear or a resize that
-/// races with marks leaves behind is one of the two orders for each granule, so callers who need an exact cut
-/// drain writers first.
+/// marking call returned. No mark is lost to another mark, a merge, or a read. A clear or a resize that
+/// races with marks leaves each granule as if the two had come in either order, so callers who need an exact
+/// cut drain writers first. Clears and resizes come one at a time: two that race may leave too much dirty.
 pub struct Bits {
     granularity: Granularity,
     length: AtomicU64,
