@@ -5,7 +5,7 @@ use core::hint::black_box;
 use core::ops::Range;
 use std::sync::Arc;
 
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use driveline_bitmap::{Bitmap, BitmapName, Bits, Granularity};
 
 const TIB: u64 = 1 << 40;
@@ -51,18 +51,35 @@ fn mark(c: &mut Criterion) {
         });
     });
 
-    let bits = Bits::new(Granularity::default(), TIB);
-    let mut offset = 0;
-    group.bench_function("one granule, clean, in sequence", |b| {
-        b.iter(|| {
-            offset = (offset + 65536) % TIB;
-            bits.mark(black_box(offset..offset + 4096));
-        });
+    // Leaves are allocated by the first marks in them, so this is the price of 4096 first marks and of 16 leaves.
+    let fresh = || Bits::new(Granularity::default(), TIB);
+    group.throughput(Throughput::Elements(4096));
+    group.bench_function("4096 granules, clean, in 16 new leaves", |b| {
+        let run = |bits: Bits| {
+            for granule in 0..4096_u64 {
+                let offset = granule << 20;
+                bits.mark(black_box(offset..offset + 4096));
+            }
+            bits
+        };
+        b.iter_batched(fresh, run, BatchSize::SmallInput);
     });
+    group.throughput(Throughput::Elements(1));
     let range = (5 << 20) + 512..(6 << 20) + 512;
     group.bench_function("1 MiB, dirty already", |b| b.iter(|| daily.mark(black_box(range.clone()))));
-    let full = Bits::new(Granularity::default(), TIB);
-    group.bench_function("1 TiB", |b| b.iter(|| full.mark(black_box(4096..TIB - 4096))));
+    group.bench_function("1 MiB, clean, and its clear", |b| {
+        b.iter(|| {
+            daily.recording_bits().clear_range(black_box(5 << 20..7 << 20));
+            daily.mark(black_box(range.clone()));
+        });
+    });
+    group.bench_function("1 TiB, clean", |b| {
+        let run = |bits: Bits| {
+            bits.mark(black_box(4096..TIB - 4096));
+            bits
+        };
+        b.iter_batched(fresh, run, BatchSize::SmallInput);
+    });
 
     let disabled =
         Bitmap::new(BitmapName::new("off").unwrap(), Granularity::default(), TIB).with_recording(false);

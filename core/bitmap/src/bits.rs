@@ -4,7 +4,7 @@ use core::fmt;
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use crate::tree::Root;
+use crate::tree::{Cursor, Root};
 use crate::{Error, Granularity, Granule, Result};
 
 /// What an area that a resize adds holds at first.
@@ -148,7 +148,7 @@ impl Bits {
     /// `range`, as far as there is something to describe, in runs that are dirty and clean in turn.
     pub fn extents(&self, range: Range<u64>) -> Extents<'_> {
         let end = range.end.min(self.length());
-        Extents { bits: self, rest: range.start..end }
+        Extents { bits: self, cursor: Cursor::new(&self.root), rest: range.start..end, dirty: None }
     }
 
     /// Makes dirty what is dirty in `other`, whatever the granularities.
@@ -250,10 +250,13 @@ impl fmt::Debug for Bits {
 }
 
 /// The runs of [`Bits::extents`].
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Extents<'a> {
     bits: &'a Bits,
+    cursor: Cursor<'a>,
     rest: Range<u64>,
+    /// What the first granule of the rest was when the run before it ended there.
+    dirty: Option<bool>,
 }
 
 impl Iterator for Extents<'_> {
@@ -263,14 +266,22 @@ impl Iterator for Extents<'_> {
         if self.rest.start >= self.rest.end {
             return None;
         }
-        let start = self.rest.start;
-        let dirty = self.bits.is_dirty(start);
+        let (start, shift) = (self.rest.start, self.bits.granularity.shift());
+        let (first, last) = (start >> shift, (self.rest.end - 1) >> shift);
+        let dirty = self.dirty.unwrap_or_else(|| self.bits.root.is_dirty(first));
         // Marks that race with this may have turned the first granule: it is reported as it was seen.
-        let granule = self.bits.bytes_of(self.bits.granularity.granule_of(start));
-        let end = self.bits.next(granule.end, !dirty).unwrap_or(self.rest.end).min(self.rest.end);
+        let turn = if first < last { self.cursor.find(first + 1, last, !dirty) } else { None };
+        let end = turn.map_or(self.rest.end, |granule| granule << shift);
         self.rest.start = end;
+        self.dirty = Some(!dirty);
         Some(Extent { range: start..end, dirty })
     }
 }
 
 impl core::iter::FusedIterator for Extents<'_> {}
+
+impl fmt::Debug for Extents<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Extents").field("bits", &self.bits).field("rest", &self.rest).finish()
+    }
+}

