@@ -8,7 +8,13 @@ use std::fmt;
 /// Only the errno travels upwards (see [`Status`]); the text is logged where the operation ends.
 pub struct Error {
     errno: i32,
-    message: Option<Box<str>>,
+    /// On the heap, so that the result of an operation stays small.
+    detail: Option<Box<Detail>>,
+}
+
+struct Detail {
+    key: Box<str>,
+    message: Box<str>,
 }
 
 /// The outcome of an operation.
@@ -30,12 +36,19 @@ impl Error {
 
     /// An error with nothing to add to its number (a positive errno; others read as `EIO`).
     pub const fn errno(errno: i32) -> Self {
-        Self { errno: if errno > 0 { errno } else { 5 }, message: None }
+        Self { errno: if errno > 0 { errno } else { 5 }, detail: None }
     }
 
     /// An error that says more; the text goes to the log.
     pub fn new(errno: i32, message: impl fmt::Display) -> Self {
-        Self { message: Some(message.to_string().into()), ..Self::errno(errno) }
+        let detail = Detail { key: "".into(), message: message.to_string().into() };
+        Self { detail: Some(Box::new(detail)), ..Self::errno(errno) }
+    }
+
+    /// `EINVAL` about an option of the node.
+    pub fn option(key: &str, message: impl fmt::Display) -> Self {
+        let detail = Detail { key: key.into(), message: message.to_string().into() };
+        Self { detail: Some(Box::new(detail)), ..Self::INVALID }
     }
 
     /// `EINVAL` with a text.
@@ -50,12 +63,17 @@ impl Error {
 
     /// The text, without the errno.
     pub fn message(&self) -> Option<&str> {
-        self.message.as_deref()
+        self.detail.as_deref().map(|detail| &*detail.message)
+    }
+
+    /// The option at fault, if it is about one.
+    pub fn key(&self) -> Option<&str> {
+        self.detail.as_deref().map(|detail| &*detail.key).filter(|key| !key.is_empty())
     }
 
     /// The number that crosses the boundary; the text is logged, because it stays behind.
     pub(crate) fn into_status(self) -> Status {
-        if let Some(message) = &self.message {
+        if let Some(message) = self.message() {
             tracing::warn!(errno = self.errno, "{message}");
         }
         Status(-self.errno)
@@ -70,9 +88,10 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let os = std::io::Error::from_raw_os_error(self.errno);
-        match &self.message {
-            Some(message) => write!(f, "{message} ({os})"),
-            None => write!(f, "{os}"),
+        match (self.key(), self.message()) {
+            (Some(key), Some(message)) => write!(f, "option '{key}': {message}"),
+            (None, Some(message)) => write!(f, "{message} ({os})"),
+            _ => write!(f, "{os}"),
         }
     }
 }
