@@ -1,0 +1,106 @@
+//! Write a Driveline filter.
+//!
+//! A filter is a node that stands between a drive's user and its data, and may delay, refuse, count, copy or change
+//! what passes. It is a shared library that anyone can write, ship and upgrade apart from Driveline, and this crate
+//! is the only one it needs. A whole one:
+//!
+//! ```
+//! // Waits before each read.
+//! use driveline_sdk::prelude::*;
+//!
+//! #[options]
+//! struct Options {
+//!     /// How long.
+//!     #[serde(default)]
+//!     read: Time,
+//! }
+//!
+//! struct Delay {
+//!     read: Time,
+//! }
+//!
+//! #[filter(name = "delay", default = "pass", summary = "waits before reads")]
+//! impl Filter for Delay {
+//!     type Options = Options;
+//!
+//!     fn open(options: Options, _: &OpenCx<'_>) -> Result<Self> {
+//!         Ok(Delay { read: options.read })
+//!     }
+//!
+//!     async fn read(&self, next: &mut Next<'_>, request: &ReadRequest<'_>) -> Result<()> {
+//!         sleep(*self.read).await;
+//!         next.read(request).await
+//!     }
+//! }
+//!
+//! export_filters![Delay];
+//!
+//! // And a test of it, in virtual time:
+//! use driveline_sdk::testing::{self, json};
+//! let below = testing::memory(1 << 20);
+//! let delay = testing::open::<Delay>(json!({ "read": "1h" }), &below).unwrap();
+//! testing::block_on(async {
+//!     delay.read(0..512).await.unwrap();
+//!     assert_eq!(now().as_secs(), 3600);
+//! });
+//! assert_eq!(below.seen(), ["read 0+512"]);
+//! ```
+//!
+//! The crate's manifest says `[lib] crate-type = ["cdylib"]`; named `driveline-filter-delay`, it becomes
+//! `libdriveline_filter_delay.so`, which Driveline finds beside itself or in `DRIVELINE_PLUGIN_PATH`.
+//!
+//! # What `#[filter]` declares
+//!
+//! | | |
+//! |---|---|
+//! | `name = ".."` | the driver's name in a graph |
+//! | `default = ".."` | what becomes of the operations left out: `"pass"`, they go to the child as they are; `"deny"`, they are emulated through those that are there (write_zeroes as writes), else refused. Choose `"deny"` if the filter changes data or offsets: a forgotten operation must not reach the child unchanged |
+//! | `summary = ".."` | one line for people |
+//! | `children("target", ..)` | children beside the filtered one, each given by its name in a configuration |
+//! | `effects(..)` | `changes_data`, `changes_offsets`, `own_writes` (writes of its own accord), `not_live` (not to be inserted above a node in use) |
+//!
+//! # What it can use
+//!
+//! Waiting: [`sleep`], [`now`]. Calling children: [`Next`]. Ranges: [`RangeLock`]. Memory: [`Buffer`]. Logging:
+//! the macros of [`tracing`], which reach the program's log with the filter's target and the request's span; what
+//! nobody listens to costs a nanosecond. A plugin has copies of everything static, so it cannot use tokio's sockets
+//! and timers, nor thread-locals of the program; threads of its own it can.
+//!
+//! It is not for drivers that are leaves or formats: those are built into Driveline.
+
+// The macros name this crate from outside; its own tests use them too.
+extern crate self as driveline_sdk;
+
+#[doc(hidden)]
+pub mod export;
+mod filter;
+mod lock;
+mod log;
+mod options;
+pub mod testing;
+mod time;
+mod units;
+
+pub use driveline_macros::{filter, options};
+pub use driveline_op::{
+    BUFFER_ALIGNMENT, BlockStatus, BlockStatusRequest, Buffer, CacheRequest, Child, ChildOp, ConstMemory,
+    DiscardRequest, Error, FlushRequest, Info, IoVec, Memory, Next, ReadRequest, Result, WriteRequest,
+    WriteZeroesRequest, flag, info, op, status,
+};
+pub use filter::{ChildId, Filter, OpenCx};
+pub use lock::{RangeGuard, RangeLock, RangeLocking};
+pub use options::NoOptions;
+pub use time::{Sleep, now, sleep, sleep_until};
+pub use units::{Bytes, Time};
+#[doc(no_inline)]
+pub use {serde, tracing};
+
+/// What nearly every filter needs.
+pub mod prelude {
+    #[doc(no_inline)]
+    pub use crate::{
+        BlockStatusRequest, Bytes, CacheRequest, DiscardRequest, Error, Filter, FlushRequest, Next,
+        NoOptions, OpenCx, ReadRequest, Result, Time, WriteRequest, WriteZeroesRequest, export_filters,
+        filter, now, options, sleep, tracing,
+    };
+}

@@ -1,0 +1,34 @@
+//! The test kit: filters in this process, without a library or a program around them, in virtual time.
+//!
+//! ```
+//! # use driveline_sdk::{prelude::*, testing::{self, json}};
+//! # struct Guard;
+//! # #[filter(name = "guard", default = "pass")]
+//! # impl Filter for Guard {
+//! #     type Options = NoOptions;
+//! #     fn open(_: NoOptions, _: &OpenCx<'_>) -> Result<Self> { Ok(Guard) }
+//! #     async fn write(&self, _: &mut Next<'_>, _: &WriteRequest<'_>) -> Result<()> { Err(Error::NOT_PERMITTED) }
+//! # }
+//! let below = testing::memory(1 << 20);
+//! let guard = testing::open::<Guard>(json!({}), &below).unwrap();
+//! testing::block_on(async {
+//!     assert_eq!(guard.read(0..2).await.unwrap(), [0, 0]);
+//!     assert_eq!(guard.write(0, b"data").await.unwrap_err().code(), 1);
+//! });
+//! assert_eq!(below.seen(), ["read 0+2"]); // what came through
+//! ```
+//!
+//! A test that runs several requests at once uses [`join`]. Time stands still while anything can go on, and then
+//! jumps to where the next sleeper wakes ([`crate::sleep`] for an hour takes no time, and tests can count on it).
+//!
+//! Operations that a filter leaves out go to the child with `default = "pass"` and are refused with `"deny"`: the
+//! emulation that Driveline offers in the latter case is not here.
+
+mod clock;
+mod leaf;
+mod node;
+
+pub use clock::{block_on, join};
+pub use leaf::{Leaf, memory};
+pub use node::{Below, Node, check, open, open_with, option_names};
+pub use serde_json::json;
