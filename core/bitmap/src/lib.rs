@@ -56,7 +56,7 @@
 //! | merge | 0.17 ms at one granularity, 50 ns a dirty run into another |
 //! | walk | 12 ns a range when every second granule is dirty, 20 ns when every thousandth is |
 //! | count | 0.29 ms |
-//! | memory | 0.5 KiB for a clean pebibyte; 512 B for each 4096 granules that are neither all clean nor all dirty |
+//! | memory | less than 1 KiB for a clean pebibyte; 512 B for each 4096 granules that are neither all clean nor all dirty |
 #![forbid(unsafe_code)]
 
 mod bitmap;

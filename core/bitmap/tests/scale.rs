@@ -3,7 +3,7 @@
 use std::sync::Barrier;
 use std::thread;
 
-use driveline_bitmap::{Bits, Granularity};
+use driveline_bitmap::{Bitmap, BitmapName, Bits, Granularity};
 
 const PIB: u64 = 1 << 50;
 
@@ -12,6 +12,9 @@ fn a_clean_pebibyte_takes_hundreds_of_bytes() {
     let bits = Bits::new(Granularity::default(), PIB);
     assert!(bits.allocated_bytes() < 1024, "{} bytes", bits.allocated_bytes());
     assert!(bits.is_clean() && bits.next_clean(PIB - 1) == Some(PIB - 1));
+    // A bitmap has two sets of bits, for the freeze.
+    let bitmap = Bitmap::new(BitmapName::new("daily").unwrap(), Granularity::default(), PIB);
+    assert!(bitmap.allocated_bytes() < 1024, "{} bytes", bitmap.allocated_bytes());
     let finest = Bits::new(Granularity::MIN, u64::MAX);
     assert!(finest.allocated_bytes() < 32 << 10, "{} bytes", finest.allocated_bytes());
 }
