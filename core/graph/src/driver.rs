@@ -309,6 +309,11 @@ pub trait OpenNode: Send + Sync {
         Ok(())
     }
 
+    /// The backing file that the image names, and its format.
+    fn backing_file(&self) -> Option<(String, String)> {
+        None
+    }
+
     /// Writes another backing file into the image (`None`: none). The child itself is the graph's business.
     fn set_backing_file<'a>(
         &'a self,

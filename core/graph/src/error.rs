@@ -159,3 +159,16 @@ impl From<driveline_op::Error> for Error {
         out
     }
 }
+
+impl From<driveline_bitmap::Error> for Error {
+    fn from(error: driveline_bitmap::Error) -> Self {
+        use driveline_bitmap::Error as Bitmap;
+        let kind = match error {
+            Bitmap::NotFound { .. } => Kind::NotFound,
+            Bitmap::NameTaken { .. } => Kind::Exists,
+            Bitmap::Refused { .. } => Kind::Busy,
+            _ => Kind::Invalid,
+        };
+        Self::new(kind, error)
+    }
+}

@@ -56,7 +56,7 @@ mod wiring;
 
 pub use buffer::{BUFFER_ALIGNMENT, Buffer};
 pub use call::{Answer, Ask, Call};
-pub use driveline_abi::{BlockStatus, Info, IoVec, flag, info, op, status};
+pub use driveline_abi::{BlockStatus, Info, IoVec, effect, flag, info, op, status};
 pub use error::{Error, Result};
 pub use next::{Child, ChildOp, Next};
 pub use request::{

@@ -1,0 +1,244 @@
+//! Bitmaps in a change: every operation on them is an action with its undo, so that they can stand in one
+//! transaction with each other and with changes of the graph.
+
+use crate::{
+    change::{Change, Staged, undo},
+    error::{Error, Kind, Result},
+    graph::find_bitmap,
+    node::NodeId,
+    wiring::wire,
+};
+use driveline_bitmap::{Bitmap, BitmapName, Granularity, View};
+use driveline_op::{Ask, Buffer, Call, op};
+use std::sync::Arc;
+
+/// A bitmap to be added.
+#[derive(Clone, Debug)]
+pub struct NewBitmap {
+    /// Its name.
+    pub name: String,
+    /// Its granularity; without it, the cluster size of the node within 4 to 64 KiB, else 64 KiB.
+    pub granularity: Option<u64>,
+    /// Whose changes it records.
+    pub view: View,
+    /// Does it record?
+    pub recording: bool,
+}
+
+impl NewBitmap {
+    /// A drive's bitmap that records, with the default granularity.
+    pub fn named(name: impl Into<String>) -> Self {
+        Self { name: name.into(), granularity: None, view: View::Drive, recording: true }
+    }
+}
+
+impl Change {
+    /// Adds a bitmap to a node or to a drive's root.
+    pub fn add_bitmap(&mut self, target: &str, new: NewBitmap) -> Result<()> {
+        let id = self.topology.node_or_drive(target)?;
+        let name = BitmapName::new(&new.name)?;
+        let granularity = new.granularity.map(Granularity::new).transpose()?;
+        self.action([id], move |staged| {
+            Box::pin(async move {
+                let node = staged.topology.at(id).node.clone();
+                let info = wire(&staged.topology, false)[&id].info;
+                let cluster = (info.cluster_bytes > 0).then_some(u64::from(info.cluster_bytes));
+                let granularity = granularity.unwrap_or_else(|| Granularity::default_for(cluster));
+                let bitmap = Bitmap::new(name, granularity, info.size_bytes)
+                    .with_view(new.view)
+                    .with_recording(new.recording);
+                let bitmap = Arc::new(bitmap);
+                refuse_parked_name(staged, id, bitmap.name().as_str())?;
+                node.bitmaps.lock().add(bitmap.clone()).map_err(|error| Error::from(error).at(&node.name))?;
+                Ok(undo(move || drop(node.bitmaps.lock().take(bitmap.id()))))
+            })
+        });
+        Ok(())
+    }
+
+    /// Removes a bitmap. One in use is refused.
+    pub fn remove_bitmap(&mut self, target: &str, name: &str) -> Result<()> {
+        self.bitmap_action(target, name, |staged, id, bitmap| {
+            let node = staged.topology.at(id).node.clone();
+            let before = node.bitmaps.lock().clone();
+            node.bitmaps.lock().remove(bitmap.name().as_str())?;
+            Ok(Box::new(move || *node.bitmaps.lock() = before))
+        })
+    }
+
+    /// Clears a bitmap: it forgets all that was written before this change, and nothing of what comes after.
+    pub fn clear_bitmap(&mut self, target: &str, name: &str) -> Result<()> {
+        self.bitmap_action(target, name, |_, _, bitmap| {
+            let saved = bitmap.bits().clone();
+            bitmap.clear()?;
+            Ok(Box::new(move || drop(bitmap.restore(&saved))))
+        })
+    }
+
+    /// Makes a bitmap record.
+    pub fn enable_bitmap(&mut self, target: &str, name: &str) -> Result<()> {
+        self.record_bitmap(target, name, true)
+    }
+
+    /// Makes a bitmap stop recording.
+    pub fn disable_bitmap(&mut self, target: &str, name: &str) -> Result<()> {
+        self.record_bitmap(target, name, false)
+    }
+
+    fn record_bitmap(&mut self, target: &str, name: &str, recording: bool) -> Result<()> {
+        fn set(bitmap: &Bitmap, recording: bool) -> driveline_bitmap::Result<()> {
+            if recording { bitmap.enable() } else { bitmap.disable() }
+        }
+        self.bitmap_action(target, name, move |_, _, bitmap| {
+            let before = bitmap.is_recording();
+            set(&bitmap, recording)?;
+            Ok(Box::new(move || drop(set(&bitmap, before))))
+        })
+    }
+
+    /// ORs other bitmaps (of any nodes and granularities, but of equal length) into one.
+    pub fn merge_bitmaps(&mut self, target: &str, name: &str, sources: Vec<(String, String)>) -> Result<()> {
+        self.bitmap_action(target, name, move |staged, _, bitmap| {
+            let saved = bitmap.bits().clone();
+            for (target, name) in &sources {
+                let merged = find_bitmap(&staged.topology, &staged.parked, target, name)
+                    .and_then(|(_, source)| Ok(bitmap.merge_from(&source)?));
+                if let Err(error) = merged {
+                    drop(bitmap.restore(&saved));
+                    return Err(error);
+                }
+            }
+            Ok(Box::new(move || drop(bitmap.restore(&saved))))
+        })
+    }
+
+    /// Gives a bitmap another name. Handles of it stay good.
+    pub fn rename_bitmap(&mut self, target: &str, name: &str, new_name: &str) -> Result<()> {
+        let new = BitmapName::new(new_name)?;
+        self.bitmap_action(target, name, move |staged, id, bitmap| {
+            let node = staged.topology.at(id).node.clone();
+            let old = bitmap.name();
+            node.bitmaps.lock().rename(old.as_str(), new.clone())?;
+            Ok(Box::new(move || drop(node.bitmaps.lock().rename(new.as_str(), old))))
+        })
+    }
+
+    /// Moves a bitmap to another node (or a drive's root): bits, state, users and name go along, and its identity
+    /// stays. One of the same name that is there is merged into it.
+    pub fn move_bitmap(&mut self, target: &str, name: &str, to: &str) -> Result<()> {
+        self.move_or_park(target, name, to, false)
+    }
+
+    /// Moves a bitmap to a holder for a while: at its home, and by its drive, it is still found.
+    pub fn park_bitmap(&mut self, target: &str, name: &str, holder: &str) -> Result<()> {
+        self.move_or_park(target, name, holder, true)
+    }
+
+    fn move_or_park(&mut self, target: &str, name: &str, to: &str, park: bool) -> Result<()> {
+        let to = self.topology.node_or_drive(to)?;
+        self.touched.insert(to);
+        self.bitmap_action(target, name, move |staged, from, bitmap| {
+            let (source, target) = (staged.topology.nodes.get(&from), staged.topology.at(to).node.clone());
+            let Some(source) = source.map(|placed| placed.node.clone()) else {
+                return Err(Error::new(Kind::NotFound, "the bitmap's node is not there any more"));
+            };
+            let size = wire(&staged.topology, false)[&to].info.size_bytes;
+            if size != bitmap.length() {
+                let message = format!(
+                    "bitmap '{}' is of {} bytes and cannot move to a node of {size}",
+                    bitmap.name().as_str(),
+                    bitmap.length()
+                );
+                return Err(Error::new(Kind::Invalid, message).at(&target.name));
+            }
+            if from == to {
+                return Ok(Box::new(|| {}));
+            }
+            let (saved, bits) = (target.bitmaps.lock().clone(), bitmap.bits().clone());
+            target.bitmaps.lock().put(bitmap.clone()).map_err(|error| Error::from(error).at(&target.name))?;
+            source.bitmaps.lock().take(bitmap.id());
+            let home = if park {
+                staged.parked.insert(bitmap.id(), from)
+            } else {
+                staged.parked.remove(&bitmap.id())
+            };
+            let _ = home; // `staged` itself is dropped when the change fails
+            Ok(Box::new(move || {
+                *target.bitmaps.lock() = saved;
+                drop(bitmap.restore(&bits));
+                drop(source.bitmaps.lock().put(bitmap));
+            }))
+        })
+    }
+
+    /// Marks everything that is allocated in the top image of the node or drive.
+    pub fn populate_bitmap(&mut self, target: &str, name: &str) -> Result<()> {
+        let (target, name) = (target.to_owned(), name.to_owned());
+        let (id, _) = self.place(&target, &name);
+        self.action(id, move |staged| {
+            Box::pin(async move {
+                let (id, bitmap) = find_bitmap(&staged.topology, &staged.parked, &target, &name)?;
+                bitmap.check(driveline_bitmap::Operation::Clear)?;
+                let saved = bitmap.bits().clone();
+                let edge = wire(&staged.topology, false)[&id].edge.clone();
+                let mut offset = 0;
+                while offset < bitmap.length() {
+                    let length = (bitmap.length() - offset).min(1 << 30);
+                    let ask = Ask { op: op::BLOCK_STATUS, offset, length, ..Ask::default() };
+                    let answer = Call::new(edge.clone(), ask, Buffer::default()).await;
+                    if let Err(error) = answer.result {
+                        drop(bitmap.restore(&saved));
+                        return Err(Error::from(error).at(&staged.topology.name(id)));
+                    }
+                    if answer.status.depth == 1 {
+                        bitmap.mark_unconditionally(offset..offset + answer.status.length);
+                    }
+                    offset += answer.status.length.max(1);
+                }
+                Ok(undo(move || drop(bitmap.restore(&saved))))
+            })
+        });
+        Ok(())
+    }
+
+    /// Where a bitmap is now, if it is there before the change; else the node that is named.
+    fn place(&self, target: &str, name: &str) -> (Vec<NodeId>, bool) {
+        match self.find_bitmap(target, name) {
+            Ok((id, _)) => (vec![id], true),
+            Err(_) => (self.topology.node_or_drive(target).into_iter().collect(), false),
+        }
+    }
+
+    fn bitmap_action(
+        &mut self,
+        target: &str,
+        name: &str,
+        action: impl FnOnce(&mut Staged, NodeId, Arc<Bitmap>) -> Result<Box<dyn FnOnce() + Send>> + Send + 'static,
+    ) -> Result<()> {
+        self.topology.node_or_drive(target)?;
+        let (target, name) = (target.to_owned(), name.to_owned());
+        let (touches, _) = self.place(&target, &name);
+        self.action(touches, move |staged| {
+            Box::pin(async move {
+                // Looked up only now: an earlier action of the same change may have added or moved it.
+                let (id, bitmap) = find_bitmap(&staged.topology, &staged.parked, &target, &name)?;
+                let back = action(staged, id, bitmap)?;
+                Ok(undo(back))
+            })
+        });
+        Ok(())
+    }
+}
+
+/// While a bitmap is parked its name is taken at its home.
+fn refuse_parked_name(staged: &Staged, at: NodeId, name: &str) -> Result<()> {
+    let parked_here = |bitmap: &Arc<Bitmap>| staged.parked.get(&bitmap.id()) == Some(&at);
+    let taken = staged.topology.nodes.values().any(|placed| {
+        placed.node.bitmaps.lock().iter().any(|bitmap| bitmap.name().as_str() == name && parked_here(bitmap))
+    });
+    if !taken {
+        return Ok(());
+    }
+    let message = format_args!("bitmap '{name}' exists already (a job keeps it on a holder)");
+    Err(Error::new(Kind::Exists, message).at(&staged.topology.name(at)))
+}

@@ -1,0 +1,220 @@
+//! The path of a request through the graph, one function a stage, in the order in which they run:
+//!
+//! ```text
+//! submit: check (range, flags) → begin (in flight) → permit (the root's permissions) → drive → finish
+//!   at a node that has something to observe, a hop:
+//!       begin (wait for overlapping holders, mark bitmaps) → drive (fit to its limits) → the node → finish
+//! ```
+//!
+//! A node without bitmaps, locks or limits has no hop: its parent calls it directly.
+
+use crate::{
+    fit::Fit,
+    node::{Node, NodeId},
+    ranges::Hold,
+    root::{InFlight, RootShared},
+};
+use driveline_bitmap::Bitmap;
+use driveline_op::{
+    Answer, Ask, BlockStatusRequest, Buffer, CacheRequest, Call, DiscardRequest, Error, FlushRequest, Info,
+    Next, OpTable, ReadRequest, Result, WriteRequest, WriteZeroesRequest, flag, info, op,
+};
+use std::{ops::Range, sync::Arc};
+
+/// Takes a request from outside to its end.
+pub(crate) async fn submit(root: &Arc<RootShared>, ask: Ask, buffer: Buffer) -> Answer {
+    let flight = begin(root).await;
+    submit_in(flight, ask, buffer).await
+}
+
+/// The same, for one who is inside already (see [`Unit`](crate::Unit)).
+pub(crate) async fn submit_in(flight: InFlight, ask: Ask, buffer: Buffer) -> Answer {
+    let length = if matches!(ask.op, op::READ | op::WRITE) { buffer.len() as u64 } else { ask.length };
+    let checked = check(flight.edge_info(), &ask, length).and_then(|()| permit(flight.root(), &ask));
+    if let Err(error) = checked {
+        return Answer { result: Err(error), buffer, status: Default::default() };
+    }
+    tracing::trace!(target: "driveline::io", stage = "drive", root = flight.root().user(), id = ask.trace_id);
+    let root = flight.root().clone();
+    let answer = Call::new(flight, ask, buffer).await;
+    finish(&root, &ask, &answer);
+    answer
+}
+
+/// In flight from here to the end; waits while the root is drained.
+async fn begin(root: &Arc<RootShared>) -> InFlight {
+    let flight = InFlight::enter(root).await;
+    tracing::trace!(target: "driveline::io", stage = "begin", root = root.user());
+    flight
+}
+
+/// Is the request one that can be? What it asks for must lie inside the node.
+fn check(info: &Info, ask: &Ask, length: u64) -> Result<()> {
+    tracing::trace!(target: "driveline::io", stage = "check", op = op::NAMES.get(ask.op as usize), id = ask.trace_id);
+    if ask.op as usize >= op::COUNT {
+        return Err(Error::NOT_SUPPORTED);
+    }
+    let inside = ask.offset.checked_add(length).is_some_and(|end| end <= info.size_bytes);
+    if ask.op != op::FLUSH && !inside {
+        let past_the_end = matches!(ask.op, op::WRITE | op::WRITE_ZEROES);
+        return Err(if past_the_end { Error::NO_SPACE } else { Error::INVALID });
+    }
+    let known = flag::FUA | flag::UNCHANGED | flag::MAY_UNMAP | flag::NO_FALLBACK;
+    if ask.flags & !known == 0 { Ok(()) } else { Err(Error::INVALID) }
+}
+
+/// May this root ask for it?
+fn permit(root: &RootShared, ask: &Ask) -> Result<()> {
+    tracing::trace!(target: "driveline::io", stage = "permit", root = root.user(), id = ask.trace_id);
+    let allowed = match ask.op {
+        op::WRITE | op::WRITE_ZEROES | op::DISCARD => root.may_write(ask.flags & flag::UNCHANGED != 0),
+        _ => true,
+    };
+    if allowed { Ok(()) } else { Err(Error::NOT_PERMITTED) }
+}
+
+/// The request has ended; whoever waits for the root to be empty hears of it when the guard goes.
+fn finish(root: &RootShared, ask: &Ask, answer: &Answer) {
+    let errno = answer.result.as_ref().err().map(Error::code);
+    tracing::trace!(target: "driveline::io", stage = "finish", root = root.user(), id = ask.trace_id, errno);
+}
+
+/// What stands before a node that has something to observe.
+pub(crate) struct Hop {
+    pub(crate) node: Arc<Node>,
+    /// The node's bitmaps. Those that do not record ignore what they are told.
+    pub(crate) marks: Arc<[Arc<Bitmap>]>,
+    /// The nodes at and below this one: what the scope of UNCHANGED is looked up in.
+    pub(crate) reach: Vec<NodeId>,
+    /// Changes hold their range while they run: somebody locks ranges of the node, or the node's limits make
+    /// read-modify-writes. Not so for the locker's own requests, which lie in what it holds.
+    pub(crate) holds: bool,
+    /// The node's limits, if it has any.
+    pub(crate) fit: Option<Fit>,
+}
+
+pub(crate) static HOP: OpTable<Hop> = OpTable::new()
+    .read(Hop::read)
+    .write(Hop::write)
+    .flush(Hop::flush)
+    .discard(Hop::discard)
+    .write_zeroes(Hop::write_zeroes)
+    .block_status(Hop::block_status)
+    .cache(Hop::cache);
+
+impl Hop {
+    /// Does anything have to be done for this operation?
+    pub(crate) fn wants(&self, op: u32) -> bool {
+        let changes = matches!(op, op::WRITE | op::WRITE_ZEROES | op::DISCARD);
+        let fits = matches!(op, op::READ | op::BLOCK_STATUS) || changes;
+        changes && (self.holds || !self.marks.is_empty()) || fits && self.fit.is_some()
+    }
+
+    async fn write(&self, next: &mut Next<'_>, request: &WriteRequest<'_>) -> Result<()> {
+        let _hold = self.begin_change("write", request.range(), request.flags(), request.scope()).await;
+        let result = match &self.fit {
+            None => next.write(request).await,
+            Some(fit) => fit.write(next, request).await,
+        };
+        self.finish("write", &result);
+        result
+    }
+
+    async fn write_zeroes(&self, next: &mut Next<'_>, request: &WriteZeroesRequest<'_>) -> Result<()> {
+        let _hold =
+            self.begin_change("write_zeroes", request.range(), request.flags(), request.scope()).await;
+        let result = match &self.fit {
+            None => next.write_zeroes(request).await,
+            Some(fit) => fit.write_zeroes(next, request).await,
+        };
+        self.finish("write_zeroes", &result);
+        result
+    }
+
+    async fn discard(&self, next: &mut Next<'_>, request: &DiscardRequest<'_>) -> Result<()> {
+        let _hold = self.begin_change("discard", request.range(), request.flags(), request.scope()).await;
+        let result = match &self.fit {
+            None => next.discard(request).await,
+            Some(fit) => fit.discard(next, request).await,
+        };
+        self.finish("discard", &result);
+        result
+    }
+
+    /// Waits for overlapping holders of the range, then marks. It marks before the driver gets the request and
+    /// whatever becomes of it: after a failed write nobody knows what the range holds.
+    async fn begin_change(&self, op: &str, range: Range<u64>, flags: u32, scope: u64) -> Option<Hold> {
+        tracing::trace!(target: "driveline::io", stage = "begin", node = &*self.node.name, op, offset = range.start);
+        let hold = match self.hold_range(&range) {
+            Some((range, exclusive)) => Some(self.node.ranges.hold(range, exclusive).await),
+            None => None,
+        };
+        self.mark(range, flags, scope);
+        tracing::trace!(target: "driveline::io", stage = "drive", node = &*self.node.name, op);
+        hold
+    }
+
+    /// What must be held for a change of `range`, and whether alone: a read-modify-write needs its blocks whole.
+    fn hold_range(&self, range: &Range<u64>) -> Option<(Range<u64>, bool)> {
+        if !self.holds {
+            return None;
+        }
+        let blocks = self.fit.as_ref().map_or_else(|| range.clone(), |fit| fit.blocks(range));
+        let exclusive = blocks != *range;
+        Some((blocks, exclusive))
+    }
+
+    /// A write of data that is the same before and after marks nothing *here*; with a scope, "here" is the node of
+    /// the scope and all above it.
+    fn mark(&self, range: Range<u64>, flags: u32, scope: u64) {
+        if flags & flag::UNCHANGED != 0 && (scope == 0 || self.reach.binary_search(&NodeId(scope)).is_ok()) {
+            return;
+        }
+        for bitmap in self.marks.iter() {
+            // What a job writes below changes this node, but no drive: a drive's bitmap does not want it.
+            if flags & flag::UNCHANGED != 0 && bitmap.view() == driveline_bitmap::View::Drive {
+                continue;
+            }
+            bitmap.mark(range.clone());
+        }
+    }
+
+    fn finish(&self, op: &str, result: &Result<()>) {
+        let errno = result.as_ref().err().map(Error::code);
+        tracing::trace!(target: "driveline::io", stage = "finish", node = &*self.node.name, op, errno);
+    }
+
+    async fn read(&self, next: &mut Next<'_>, request: &ReadRequest<'_>) -> Result<()> {
+        tracing::trace!(target: "driveline::io", stage = "drive", node = &*self.node.name, op = "read");
+        match &self.fit {
+            None => next.read(request).await,
+            Some(fit) => fit.read(next, request).await,
+        }
+    }
+
+    async fn block_status(&self, next: &mut Next<'_>, request: &BlockStatusRequest<'_>) -> Result<()> {
+        match &self.fit {
+            None => next.block_status(request).await,
+            Some(fit) => fit.block_status(next, request).await,
+        }
+    }
+
+    async fn flush(&self, next: &mut Next<'_>, request: &FlushRequest<'_>) -> Result<()> {
+        tracing::trace!(target: "driveline::io", stage = "drive", node = &*self.node.name, op = "flush");
+        next.flush(request).await
+    }
+
+    async fn cache(&self, next: &mut Next<'_>, request: &CacheRequest<'_>) -> Result<()> {
+        next.cache(request).await
+    }
+}
+
+/// What parents see of a node whose limits a hop takes care of.
+pub(crate) fn without_limits(mut info: Info, read_only: bool) -> Info {
+    info.request_alignment = 1;
+    info.transfer_bytes_max = 0;
+    if read_only {
+        info.flags |= info::READ_ONLY;
+    }
+    info
+}

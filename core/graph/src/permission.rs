@@ -1,0 +1,109 @@
+//! Permissions: what each edge needs and lets others do, from the users down to the leaves.
+//!
+//! The rules are QEMU's (docs of its block layer, "permissions and roles"): a node needs what its parents need
+//! together, tolerates what all of them tolerate, and its driver's kind and each child's role turn that into what
+//! it needs of its children. Two parents conflict when one needs what the other does not share; then the error
+//! names both users and the permission.
+
+use crate::{
+    driver::{Permissions as P, Role},
+    error::{Error, Kind, Result},
+    node::NodeId,
+    topology::{Parent, Topology},
+};
+use std::collections::BTreeMap;
+
+/// What a parent needs of a node and lets others do with it.
+#[derive(Clone, Debug)]
+struct Claim {
+    parent: Parent,
+    needs: P,
+    shares: P,
+}
+
+/// What the users of a node need together, and tolerate together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Granted {
+    pub(crate) needs: P,
+    pub(crate) shares: P,
+}
+
+/// Works out the permissions of a graph, or names the first conflict.
+pub(crate) fn compute(topology: &Topology) -> Result<BTreeMap<NodeId, Granted>> {
+    let mut claims: BTreeMap<NodeId, Vec<Claim>> = BTreeMap::new();
+    for (id, attached) in &topology.roots {
+        let claim = Claim { parent: Parent::Root(*id), needs: attached.needs, shares: attached.shares };
+        claims.entry(topology.root_node(attached)).or_default().push(claim);
+    }
+    let mut granted = BTreeMap::new();
+    for id in topology.top_down() {
+        let of_node = claims.remove(&id).unwrap_or_default();
+        check(topology, id, &of_node)?;
+        let needs = of_node.iter().fold(P::NONE, |all, claim| all.or(claim.needs));
+        let shares = of_node.iter().fold(P::ALL, |all, claim| all.and(claim.shares));
+        granted.insert(id, Granted { needs, shares });
+        let placed = topology.at(id);
+        for child in &placed.children {
+            let (mut needs, shares) = on_child(child.role, needs, shares, placed.read_only);
+            let own_writes = placed.node.driver.description().effects & driveline_op::effect::OWN_WRITES != 0;
+            if own_writes && child.role == Role::Filtered && needs != P::NONE {
+                needs = needs.or(P::WRITE_UNCHANGED);
+            }
+            let parent = Parent::Node(id, child.name.clone());
+            claims.entry(child.node).or_default().push(Claim { parent, needs, shares });
+        }
+    }
+    Ok(granted)
+}
+
+/// What a node puts on a child, from what its own users need and share.
+fn on_child(role: Role, needs: P, shares: P, read_only: bool) -> (P, P) {
+    match role {
+        // A filter stands for its child: it asks for what is asked of it.
+        Role::Filtered => (needs, shares),
+        // The format reads its metadata, and writes it whenever it may: nobody else may write below it.
+        Role::Storage => {
+            let writes = if read_only { P::NONE } else { P::WRITE.or(P::RESIZE) };
+            (P::CONSISTENT_READ.or(writes), P::CONSISTENT_READ.or(P::WRITE_UNCHANGED))
+        }
+        Role::Data => {
+            let writes = if needs.intersects(P::WRITE.or(P::WRITE_UNCHANGED)) { P::WRITE } else { P::NONE };
+            let resize = needs.and(P::RESIZE);
+            let needs = needs.and(P::CONSISTENT_READ).or(writes).or(resize);
+            (needs, P::CONSISTENT_READ.or(P::WRITE_UNCHANGED).or(shares.and(P::WRITE)))
+        }
+        // What is read through an overlay must not change under it.
+        Role::Backing => (P::CONSISTENT_READ, P::CONSISTENT_READ.or(P::WRITE_UNCHANGED)),
+    }
+}
+
+fn check(topology: &Topology, id: NodeId, claims: &[Claim]) -> Result<()> {
+    let name = topology.name(id);
+    let writes = P::WRITE.or(P::WRITE_UNCHANGED).or(P::RESIZE);
+    if topology.at(id).read_only
+        && let Some(claim) = claims.iter().find(|claim| claim.needs.intersects(writes))
+    {
+        let (user, needs) = (topology.describe(&claim.parent), claim.needs.and(writes));
+        let message = format_args!("it is read-only, and {user} needs {needs}");
+        return Err(Error::new(Kind::NotPermitted, message).at(&name));
+    }
+    for a in claims {
+        for b in claims {
+            let missing = a.needs.without(b.shares);
+            if missing == P::NONE || a.parent == b.parent || overrules(topology, &a.parent, &b.parent) {
+                continue;
+            }
+            let (user, other) = (topology.describe(&a.parent), topology.describe(&b.parent));
+            let message = format_args!("{user} needs '{missing}', which {other} does not share");
+            return Err(Error::new(Kind::NotPermitted, message).at(&name));
+        }
+    }
+    Ok(())
+}
+
+fn overrules(topology: &Topology, a: &Parent, b: &Parent) -> bool {
+    match (a, b) {
+        (Parent::Root(root), Parent::Node(node, _)) => topology.roots[root].overrules.contains(node),
+        _ => false,
+    }
+}

@@ -1,0 +1,258 @@
+//! Who is whose child: a plain value that is copied, edited, checked, and then takes the place of the old one.
+
+use crate::{
+    driver::{DriverKind, Permissions, Role},
+    error::{Error, Kind, Result},
+    node::{Node, NodeId},
+    root::RootShared,
+};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+/// The shape of the graph.
+#[derive(Clone, Default)]
+pub(crate) struct Topology {
+    pub(crate) nodes: BTreeMap<NodeId, Placed>,
+    pub(crate) names: BTreeMap<Arc<str>, NodeId>,
+    pub(crate) drives: BTreeMap<Arc<str>, NodeId>,
+    pub(crate) roots: BTreeMap<u64, Attached>,
+}
+
+/// A node in its place.
+#[derive(Clone)]
+pub(crate) struct Placed {
+    pub(crate) node: Arc<Node>,
+    pub(crate) children: Vec<ChildEdge>,
+    pub(crate) read_only: bool,
+    /// Made for its parent (defined in place, or named by an image): goes when its last parent goes.
+    pub(crate) implicit: bool,
+}
+
+/// An edge from a node to its child.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ChildEdge {
+    pub(crate) name: Cow<'static, str>,
+    pub(crate) role: Role,
+    pub(crate) node: NodeId,
+}
+
+/// A root in its place.
+#[derive(Clone)]
+pub(crate) struct Attached {
+    pub(crate) root: Arc<RootShared>,
+    pub(crate) to: Attachment,
+    pub(crate) needs: Permissions,
+    pub(crate) shares: Permissions,
+    /// It locks ranges of its node (jobs do).
+    pub(crate) locks: bool,
+    /// Parents whose claims on the node this root may overrule: a commit writes below the chain that it shortens.
+    pub(crate) overrules: BTreeSet<NodeId>,
+}
+
+/// What a root is attached to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Attachment {
+    /// A drive: follows its root node.
+    Drive(Arc<str>),
+    /// A node: stays there, whatever is put above (jobs).
+    Node(NodeId),
+}
+
+/// A parent of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Parent {
+    Node(NodeId, Cow<'static, str>),
+    Drive(Arc<str>),
+    Root(u64),
+}
+
+impl Topology {
+    pub(crate) fn id(&self, name: &str) -> Result<NodeId> {
+        self.names.get(name).copied().ok_or_else(|| {
+            let nearest = nearest(name, self.names.keys().map(|n| &**n));
+            let hint = nearest.map(|n| format!("; did you mean '{n}'?")).unwrap_or_default();
+            Error::new(Kind::NotFound, format_args!("there is no node '{name}'{hint}"))
+        })
+    }
+
+    pub(crate) fn drive(&self, name: &str) -> Result<NodeId> {
+        self.drives.get(name).copied().ok_or_else(|| {
+            let nearest = nearest(name, self.drives.keys().map(|n| &**n));
+            let hint = nearest.map(|n| format!("; did you mean '{n}'?")).unwrap_or_default();
+            Error::new(Kind::NotFound, format_args!("there is no drive '{name}'{hint}"))
+        })
+    }
+
+    /// A node by its name, or the root node of a drive. A node's name goes first.
+    pub(crate) fn node_or_drive(&self, name: &str) -> Result<NodeId> {
+        if let Some(id) = self.names.get(name).or_else(|| self.drives.get(name)) {
+            return Ok(*id);
+        }
+        let nearest = nearest(name, self.names.keys().chain(self.drives.keys()).map(|n| &**n));
+        let hint = nearest.map(|n| format!("; did you mean '{n}'?")).unwrap_or_default();
+        Err(Error::new(Kind::NotFound, format_args!("there is no node and no drive '{name}'{hint}")))
+    }
+
+    pub(crate) fn at(&self, id: NodeId) -> &Placed {
+        &self.nodes[&id]
+    }
+
+    pub(crate) fn name(&self, id: NodeId) -> Arc<str> {
+        self.at(id).node.name.clone()
+    }
+
+    pub(crate) fn root_node(&self, attached: &Attached) -> NodeId {
+        match &attached.to {
+            Attachment::Drive(drive) => self.drives[drive],
+            Attachment::Node(id) => *id,
+        }
+    }
+
+    /// Who uses a node directly.
+    pub(crate) fn parents(&self, id: NodeId) -> Vec<Parent> {
+        let nodes = self.nodes.values().flat_map(|placed| {
+            let parent = placed.node.id;
+            placed
+                .children
+                .iter()
+                .filter(move |c| c.node == id)
+                .map(move |c| Parent::Node(parent, c.name.clone()))
+        });
+        let drives =
+            self.drives.iter().filter(|(_, root)| **root == id).map(|(name, _)| Parent::Drive(name.clone()));
+        let roots = self
+            .roots
+            .iter()
+            .filter(|(_, attached)| attached.to == Attachment::Node(id))
+            .map(|(root, _)| Parent::Root(*root));
+        nodes.chain(drives).chain(roots).collect()
+    }
+
+    pub(crate) fn describe(&self, parent: &Parent) -> String {
+        match parent {
+            Parent::Node(id, child) => format!("node '{}' (as its '{child}')", self.name(*id)),
+            Parent::Drive(name) => format!("drive '{name}'"),
+            Parent::Root(id) => self.roots[id].root.user().to_owned(),
+        }
+    }
+
+    /// All nodes at and below a node.
+    pub(crate) fn reach(&self, from: NodeId) -> BTreeSet<NodeId> {
+        let (mut seen, mut todo) = (BTreeSet::new(), vec![from]);
+        while let Some(id) = todo.pop() {
+            if seen.insert(id) {
+                todo.extend(self.at(id).children.iter().map(|child| child.node));
+            }
+        }
+        seen
+    }
+
+    /// All nodes, parents before children.
+    pub(crate) fn top_down(&self) -> Vec<NodeId> {
+        fn visit(t: &Topology, id: NodeId, seen: &mut BTreeSet<NodeId>, order: &mut Vec<NodeId>) {
+            if seen.insert(id) {
+                t.at(id).children.iter().for_each(|child| visit(t, child.node, seen, order));
+                order.push(id);
+            }
+        }
+        let (mut seen, mut order) = (BTreeSet::new(), Vec::new());
+        self.nodes.keys().for_each(|id| visit(self, *id, &mut seen, &mut order));
+        order.reverse();
+        order
+    }
+
+    /// Would an edge from `parent` to `child` close a cycle? Then its nodes, for the error.
+    pub(crate) fn check_acyclic(&self, parent: NodeId, child: NodeId) -> Result<()> {
+        let Some(mut path) = self.path(child, parent) else { return Ok(()) };
+        path.push(child);
+        let names: Vec<_> = path.iter().map(|id| self.name(*id)).collect();
+        Err(Error::new(Kind::Invalid, format_args!("a cycle of nodes: {}", names.join(" -> "))))
+    }
+
+    /// A path down from one node to another.
+    pub(crate) fn path(&self, from: NodeId, to: NodeId) -> Option<Vec<NodeId>> {
+        if from == to {
+            return Some(vec![from]);
+        }
+        self.at(from).children.iter().find_map(|child| {
+            let mut path = self.path(child.node, to)?;
+            path.insert(0, from);
+            Some(path)
+        })
+    }
+
+    /// The child that a filter filters.
+    pub(crate) fn filtered(&self, id: NodeId) -> Option<NodeId> {
+        let placed = self.at(id);
+        let child = placed.children.iter().find(|child| child.role == Role::Filtered)?;
+        (placed.node.driver.description().kind == DriverKind::Filter).then_some(child.node)
+    }
+
+    /// A node without the filters on top of it.
+    pub(crate) fn skip_filters(&self, mut id: NodeId) -> NodeId {
+        while let Some(below) = self.filtered(id) {
+            id = below;
+        }
+        id
+    }
+
+    /// Where unallocated ranges of a format node are read from.
+    pub(crate) fn backing(&self, id: NodeId) -> Option<NodeId> {
+        self.at(id).children.iter().find(|child| child.role == Role::Backing).map(|child| child.node)
+    }
+
+    /// Takes out implicit nodes that nobody uses any more, and returns them, parents first.
+    pub(crate) fn collect_unused(&mut self) -> Vec<NodeId> {
+        let mut unused = Vec::new();
+        loop {
+            let next = self.nodes.values().find(|p| p.implicit && self.parents(p.node.id).is_empty());
+            let Some(id) = next.map(|p| p.node.id) else { return unused };
+            self.names.remove(&self.name(id));
+            self.nodes.remove(&id);
+            unused.push(id);
+        }
+    }
+}
+
+/// The name that is most like a misspelt one, if any is like it.
+pub fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let limit = (name.chars().count() / 3).max(1);
+    names
+        .map(|known| (distance(name, known), known))
+        .filter(|(d, _)| *d <= limit)
+        .min()
+        .map(|(_, known)| known)
+}
+
+/// Levenshtein distance, with a swap of neighbours as one step.
+fn distance(a: &str, b: &str) -> usize {
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+    let mut rows = vec![(0..=b.len()).collect::<Vec<_>>()];
+    for i in 1..=a.len() {
+        let mut row = vec![i];
+        for j in 1..=b.len() {
+            let change = usize::from(a[i - 1] != b[j - 1]);
+            let mut best = (rows[i - 1][j] + 1).min(row[j - 1] + 1).min(rows[i - 1][j - 1] + change);
+            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+                best = best.min(rows[i - 2][j - 2] + 1);
+            }
+            row.push(best);
+        }
+        rows.push(row);
+    }
+    rows[a.len()][b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_nearest_name_is_offered_and_far_ones_are_not() {
+        let names = ["active", "base", "limit"];
+        assert_eq!(super::nearest("actvie", names.into_iter()), Some("active"));
+        assert_eq!(super::nearest("bse", names.into_iter()), Some("base"));
+        assert_eq!(super::nearest("overlay", names.into_iter()), None);
+    }
+}

@@ -1,0 +1,117 @@
+//! From a topology to edges: where each operation on each edge goes.
+
+use crate::{
+    driver::{Missing, OpenChild},
+    fit::Fit,
+    io::{HOP, Hop, without_limits},
+    lower::{LOWER, Lower},
+    node::NodeId,
+    topology::{Placed, Topology},
+};
+use driveline_op::{Body, Edge, Info, Instance, Route, Target, op};
+use std::{collections::BTreeMap, sync::Arc};
+
+/// A node as it is wired.
+#[derive(Clone)]
+pub(crate) struct Wired {
+    /// What its parents call.
+    pub(crate) edge: Edge,
+    /// What a root that locks ranges of it calls.
+    pub(crate) edge_of_locker: Edge,
+    /// Its own limits, which the edge has taken care of.
+    pub(crate) info: Info,
+    /// Its children, for calls outside the data path.
+    pub(crate) children: Vec<OpenChild>,
+}
+
+/// Wires all nodes, children first. With `trace` every node gets a hop, so that every request shows in the trace.
+pub(crate) fn wire(topology: &Topology, trace: bool) -> BTreeMap<NodeId, Wired> {
+    let mut wired = BTreeMap::new();
+    for id in topology.top_down().into_iter().rev() {
+        let node = wire_node(topology, topology.at(id), &wired, trace);
+        wired.insert(id, node);
+    }
+    wired
+}
+
+fn wire_node(topology: &Topology, placed: &Placed, below: &BTreeMap<NodeId, Wired>, trace: bool) -> Wired {
+    let node = &placed.node;
+    let children: Vec<OpenChild> = placed
+        .children
+        .iter()
+        .map(|child| OpenChild {
+            name: child.name.clone(),
+            edge: below[&child.node].edge.clone(),
+            node: topology.at(child.node).node.open.clone(),
+            node_name: topology.name(child.node),
+        })
+        .collect();
+    let infos: Vec<Info> = placed.children.iter().map(|child| *below[&child.node].edge.info()).collect();
+    let info = node.open.info(&infos);
+    let edges = children.iter().map(|child| child.edge.clone()).collect();
+    let edge = resolve(placed, info, Target::new(node.open.instance(), edges));
+    let edge_of_locker = interpose(topology, placed, info, &edge, trace, true);
+    let edge = interpose(topology, placed, info, &edge, trace, false);
+    Wired { edge, edge_of_locker, info, children }
+}
+
+/// Where the operations of a node go: to the node, past it where its author said so, or to their lowering.
+fn resolve(placed: &Placed, info: Info, target: Target) -> Edge {
+    let description = placed.node.driver.description();
+    let has = |op| op < description.operations_known && target.instance().has(op);
+    let child = target.edges().first();
+    let pass = |op| match child {
+        Some(child) if description.missing == Missing::Pass && op < description.operations_known => {
+            Route::As(child)
+        }
+        _ => Route::Refuse,
+    };
+    // What lowered operations are made of: those that the node has, and those that it let pass.
+    let own = Edge::new(info, |op| if has(op) { Route::To(&target) } else { pass(op) });
+    let writes = !own.refuses(op::WRITE);
+    let lowered = Instance::new(Arc::new(Body { cookie: 0, driver: Lower }), &LOWER);
+    let lower = Target::new(lowered, vec![own]);
+    Edge::new(info, |op| {
+        if has(op) {
+            return Route::To(&target);
+        }
+        let unknown = op >= description.operations_known;
+        match child {
+            // A flush holds nothing that a filter could mind, so it always reaches what is below.
+            Some(child) if op == op::FLUSH && !unknown => Route::As(child),
+            Some(child) if description.missing == Missing::Pass && !unknown => Route::As(child),
+            _ if lower.instance().has(op) && (op != op::WRITE_ZEROES || writes) => Route::To(&lower),
+            _ => Route::Refuse,
+        }
+    })
+}
+
+/// Puts a hop before a node that has something to observe. With `locker` it is the edge of one who locks ranges.
+fn interpose(
+    topology: &Topology,
+    placed: &Placed,
+    info: Info,
+    edge: &Edge,
+    trace: bool,
+    locker: bool,
+) -> Edge {
+    let node = &placed.node;
+    let fit = Fit::of(&info);
+    let hop = Hop {
+        node: node.clone(),
+        marks: node.bitmaps.lock().snapshot(),
+        reach: topology.reach(node.id).into_iter().collect(),
+        holds: !locker && (fit.is_some() || is_locked(topology, node.id)),
+        fit,
+    };
+    let shown = without_limits(info, placed.read_only);
+    let wants: Vec<bool> =
+        (0..op::COUNT as u32).map(|op| !edge.refuses(op) && (trace || hop.wants(op))).collect();
+    let hop = Instance::new(Arc::new(Body { cookie: node.id.0, driver: hop }), &HOP);
+    let hop = Target::new(hop, vec![edge.clone()]);
+    Edge::new(shown, |op| if wants[op as usize] { Route::To(&hop) } else { Route::As(edge) })
+}
+
+fn is_locked(topology: &Topology, node: NodeId) -> bool {
+    topology.roots.values().any(|root| root.locks && topology.root_node(root) == node)
+}
