@@ -26,6 +26,16 @@ pub(crate) fn install(host: HostApiRef) {
     let _ = dispatcher::set_global_default(Dispatch::new(bridge));
 }
 
+/// A span that the host did not make. (Ids are never 0.)
+const NO_SPAN: u64 = u64::MAX;
+
+/// Calls the host about a span that it made.
+fn about(span: &span::Id, call: extern "C" fn(u64)) {
+    if span.into_u64() != NO_SPAN {
+        call(span.into_u64());
+    }
+}
+
 struct Bridge {
     host: HostApiRef,
     /// The host's handles.
@@ -90,7 +100,7 @@ impl Subscriber for Bridge {
         attributes.record(&mut values);
         let site = self.site(attributes.metadata());
         let id = values.lend(|values| (self.host.span_new())(site, values));
-        span::Id::from_u64(id.max(1)) // an id is never 0; the host ignores ids that it did not give out
+        span::Id::from_u64(if id == 0 { NO_SPAN } else { id })
     }
 
     fn record(&self, _: &span::Id, _: &span::Record<'_>) {
@@ -107,20 +117,20 @@ impl Subscriber for Bridge {
     }
 
     fn enter(&self, span: &span::Id) {
-        (self.host.span_enter())(span.into_u64());
+        about(span, self.host.span_enter());
     }
 
     fn exit(&self, span: &span::Id) {
-        (self.host.span_exit())(span.into_u64());
+        about(span, self.host.span_exit());
     }
 
     fn clone_span(&self, span: &span::Id) -> span::Id {
-        (self.host.span_clone())(span.into_u64());
+        about(span, self.host.span_clone());
         span.clone()
     }
 
     fn try_close(&self, span: span::Id) -> bool {
-        (self.host.span_close())(span.into_u64());
+        about(&span, self.host.span_close());
         false
     }
 }
