@@ -1,6 +1,6 @@
 //! Built-in drivers of a storage graph.
 //!
-//! Protocols are leaves: [`NullDriver`], [`MemoryDriver`]. Formats read and write a child: [`RawDriver`]. The crate knows
+//! Protocols are leaves: [`FileDriver`], [`NullDriver`], [`MemoryDriver`]. Formats read and write a child: [`RawDriver`]. The crate knows
 //! nothing of graphs beyond the contract of a driver ([`driveline_graph::Driver`]), and nothing of exports, jobs or
 //! configuration files.
 //!
@@ -13,12 +13,15 @@
 #![deny(unsafe_code)]
 
 pub mod conformance;
+#[allow(unsafe_code)] // memory is lent to the kernel here
+mod file;
 mod memory;
 mod null;
 mod options;
 mod range;
 mod raw;
 
+pub use file::FileDriver;
 pub use memory::MemoryDriver;
 pub use null::NullDriver;
 pub use options::{Bytes, NotBytes};

@@ -24,7 +24,7 @@ fn raw(options: serde_json::Value, child: &OpenChild) -> driveline_graph::Result
 
 #[test]
 fn options_are_those_of_the_description() {
-    options_of(&NullDriver::default(), json!({ "size": 512, "read-zeroes": false }));
+    options_of(&NullDriver::default(), json!({ "size": 512, "read-zeroes": false, "latency-ns": 1 }));
     options_of(&MemoryDriver::default(), json!({ "size": "1MiB" }));
     options_of(&RawDriver::default(), json!({ "offset": "4KiB", "size": 512 }));
 }

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `size` | `"1GiB"` | its size |
 //! | `read-zeroes` | `true` | reads give zeroes; else they leave memory as it is, with old data of other requests in it |
+//! | `latency-ns` | `0` | how long every operation takes at least; 0: it completes at once |
 //!
 //! Writes go nowhere and succeed.
 
@@ -16,9 +17,12 @@ use driveline_op::{
     OpTable, ReadRequest, WriteRequest, WriteZeroesRequest, info, status,
 };
 use serde::Deserialize;
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering::Relaxed},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
 };
 
 /// The options of a `null` node.
@@ -27,11 +31,12 @@ use std::sync::{
 struct NullOptions {
     size: Bytes,
     read_zeroes: bool,
+    latency_ns: u64,
 }
 
 impl Default for NullOptions {
     fn default() -> Self {
-        Self { size: Bytes(1 << 30), read_zeroes: true }
+        Self { size: Bytes(1 << 30), read_zeroes: true, latency_ns: 0 }
     }
 }
 
@@ -42,7 +47,7 @@ pub struct NullDriver(Description);
 impl Default for NullDriver {
     fn default() -> Self {
         Self(Description {
-            options: vec!["size".into(), "read-zeroes".into()],
+            options: vec!["size".into(), "read-zeroes".into(), "latency-ns".into()],
             ..Description::builtin("null", DriverKind::Protocol, "Takes all writes and keeps none")
         })
     }
@@ -72,6 +77,7 @@ impl Driver for NullDriver {
                 size: AtomicU64::new(options.size.0),
                 flags: if args.read_only { info::READ_ONLY } else { info::FAST_ZERO },
                 read_zeroes: options.read_zeroes,
+                latency: Duration::from_nanos(options.latency_ns),
             };
             Ok(Arc::new(NullNode(Arc::new(Body { cookie: args.cookie, driver }))) as _)
         })
@@ -104,6 +110,7 @@ struct Null {
     size: AtomicU64,
     flags: u32,
     read_zeroes: bool,
+    latency: Duration,
 }
 
 static OPERATIONS: OpTable<Null> = OpTable::new()
@@ -123,36 +130,44 @@ impl Null {
         if self.read_zeroes {
             request.zero(0..request.length());
         }
-        Ok(())
+        self.wait().await
     }
 
     async fn write(&self, _: &mut Next<'_>, request: &WriteRequest<'_>) -> Done {
         range::inside(request.offset(), request.length(), self.size.load(Relaxed))?;
-        Ok(())
+        self.wait().await
     }
 
     async fn flush(&self, _: &mut Next<'_>, _: &FlushRequest<'_>) -> Done {
-        Ok(())
+        self.wait().await
     }
 
     async fn discard(&self, _: &mut Next<'_>, request: &DiscardRequest<'_>) -> Done {
         range::inside(request.offset(), request.length(), self.size.load(Relaxed))?;
-        Ok(())
+        self.wait().await
     }
 
     async fn write_zeroes(&self, _: &mut Next<'_>, request: &WriteZeroesRequest<'_>) -> Done {
         range::inside(request.offset(), request.length(), self.size.load(Relaxed))?;
-        Ok(())
+        self.wait().await
     }
 
     async fn block_status(&self, _: &mut Next<'_>, request: &BlockStatusRequest<'_>) -> Done {
         range::inside(request.offset(), request.length(), self.size.load(Relaxed))?;
         let flags = if self.read_zeroes { status::ZERO } else { status::DATA };
         request.answer(BlockStatus { flags, depth: 1, length: request.length(), ..BlockStatus::default() });
-        Ok(())
+        self.wait().await
     }
 
     async fn cache(&self, _: &mut Next<'_>, _: &CacheRequest<'_>) -> Done {
+        self.wait().await
+    }
+
+    #[inline]
+    async fn wait(&self) -> Done {
+        if !self.latency.is_zero() {
+            driveline_engine::sleep(self.latency).await;
+        }
         Ok(())
     }
 }

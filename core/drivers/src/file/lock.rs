@@ -1,0 +1,184 @@
+//! Locks that keep other programs out, in the way of QEMU's file driver, so that it and we see each other.
+//!
+//! For each of the four permissions two bytes of the file are locked, both shared, whether or not the file has them:
+//!
+//! ```text
+//! byte 100 + n: I use permission n          n: 0 consistent read, 1 write,
+//! byte 200 + n: nobody else may use it         2 write unchanged, 3 resize
+//! ```
+//!
+//! Who wants a permission takes its locks first and looks afterwards whether anybody else has the contrary one, so of two
+//! that come at the same time at least one notices. (QEMU block/file-posix.c: RAW_LOCK_PERM_BASE, RAW_LOCK_SHARED_BASE.) The
+//! locks belong to the open file, not to the process: two nodes of one program exclude each other as well.
+
+use super::{Locking, holder, io_error};
+use driveline_engine::file::{File, LockKind};
+use driveline_graph::{Error, Kind, Permissions, Result};
+use parking_lot::Mutex;
+use std::{io, ops::Range, path::Path};
+
+const USED: u64 = 100;
+const UNSHARED: u64 = 200;
+
+/// What is locked. Both are sets of permissions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Held {
+    used: Permissions,
+    unshared: Permissions,
+}
+
+impl Held {
+    /// The bytes to lock for it.
+    pub(super) fn bytes(self) -> impl Iterator<Item = u64> {
+        bytes(USED, self.used).chain(bytes(UNSHARED, self.unshared))
+    }
+
+    fn without(self, other: Self) -> Self {
+        Self { used: self.used.without(other.used), unshared: self.unshared.without(other.unshared) }
+    }
+}
+
+fn bytes(base: u64, permissions: Permissions) -> impl Iterator<Item = u64> {
+    (0..4).filter(move |bit| permissions.0 & 1 << bit != 0).map(move |bit| base + bit)
+}
+
+fn one(byte: u64) -> Range<u64> {
+    byte..byte + 1
+}
+
+/// The locks of an open file.
+#[derive(Debug)]
+pub(super) struct Locks {
+    /// `None`: locking is off, or the file system has no locks.
+    held: Option<Mutex<Held>>,
+}
+
+impl Locks {
+    /// Finds out whether the file can be locked.
+    pub(super) fn new(file: &File, locking: Locking, path: &Path) -> Result<Self> {
+        if locking == Locking::Off {
+            return Ok(Self { held: None });
+        }
+        // The question alone has no effect.
+        match (file.can_lock_ofd(one(USED), LockKind::Shared), locking) {
+            (Ok(_), _) => Ok(Self { held: Some(Mutex::default()) }),
+            (Err(error), Locking::On) => Err(io_error(&error, "locking", path).key("locking")),
+            (Err(error), _) => {
+                tracing::warn!(
+                    "'{}' is used without locks, which are not to be had: {error}",
+                    path.display()
+                );
+                Ok(Self { held: None })
+            }
+        }
+    }
+
+    /// What is held now.
+    pub(super) fn held(&self) -> Held {
+        self.held.as_ref().map(|held| *held.lock()).unwrap_or_default()
+    }
+
+    /// Holds what `needs` and `shares` say, instead of what was held. On an error that stays.
+    pub(super) fn take(
+        &self,
+        file: &File,
+        needs: Permissions,
+        shares: Permissions,
+        path: &Path,
+    ) -> Result<()> {
+        let Some(held) = &self.held else { return Ok(()) };
+        let mut held = held.lock();
+        let wanted = Held { used: needs, unshared: Permissions::ALL.without(shares) };
+        let added = wanted.without(*held);
+        let taken = lock_all(file, added, path).and_then(|()| check(file, wanted, path));
+        let surplus = if taken.is_ok() { held.without(wanted) } else { added };
+        unlock_all(file, surplus);
+        if taken.is_ok() {
+            *held = wanted;
+        }
+        taken
+    }
+
+    /// Gives up all locks.
+    pub(super) fn release(&self, file: &File) {
+        if let Some(held) = &self.held {
+            unlock_all(file, std::mem::take(&mut *held.lock()));
+        }
+    }
+
+    /// For people.
+    pub(super) fn details(&self) -> serde_json::Value {
+        match &self.held {
+            None => serde_json::Value::Null,
+            Some(held) => {
+                let held = *held.lock();
+                serde_json::json!({
+                    "used": held.used.to_string(),
+                    "not-shared": held.unshared.to_string(),
+                })
+            }
+        }
+    }
+}
+
+fn lock_all(file: &File, wanted: Held, path: &Path) -> Result<()> {
+    for byte in wanted.bytes() {
+        match file.try_lock_ofd(one(byte), LockKind::Shared) {
+            Ok(true) => {}
+            Ok(false) => {
+                let who = holder::of(file, byte);
+                let text =
+                    format_args!("'{}' is in use: {who} has locked it for itself alone", path.display());
+                return Err(Error::new(Kind::Busy, text));
+            }
+            Err(error) => return Err(io_error(&error, "locking", path)),
+        }
+    }
+    Ok(())
+}
+
+/// Does anybody else hold the contrary of what we have locked?
+fn check(file: &File, wanted: Held, path: &Path) -> Result<()> {
+    for byte in bytes(UNSHARED, wanted.used).chain(bytes(USED, wanted.unshared)) {
+        // An exclusive lock is refused exactly if somebody else holds a shared one.
+        match file.can_lock_ofd(one(byte), LockKind::Exclusive) {
+            Ok(true) => {}
+            Ok(false) => return Err(conflict(file, byte, path)),
+            Err(error) => return Err(io_error(&error, "looking for locks of", path)),
+        }
+    }
+    Ok(())
+}
+
+fn conflict(file: &File, byte: u64, path: &Path) -> Error {
+    let (path, who) = (path.display(), holder::of(file, byte));
+    let text = if byte >= UNSHARED {
+        let permission = Permissions(1 << (byte - UNSHARED));
+        format!("'{path}' is in use: failed to get \"{permission}\" lock, because {who} does not share it")
+    } else {
+        let permission = Permissions(1 << (byte - USED));
+        format!(
+            "'{path}' is in use: failed to get shared \"{permission}\" lock, because {who} holds \"{permission}\""
+        )
+    };
+    Error::new(Kind::Busy, text)
+}
+
+/// Unlocking fails only on odd network file systems; then there is nothing better to do than to say so.
+fn unlock_all(file: &File, held: Held) {
+    for byte in held.bytes() {
+        if let Err(error) = file.unlock_ofd(one(byte)) {
+            tracing::warn!("byte {byte} of a file stays locked: {error}");
+        }
+    }
+}
+
+/// Takes the same locks on another opening of the file that this one is.
+pub(super) fn copy(held: Held, to: &File) -> io::Result<bool> {
+    for byte in held.bytes() {
+        if !to.try_lock_ofd(one(byte), LockKind::Shared)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}

@@ -1,0 +1,122 @@
+//! An open file outside the data path.
+
+use super::{data::File, extent, io_error, lock::Locks, reopen, zero};
+use driveline_graph::{BoxFuture, Error, Kind, OpenChild, OpenNode, Permissions, Result};
+use driveline_op::{Body, Info, Instance, OpTable, info};
+use serde_json::json;
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
+
+pub(super) struct FileNode {
+    pub(super) path: PathBuf,
+    pub(super) locks: Locks,
+    pub(super) body: Arc<Body<File>>,
+}
+
+static OPERATIONS: OpTable<File> = OpTable::new()
+    .read(File::read)
+    .write(File::write)
+    .flush(File::flush)
+    .discard(zero::discard)
+    .write_zeroes(zero::write_zeroes)
+    .block_status(extent::block_status)
+    .cache(File::cache);
+
+impl OpenNode for FileNode {
+    fn instance(&self) -> Instance {
+        Instance::new(self.body.clone(), &OPERATIONS)
+    }
+
+    fn info(&self, _: &[Info]) -> Info {
+        let file = &self.body.driver;
+        let alignment = file.alignment;
+        let (mut flags, device) = (0, file.file.is_block_device());
+        for (flag, set) in [
+            (info::READ_ONLY, file.read_only.load(Relaxed)),
+            (info::FAST_ZERO, file.ways.zeroes_fast(device)),
+            (info::DISCARD, file.ways.discards(device)),
+        ] {
+            flags |= if set { flag } else { 0 };
+        }
+        Info {
+            // With O_DIRECT the last sector of a file is there as a whole: to write to it makes it so.
+            size_bytes: file.size_bytes.load(Relaxed).next_multiple_of(u64::from(alignment.offset)),
+            request_alignment: alignment.offset,
+            memory_alignment: alignment.memory,
+            flags,
+            ..Info::default()
+        }
+    }
+
+    fn filename(&self) -> Option<PathBuf> {
+        Some(self.path.clone())
+    }
+
+    fn details(&self) -> serde_json::Value {
+        let file = &self.body.driver;
+        json!({
+            "filename": self.path.to_string_lossy(),
+            "kind": if file.file.is_block_device() { "block device" } else { "regular file" },
+            "cache": if file.file.is_direct() { "none" } else { "writeback" },
+            "discard": if file.ways.discards(file.file.is_block_device()) { "unmap" } else { "ignore" },
+            "locks": self.locks.details(),
+        })
+    }
+
+    fn resize<'a>(&'a self, _: &'a [OpenChild], size_bytes: u64) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            let file = self.body.driver.file.clone();
+            let device = file.is_block_device();
+            let resized = driveline_engine::unblock(move || {
+                // A device has the size that it has; it may have changed since we looked.
+                if device { file.len() } else { file.set_len(size_bytes).map(|()| size_bytes) }
+            });
+            let now = resized.await.map_err(|error| io_error(&error, "resizing", &self.path))?;
+            self.body.driver.size_bytes.store(now, Relaxed);
+            self.body.driver.extents.forget();
+            if now != size_bytes {
+                let text = format_args!("'{}' is a block device of {now} bytes", self.path.display());
+                return Err(Error::new(Kind::NotSupported, text));
+            }
+            Ok(())
+        })
+    }
+
+    fn set_read_only<'a>(&'a self, _: &'a [OpenChild], read_only: bool) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            let file = &self.body.driver;
+            if file.read_only.load(Relaxed) == read_only {
+                return Ok(());
+            }
+            if read_only {
+                // What was written belongs to the time before.
+                file.sync().await.map_err(|error| at_file(&error, "writing back", &self.path))?;
+            }
+            let (ours, path, held) = (file.file.clone(), self.path.clone(), self.locks.held());
+            driveline_engine::unblock(move || reopen::reopen(&ours, &path, held, read_only)).await?;
+            file.read_only.store(read_only, Relaxed);
+            Ok(())
+        })
+    }
+
+    fn set_permissions(&self, needs: Permissions, shares: Permissions) -> Result<()> {
+        self.locks.take(&self.body.driver.file, needs, shares, &self.path)
+    }
+
+    fn close<'a>(&'a self, _: &'a [OpenChild]) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            let file = &self.body.driver;
+            let written = if file.read_only.load(Relaxed) { Ok(()) } else { file.sync().await };
+            // Whoever still holds an edge to us keeps the file open, but not from others.
+            self.locks.release(&file.file);
+            written.map_err(|error| at_file(&error, "writing back", &self.path))
+        })
+    }
+}
+
+/// The error of an operation outside the data path.
+fn at_file(error: &driveline_op::Error, doing: &str, path: &Path) -> Error {
+    Error::io(error.code(), format_args!("{doing} '{}'", path.display()))
+}

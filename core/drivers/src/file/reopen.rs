@@ -1,0 +1,44 @@
+//! Another access mode for an open file.
+
+use super::{io_error, lock};
+use driveline_engine::file::{File, OpenOptions};
+use driveline_graph::{Error, Kind, Result};
+use std::{
+    io,
+    os::fd::AsRawFd,
+    path::{Path, PathBuf},
+};
+
+/// Puts a new opening of the same file under the descriptor of `ours`, read-only or writable. The new one has the locks
+/// before the old one goes, so nobody gets in between. On an error everything is as it was.
+///
+/// Nothing is in flight (the graph sees to that), so nobody uses the descriptor meanwhile.
+pub(super) fn reopen(ours: &File, path: &Path, held: lock::Held, read_only: bool) -> Result<()> {
+    let how = OpenOptions { read: true, write: !read_only, create: false, direct: ours.is_direct() };
+    let error = |error: io::Error| io_error(&error, "reopening", path);
+    let new = File::open_blocking(&name(ours, path), how).map_err(error)?;
+    let identity = |file: &File| rustix::fs::fstat(file).map(|stat| (stat.st_dev, stat.st_ino));
+    if identity(&new).map_err(io::Error::from).map_err(error)?
+        != identity(ours).map_err(io::Error::from).map_err(error)?
+    {
+        let text = format_args!("'{}' is another file by now", path.display());
+        return Err(Error::new(Kind::NotFound, text));
+    }
+    if !lock::copy(held, &new).map_err(error)? {
+        let text =
+            format_args!("'{}' is in use: another process has locked it for itself alone", path.display());
+        return Err(Error::new(Kind::Busy, text));
+    }
+    // SAFETY: no memory is passed. The descriptor stays valid and stays that of `ours`; only the opening behind it changes,
+    // to one of the same file with the same flags but for the access mode.
+    match unsafe { libc::dup3(new.as_raw_fd(), ours.as_raw_fd(), libc::O_CLOEXEC) } {
+        -1 => Err(error(io::Error::last_os_error())),
+        _ => Ok(()),
+    }
+}
+
+/// A name that leads to the open file even when it was renamed, if there is one.
+fn name(ours: &File, path: &Path) -> PathBuf {
+    let own = PathBuf::from(format!("/proc/self/fd/{}", ours.as_raw_fd()));
+    if own.exists() { own } else { path.to_owned() }
+}

@@ -1,0 +1,190 @@
+//! Locks of the file driver, between nodes and against QEMU's tools.
+
+use driveline_drivers::{FileDriver, conformance::OpenNodeArgs};
+use driveline_graph::{Kind, OpenChild, Permissions, Result};
+use futures::executor::block_on;
+use serde_json::{Value, json};
+use std::{
+    fs,
+    io::{Read, Write},
+    path::Path,
+    process::{Child, Command, Stdio},
+};
+use tempfile::TempDir;
+
+const READ: Permissions = Permissions::CONSISTENT_READ;
+const WRITE: Permissions = Permissions::WRITE;
+const ALL: Permissions = Permissions::ALL;
+
+fn image() -> TempDir {
+    let folder = TempDir::new().unwrap();
+    fs::write(folder.path().join("a.img"), [0; 4096]).unwrap();
+    folder
+}
+
+fn open(folder: &TempDir, options: Value, read_only: bool) -> Result<OpenChild> {
+    let mut all = json!({ "path": "a.img" });
+    all.as_object_mut().unwrap().extend(options.as_object().unwrap().clone());
+    let args = OpenNodeArgs { directory: folder.path().to_owned(), read_only, ..OpenNodeArgs::default() };
+    block_on(args.open(&FileDriver::default(), all, vec![]))
+}
+
+#[test]
+fn a_second_writer_is_kept_out_and_told_why() {
+    let folder = image();
+    let first = open(&folder, json!({}), false).unwrap();
+    first.node.set_permissions(READ.or(WRITE), READ).unwrap();
+    let error = open(&folder, json!({}), false).map(drop).unwrap_err();
+    assert_eq!(error.kind(), Kind::Busy);
+    let path = folder.path().join("a.img").display().to_string();
+    for part in [&path, "failed to get \"write\" lock", "another node of this process does not share it"] {
+        assert!(error.message().contains(part), "{error}");
+    }
+    let reader = open(&folder, json!({}), true).unwrap();
+    let error = reader.node.set_permissions(READ, READ).unwrap_err();
+    assert!(error.message().contains("failed to get shared \"write\" lock"), "{error}");
+    reader.node.set_permissions(READ, ALL).unwrap();
+    open(&folder, json!({ "locking": "off" }), false).unwrap();
+    // The first is given back when it is closed, whoever still holds an edge to it.
+    block_on(first.node.close(&[])).unwrap();
+    open(&folder, json!({}), false).unwrap();
+}
+
+#[test]
+fn a_refused_change_leaves_the_locks_as_they_were() {
+    let folder = image();
+    let (one, other) = (open(&folder, json!({}), false).unwrap(), open(&folder, json!({}), false).unwrap());
+    one.node.set_permissions(READ.or(WRITE), ALL).unwrap();
+    other.node.set_permissions(READ, ALL).unwrap();
+    let before = other.node.details()["locks"].clone();
+    assert_eq!(other.node.set_permissions(READ.or(WRITE), READ).unwrap_err().kind(), Kind::Busy);
+    assert_eq!(other.node.details()["locks"], before);
+    other.node.set_permissions(READ.or(WRITE), ALL).unwrap();
+    // What the refused change had locked for a moment is free again.
+    one.node.set_permissions(READ.or(WRITE), ALL).unwrap();
+    one.node.set_permissions(Permissions::NONE, ALL).unwrap();
+    other.node.set_permissions(READ.or(WRITE), READ).unwrap();
+}
+
+fn qemu(program: &str) -> Option<Command> {
+    let there = Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success());
+    if !there {
+        eprintln!("skipped: there is no {program} here");
+    }
+    there.then(|| Command::new(program))
+}
+
+/// Runs a tool to its end; what it said, and whether it succeeded.
+fn ended(mut command: Command) -> (bool, String) {
+    let output = command.output().unwrap();
+    (output.status.success(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+}
+
+/// A qemu-io that has the image open while it lives.
+struct QemuIo(Child);
+
+impl QemuIo {
+    fn open(arguments: &[&str], path: &Path) -> Option<Self> {
+        let mut command = qemu("qemu-io")?;
+        let mut child =
+            command.args(arguments).arg(path).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        // The prompt comes when the image is open.
+        let mut prompt = [0; 8];
+        child.stdout.as_mut().unwrap().read_exact(&mut prompt).unwrap();
+        assert_eq!(&prompt, b"qemu-io>");
+        Some(Self(child))
+    }
+
+    fn quit(mut self) {
+        self.0.stdin.take().unwrap().write_all(b"quit\n").unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+#[test]
+fn qemu_keeps_us_out() {
+    let folder = image();
+    let path = folder.path().join("a.img");
+    let Some(mut create) = qemu("qemu-img") else { return };
+    create.args(["create", "-q", "-f", "qcow2"]).arg(&path).arg("1M");
+    assert!(ended(create).0);
+    let Some(writer) = QemuIo::open(&["-f", "qcow2"], &path) else { return };
+    let error = open(&folder, json!({ "locking": "on" }), false).map(drop).unwrap_err();
+    let who = format!("qemu-io (process {})", writer.0.id());
+    for part in ["failed to get \"write\" lock", &who, "does not share it"] {
+        assert!(error.message().contains(part), "{error}");
+    }
+    let reader = open(&folder, json!({}), true).unwrap();
+    let error = reader.node.set_permissions(READ, READ).unwrap_err();
+    assert!(error.message().contains("shared \"write\" lock") && error.message().contains(&who), "{error}");
+    writer.quit();
+    reader.node.set_permissions(READ, READ).unwrap();
+    drop(reader);
+    open(&folder, json!({}), false).unwrap().node.set_permissions(READ.or(WRITE), READ).unwrap();
+}
+
+#[test]
+fn we_keep_qemu_out() {
+    let folder = image();
+    let path = folder.path().join("a.img");
+    let node = open(&folder, json!({}), false).unwrap();
+    let write = || {
+        let mut command = qemu("qemu-io")?;
+        command.args(["-f", "raw", "-c", "write 0 512"]).arg(&path);
+        Some(ended(command))
+    };
+    node.node.set_permissions(READ.or(WRITE), READ).unwrap();
+    let Some((done, said)) = write() else { return };
+    assert!(!done && said.contains("Failed to get \"write\" lock"), "{said}");
+    node.node.set_permissions(READ.or(WRITE), ALL).unwrap();
+    assert!(write().unwrap().0, "raw images are shared if we share them");
+    // To convert it, nobody may write.
+    let convert = || {
+        let mut command = qemu("qemu-img")?;
+        command.args(["convert", "-f", "raw", "-O", "raw"]).arg(&path).arg(folder.path().join("b.img"));
+        Some(ended(command))
+    };
+    node.node.set_permissions(READ, READ).unwrap();
+    assert!(convert().unwrap().0);
+    node.node.set_permissions(READ.or(WRITE), WRITE.or(Permissions::RESIZE)).unwrap();
+    let (done, said) = convert().unwrap();
+    assert!(!done && said.contains("Failed to get \"consistent read\" lock"), "{said}");
+}
+
+#[test]
+fn the_storage_daemon_and_we_keep_each_other_out() {
+    let folder = image();
+    let path = folder.path().join("a.img").display().to_string();
+    let blockdev = format!("driver=file,node-name=f,filename={path}");
+    let serve = || {
+        let mut command = qemu("qemu-storage-daemon")?;
+        let socket = folder.path().join("nbd.sock").display().to_string();
+        command
+            .args(["--blockdev", &blockdev])
+            .args(["--nbd-server", &format!("addr.type=unix,addr.path={socket}")])
+            .args(["--export", "type=nbd,id=e,node-name=f,writable=on"])
+            .args(["--chardev", "stdio,id=m", "--monitor", "chardev=m"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        Some(command.spawn().unwrap())
+    };
+    let node = open(&folder, json!({}), false).unwrap();
+    node.node.set_permissions(READ.or(WRITE), READ).unwrap();
+    let Some(refused) = serve() else { return };
+    let output = refused.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("Failed to get \"write\" lock"), "{said}");
+    drop(node);
+    let mut daemon = serve().unwrap();
+    let mut greeting = [0; 8];
+    daemon.stdout.as_mut().unwrap().read_exact(&mut greeting).unwrap();
+    assert_eq!(&greeting, b"{\"QMP\": ");
+    let node = open(&folder, json!({}), false).unwrap();
+    let error = node.node.set_permissions(READ.or(WRITE), READ).unwrap_err();
+    let who = format!("(process {}) holds \"write\"", daemon.id());
+    assert!(error.message().contains("shared \"write\" lock") && error.message().contains(&who), "{error}");
+    drop(daemon.stdin.take());
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+}
