@@ -125,3 +125,53 @@ impl Drop for Ready<'_> {
         self.forget();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{Backend, Config, Engine, spawn_local, yield_now};
+
+    /// More waits than the ring's queues hold, in both directions, end all at once.
+    #[test]
+    fn ten_thousand_waits_end_at_once() {
+        for backend in [Backend::IoUring, Backend::Fallback] {
+            let engine = Engine::start(Config { threads: 1, backend, ..Config::default() }).unwrap();
+            engine.block_on_local(|| async {
+                let (reader, writer) = std::io::pipe().unwrap();
+                let reader = Arc::new(reader);
+                let joins: Vec<_> = (0..10_000)
+                    .map(|_| {
+                        let reader = Arc::clone(&reader);
+                        spawn_local(async move { Ready::new(&*reader, libc::POLLIN).await })
+                    })
+                    .collect();
+                yield_now().await;
+                crate::sleep(Duration::from_millis(1)).await;
+                rustix::io::write(&writer, b"x").unwrap();
+                for join in joins {
+                    join.await.unwrap().unwrap();
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn a_forgotten_wait_neither_blocks_nor_confuses_the_next() {
+        for backend in [Backend::IoUring, Backend::Fallback] {
+            let engine = Engine::start(Config { threads: 1, backend, ..Config::default() }).unwrap();
+            engine.block_on_local(|| async {
+                let (reader, writer) = std::io::pipe().unwrap();
+                for _ in 0..1000 {
+                    let mut ready = Ready::new(&reader, libc::POLLIN);
+                    std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut ready).poll(cx).is_pending())).await;
+                }
+                rustix::io::write(&writer, b"x").unwrap();
+                Ready::new(&reader, libc::POLLIN).await.unwrap();
+                drop(writer);
+                Ready::new(&reader, libc::POLLIN).await.unwrap();
+            });
+        }
+    }
+}

@@ -1,6 +1,7 @@
 //! The loop of an engine thread: run tasks, read mail, fire timers, reap completions, sleep.
 
 mod shared;
+mod spin;
 mod task;
 
 use std::cell::{Cell, RefCell};
@@ -19,6 +20,7 @@ pub(crate) use shared::{Mail, Shared};
 pub(crate) use task::prepare;
 pub use task::{JoinError, JoinHandle};
 
+use self::spin::Spin;
 use crate::driver::Driver;
 use crate::engine::Inner;
 use crate::timers::{TimerKey, Timers};
@@ -27,8 +29,6 @@ use crate::timers::{TimerKey, Timers};
 const TASKS_PER_TURN: usize = 64;
 /// Socket operations that one poll of a task may finish before others get their turn.
 const OPERATIONS_PER_POLL: u32 = 128;
-/// What the spinning starts with once it looks worthwhile again.
-const SPIN_START: Duration = Duration::from_micros(5);
 
 thread_local! {
     // Constant and without destructor, so it can be read at any point of a thread's life.
@@ -65,8 +65,7 @@ pub(crate) struct Worker {
     /// Wakers of all tasks that wait, so that the thread can drop them before it ends.
     waiting: RefCell<Slab<Waker>>,
     operations_left: Cell<u32>,
-    spin_limit: Duration,
-    spin: Cell<Duration>,
+    spin: Spin,
 }
 
 impl Worker {
@@ -86,8 +85,7 @@ impl Worker {
             mail: RefCell::default(),
             waiting: RefCell::default(),
             operations_left: Cell::new(OPERATIONS_PER_POLL),
-            spin_limit,
-            spin: Cell::new(Duration::ZERO),
+            spin: Spin::new(spin_limit),
         }
     }
 
@@ -190,41 +188,36 @@ impl Worker {
         }
     }
 
-    /// Nothing to run: spin for a while if that has paid lately, then sleep.
-    ///
-    /// The while grows and shrinks as in KVM's halt polling: a sleep that ended within the limit would have been spared by
-    /// spinning longer; one that lasted beyond it shows that spinning is wasted here, so an idle thread does none.
+    /// Nothing to run: look for a moment if that has paid lately, then sleep.
     fn wait(&self) {
         let deadline = self.timers.borrow().next_deadline();
-        if self.spin_limit.is_zero() {
+        if self.spin.is_off() {
             self.sleep(deadline);
             return;
         }
         let begin = Instant::now();
-        let spin = self.spin.get();
-        if !spin.is_zero() {
-            self.driver.turn();
-            let end = deadline.map_or(begin + spin, |deadline| deadline.min(begin + spin));
-            loop {
-                if !self.queue.borrow().is_empty() || self.shared.has_mail() {
-                    return;
-                }
-                if self.driver.ready() {
-                    self.driver.turn();
-                    return;
-                }
-                if Instant::now() >= end {
-                    break;
-                }
-                std::hint::spin_loop();
-            }
+        let spin = self.spin.next();
+        if spin.is_zero() || !self.look(deadline.map_or(begin + spin, |at| at.min(begin + spin))) {
+            self.sleep(deadline);
         }
-        self.sleep(deadline);
-        let slept = begin.elapsed();
-        if slept > self.spin_limit {
-            self.spin.set(Duration::ZERO);
-        } else if spin < self.spin_limit {
-            self.spin.set((spin * 2).clamp(SPIN_START.min(self.spin_limit), self.spin_limit));
+        self.spin.note(!spin.is_zero(), begin.elapsed());
+    }
+
+    /// Looks for something to do until `end`, awake. Returns whether there is something.
+    fn look(&self, end: Instant) -> bool {
+        self.driver.turn();
+        loop {
+            if !self.queue.borrow().is_empty() || self.shared.has_mail() {
+                return true;
+            }
+            if self.driver.ready() {
+                self.driver.turn();
+                return true;
+            }
+            if Instant::now() >= end {
+                return false;
+            }
+            std::hint::spin_loop();
         }
     }
 

@@ -202,3 +202,6 @@ impl AsRawFd for File {
         self.fd()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,14 +2,18 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 /// Longer writes are a copy that other requests should not wait for.
 const INLINE_WRITE_MAX: usize = 512 << 10;
-/// A plain write that took longer did not just copy: it waited for the disk or for memory.
+/// A plain write that took longer did not just copy: it waited for the disk or for memory. Or the thread was preempted, on
+/// a busy machine, so one alone means nothing.
 const SLOW: Duration = Duration::from_millis(2);
-/// For how long writes then go elsewhere.
+/// Each slow write adds this, each quick one takes 1 away.
+const SLOW_POINTS: u32 = 32;
+/// With so many points, four slow writes in a short while, writes go elsewhere for [`PAUSE`].
+const POINTS_MAX: u32 = 100;
 const PAUSE: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
@@ -19,6 +23,7 @@ pub(super) struct Ways {
     /// The file's contents never leave memory, so nothing about them can block.
     in_memory: bool,
     write_inline: bool,
+    slow_points: AtomicU32,
     /// On [`clock`]: until then plain inline writes are not tried.
     paused_until: AtomicU64,
 }
@@ -33,6 +38,7 @@ impl Ways {
             write_nowait: AtomicBool::new(true),
             in_memory,
             write_inline: true,
+            slow_points: AtomicU32::new(0),
             paused_until: AtomicU64::new(0),
         }
     }
@@ -44,6 +50,7 @@ impl Ways {
             write_nowait: AtomicBool::new(false),
             in_memory: false,
             write_inline: false,
+            slow_points: AtomicU32::new(0),
             paused_until: AtomicU64::new(0),
         }
     }
@@ -78,12 +85,20 @@ impl Ways {
         until == 0 || clock(Instant::now()) >= until
     }
 
+    /// Learns from a plain inline write. Several threads may lose each other's points, which does no harm.
     pub(super) fn note_write(&self, begin: Instant) {
         let end = Instant::now();
-        if end - begin > SLOW && !self.in_memory {
+        let points = self.slow_points.load(Relaxed);
+        if end - begin <= SLOW || self.in_memory {
+            if points > 0 {
+                self.slow_points.store(points - 1, Relaxed);
+            }
+        } else if points + SLOW_POINTS < POINTS_MAX {
+            self.slow_points.store(points + SLOW_POINTS, Relaxed);
+        } else {
+            // Half of it, so that after the pause a few slow ones suffice.
+            self.slow_points.store(POINTS_MAX / 2, Relaxed);
             self.paused_until.store(clock(end + PAUSE), Relaxed);
-        } else if self.paused_until.load(Relaxed) != 0 {
-            self.paused_until.store(0, Relaxed);
         }
     }
 }

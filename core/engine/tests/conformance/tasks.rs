@@ -29,6 +29,7 @@ conformance!(
     spawning_after_shutdown_aborts,
     an_idle_engine_burns_no_processor_time,
     blocking_work_runs_elsewhere,
+    a_panicking_destructor_does_not_end_the_thread,
 );
 
 fn a_task_runs_where_it_was_put_and_gives_its_result(backend: Backend) {
@@ -313,4 +314,36 @@ fn blocking_work_runs_elsewhere(backend: Backend) {
         sum
     });
     assert_eq!(here, 199 * 100);
+}
+
+fn a_panicking_destructor_does_not_end_the_thread(backend: Backend) {
+    struct Bad;
+    impl Drop for Bad {
+        fn drop(&mut self) {
+            panic!("in a destructor, on purpose");
+        }
+    }
+    let engine = engine(backend, 1);
+    for _ in 0..2 {
+        let bad = Bad;
+        let mut join = engine.handle().spawn(async move {
+            let _bad = bad;
+            pending::<()>().await;
+        });
+        engine.block_on(async {
+            yield_now().await;
+            join.abort();
+            assert!(join.await.is_err());
+        });
+    }
+    // And one is left for the shutdown.
+    let bad = Bad;
+    engine
+        .handle()
+        .spawn(async move {
+            let _bad = bad;
+            pending::<()>().await;
+        })
+        .detach();
+    engine.block_on(yield_now());
 }
