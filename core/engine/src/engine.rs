@@ -83,7 +83,16 @@ impl Engine {
     ///
     /// Errors: a backend that was asked for by name and is not to be had here; no threads or descriptors left.
     pub fn start(config: Config) -> io::Result<Engine> {
-        let backend = choose(config.backend)?;
+        match choose(config.backend)? {
+            Backend::Auto => Engine::start_with(&config, Backend::IoUring).or_else(|error| {
+                tracing::info!(target: "driveline::engine", %error, "no io_uring here; epoll is used");
+                Engine::start_with(&config, Backend::Fallback)
+            }),
+            named => Engine::start_with(&config, named),
+        }
+    }
+
+    fn start_with(config: &Config, backend: Backend) -> io::Result<Engine> {
         let count = config.threads.max(1);
         let threads = (0..count).map(|index| Shared::new(index).map(Arc::new)).collect::<io::Result<_>>()?;
         let inner = Arc::new(Inner { threads, next: AtomicUsize::new(0), backend });
@@ -102,7 +111,9 @@ impl Engine {
                 let worker = Worker::new(shared, weak, driver, spin);
                 drop(report.send(Ok(())));
                 drop(report);
+                let bomb = AbortOnUnwind;
                 worker.run();
+                std::mem::forget(bomb);
             })?;
             engine.joins.lock().push(join);
         }
@@ -287,28 +298,29 @@ pub async fn yield_now() {
     .await;
 }
 
+/// Tasks' panics are caught; one of the loop itself would unwind past memory that the kernel still writes to.
+struct AbortOnUnwind;
+
+impl Drop for AbortOnUnwind {
+    fn drop(&mut self) {
+        eprintln!("driveline-engine: an I/O thread panicked outside of its tasks");
+        std::process::abort();
+    }
+}
+
+/// What is asked for, by the environment too.
 fn choose(wanted: Backend) -> io::Result<Backend> {
-    let wanted = match (wanted, std::env::var("DRIVELINE_ENGINE").as_deref()) {
-        (Backend::Auto, Ok("epoll")) => Backend::Fallback,
-        (Backend::Auto, Ok("io_uring")) => Backend::IoUring,
-        (Backend::Auto, Ok("" | "auto") | Err(_)) => Backend::Auto,
-        (Backend::Auto, Ok(other)) => {
-            let text = format!("DRIVELINE_ENGINE is \"{other}\"; expected io_uring, epoll or auto");
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
-        }
-        (named, _) => named,
-    };
-    if wanted == Backend::Fallback {
+    if wanted != Backend::Auto {
         return Ok(wanted);
     }
-    let probe = Shared::new(0)?;
-    match Ring::new(probe.wake_fd()) {
-        Ok(_) => Ok(Backend::IoUring),
-        Err(error) if wanted == Backend::Auto => {
-            tracing::info!(target: "driveline::engine", %error, "no io_uring here; epoll is used");
-            Ok(Backend::Fallback)
+    match std::env::var("DRIVELINE_ENGINE").as_deref() {
+        Ok("epoll") => Ok(Backend::Fallback),
+        Ok("io_uring") => Ok(Backend::IoUring),
+        Ok("" | "auto") | Err(_) => Ok(Backend::Auto),
+        Ok(other) => {
+            let text = format!("DRIVELINE_ENGINE is \"{other}\"; expected io_uring, epoll or auto");
+            Err(io::Error::new(io::ErrorKind::InvalidInput, text))
         }
-        Err(error) => Err(error),
     }
 }
 

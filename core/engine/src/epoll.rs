@@ -90,11 +90,15 @@ impl Epoll {
     }
 
     pub(crate) fn poll_result(&self, key: Key, cx: &mut Context<'_>) -> Poll<i32> {
-        self.ops.borrow_mut().poll(key, cx)
+        let mut old = None;
+        let polled = self.ops.borrow_mut().poll(key, cx, &mut old);
+        drop(old);
+        polled
     }
 
     pub(crate) fn forget(&self, key: Key, fd: RawFd) {
-        if self.ops.borrow_mut().forget(key) {
+        let mut old = None;
+        if self.ops.borrow_mut().forget(key, &mut old) {
             // An event that is armed still comes, once, and finds nobody.
             self.watches.borrow_mut()[fd as usize].waits.retain(|(wait, _)| *wait != key);
             self.ops.borrow_mut().complete(key.user_data(), -libc::ECANCELED);

@@ -86,8 +86,9 @@ impl Ops {
         }
     }
 
-    /// Takes the result if it is in (the key is then spent), else notes the waker.
-    pub(crate) fn poll(&mut self, key: Key, cx: &mut Context<'_>) -> Poll<i32> {
+    /// Takes the result if it is in (the key is then spent), else notes the waker. A waker that was known before goes to
+    /// `old`, for the caller to drop once no borrow is held: dropping it may run anything.
+    pub(crate) fn poll(&mut self, key: Key, cx: &mut Context<'_>, old: &mut Option<Waker>) -> Poll<i32> {
         match self.state(key).expect("a spent operation is polled") {
             State::Done(result) => {
                 let result = *result;
@@ -95,9 +96,8 @@ impl Ops {
                 Poll::Ready(result)
             }
             State::Waiting(waker) => {
-                match waker {
-                    Some(waker) => waker.clone_from(cx.waker()),
-                    None => *waker = Some(cx.waker().clone()),
+                if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+                    *old = waker.replace(cx.waker().clone());
                 }
                 Poll::Pending
             }
@@ -110,14 +110,18 @@ impl Ops {
     }
 
     /// Gives up interest. Returns whether the operation is still in flight; its slot then frees itself.
-    pub(crate) fn forget(&mut self, key: Key) -> bool {
+    pub(crate) fn forget(&mut self, key: Key, old: &mut Option<Waker>) -> bool {
         let state = self.state(key).expect("a spent operation is forgotten");
-        if matches!(state, State::Done(_)) {
-            self.release(key);
-            return false;
+        match std::mem::replace(state, State::Forgotten) {
+            State::Waiting(waker) => {
+                *old = waker;
+                true
+            }
+            _ => {
+                self.release(key);
+                false
+            }
         }
-        *state = State::Forgotten;
-        true
     }
 
     fn state(&mut self, key: Key) -> Option<&mut State> {
@@ -141,7 +145,7 @@ mod tests {
     fn a_forgotten_operation_frees_its_slot_when_it_completes() {
         let mut ops = Ops::default();
         let first = ops.insert();
-        assert!(ops.forget(first));
+        assert!(ops.forget(first, &mut None));
         assert!(ops.complete(first.user_data(), 0).is_none());
         let second = ops.insert();
         assert_eq!(first.index, second.index);
@@ -154,10 +158,10 @@ mod tests {
         let mut ops = Ops::default();
         let key = ops.insert();
         let mut cx = Context::from_waker(Waker::noop());
-        assert!(ops.poll(key, &mut cx).is_pending());
+        assert!(ops.poll(key, &mut cx, &mut None).is_pending());
         assert!(ops.complete(key.user_data(), 7).is_some());
         assert!(ops.is_done(key));
-        assert_eq!(ops.poll(key, &mut cx), Poll::Ready(7));
+        assert_eq!(ops.poll(key, &mut cx, &mut None), Poll::Ready(7));
         assert!(!ops.is_done(key));
     }
 }

@@ -129,12 +129,16 @@ impl Ring {
     }
 
     pub(crate) fn poll_result(&self, key: Key, cx: &mut Context<'_>) -> Poll<i32> {
-        self.ops.borrow_mut().poll(key, cx)
+        let mut old = None;
+        let polled = self.ops.borrow_mut().poll(key, cx, &mut old);
+        drop(old);
+        polled
     }
 
     /// Gives up an operation that lends no memory.
     pub(crate) fn forget(&self, key: Key) {
-        if self.ops.borrow_mut().forget(key) {
+        let mut old = None;
+        if self.ops.borrow_mut().forget(key, &mut old) {
             self.push_cancel(key);
         }
     }
@@ -150,7 +154,7 @@ impl Ring {
             }
             self.reap();
         }
-        self.ops.borrow_mut().forget(key);
+        self.ops.borrow_mut().forget(key, &mut None);
     }
 
     fn push_cancel(&self, key: Key) {

@@ -33,14 +33,10 @@ impl Timers {
         self.waiting.remove(&key)
     }
 
-    fn renew(&mut self, key: TimerKey, waker: &Waker) -> bool {
-        match self.waiting.get_mut(&key) {
-            Some(known) => {
-                known.clone_from(waker);
-                true
-            }
-            None => false,
-        }
+    /// Gives a timer that has not fired another waker. The one before is handed back, to be dropped outside the borrow.
+    fn renew(&mut self, key: TimerKey, waker: &Waker) -> Result<Option<Waker>, Fired> {
+        let known = self.waiting.get_mut(&key).ok_or(Fired)?;
+        Ok((!known.will_wake(waker)).then(|| std::mem::replace(known, waker.clone())))
     }
 
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
@@ -53,6 +49,9 @@ impl Timers {
         (first.key().0 <= now).then(|| first.remove())
     }
 }
+
+/// The timer is not waiting any more.
+struct Fired;
 
 /// The time now. It is the clock that [`sleep_until`] goes by.
 pub fn now() -> Instant {
@@ -108,15 +107,15 @@ impl Sleep {
     }
 
     fn register(&mut self, worker: &Worker, cx: &mut Context<'_>) {
-        let mut timers = worker.timers.borrow_mut();
         if let Some((thread, key)) = self.registered
             && thread == worker.id()
-            && timers.renew(key, cx.waker())
         {
-            return;
+            let renewed = worker.timers.borrow_mut().renew(key, cx.waker());
+            if renewed.is_ok() {
+                return;
+            }
         }
-        let key = timers.insert(self.deadline, cx.waker().clone());
-        drop(timers);
+        let key = worker.timers.borrow_mut().insert(self.deadline, cx.waker().clone());
         self.cancel();
         self.registered = Some((worker.id(), key));
     }

@@ -27,8 +27,11 @@ use crate::timers::{TimerKey, Timers};
 
 /// Tasks run in one go before the loop looks at completions and mail.
 const TASKS_PER_TURN: usize = 64;
-/// Socket operations that one poll of a task may finish before others get their turn.
-const OPERATIONS_PER_POLL: u32 = 128;
+/// What one poll of a task may do without waiting before others get their turn: socket operations, or [`COST_BYTES`] of file
+/// operations. It keeps a job that copies within the page cache, and a client that never pauses, from starving the rest.
+const COSTS_PER_POLL: u32 = 128;
+/// A file operation costs 1, and 1 more for each so many bytes.
+pub(crate) const COST_BYTES: usize = 32 << 10;
 
 thread_local! {
     // Constant and without destructor, so it can be read at any point of a thread's life.
@@ -64,7 +67,7 @@ pub(crate) struct Worker {
     mail: RefCell<VecDeque<Mail>>,
     /// Wakers of all tasks that wait, so that the thread can drop them before it ends.
     waiting: RefCell<Slab<Waker>>,
-    operations_left: Cell<u32>,
+    costs_left: Cell<u32>,
     spin: Spin,
 }
 
@@ -84,7 +87,7 @@ impl Worker {
             queue: RefCell::default(),
             mail: RefCell::default(),
             waiting: RefCell::default(),
-            operations_left: Cell::new(OPERATIONS_PER_POLL),
+            costs_left: Cell::new(COSTS_PER_POLL),
             spin: Spin::new(spin_limit),
         }
     }
@@ -114,16 +117,15 @@ impl Worker {
         self.timers.borrow_mut().remove(key)
     }
 
-    /// Takes one operation off what the running task may do at once. When all is used the task goes to the end of the queue:
-    /// a client that always has data ready does not starve the others.
-    pub(crate) fn poll_proceed(&self, cx: &mut Context<'_>) -> Poll<()> {
-        match self.operations_left.get() {
+    /// Takes an operation off what the running task may do at once. When all is used, the task goes to the end of the queue.
+    pub(crate) fn poll_proceed(&self, cost: u32, cx: &mut Context<'_>) -> Poll<()> {
+        match self.costs_left.get() {
             0 => {
                 cx.waker().wake_by_ref();
                 Poll::Pending
             }
             left => {
-                self.operations_left.set(left - 1);
+                self.costs_left.set(left.saturating_sub(cost));
                 Poll::Ready(())
             }
         }
@@ -153,7 +155,7 @@ impl Worker {
     fn run_tasks(&self) {
         for _ in 0..TASKS_PER_TURN {
             let Some(runnable) = self.queue.borrow_mut().pop_front() else { break };
-            self.operations_left.set(OPERATIONS_PER_POLL);
+            self.costs_left.set(COSTS_PER_POLL);
             // Panics of the future are caught within; this is for a waker of somebody else that panics.
             if catch_unwind(AssertUnwindSafe(|| runnable.run())).is_err() {
                 tracing::error!(target: "driveline::engine", "a waker panicked");

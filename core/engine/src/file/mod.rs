@@ -99,7 +99,7 @@ impl File {
     ///
     /// # Safety
     ///
-    /// `iov` is an array of `count` parts. The array and the memory that it names stay valid, and nobody else touches that
+    /// `iov` is an array of `count` parts (the kernel refuses more than 1024). The array and the memory that it names stay valid, and nobody else touches that
     /// memory, until the future completes or its drop returns. (A future that is forgotten instead holds the memory for ever.)
     pub unsafe fn read_at(&self, iov: *const libc::iovec, count: u32, offset: u64) -> ReadAt<'_> {
         ReadAt::new(self, iov, count, offset)
@@ -109,7 +109,7 @@ impl File {
     ///
     /// # Safety
     ///
-    /// `iov` is an array of `count` parts. The array and the memory that it names stay valid, and nobody writes to that memory,
+    /// `iov` is an array of `count` parts (the kernel refuses more than 1024). The array and the memory that it names stay valid, and nobody writes to that memory,
     /// until the future completes or its drop returns.
     pub unsafe fn write_at(&self, iov: *const libc::iovec, count: u32, offset: u64) -> WriteAt<'_> {
         WriteAt::new(self, iov, count, offset)

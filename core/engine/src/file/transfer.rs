@@ -11,7 +11,7 @@ use io_uring::{opcode, squeue, types};
 
 use super::File;
 use crate::driver::Driver;
-use crate::executor::with_current;
+use crate::executor::{COST_BYTES, with_current};
 use crate::ops::Key;
 use crate::pool::Lent;
 
@@ -55,6 +55,10 @@ impl<'f> Transfer<'f> {
         loop {
             let result = match &mut self.state {
                 State::Begin => {
+                    let proceed = with_current(|worker| worker.map(|w| w.poll_proceed(self.cost(), cx)));
+                    if proceed.is_some_and(|proceed| proceed.is_pending()) {
+                        return Poll::Pending;
+                    }
                     if let Some(result) = self.inline() {
                         result
                     } else {
@@ -90,6 +94,22 @@ impl<'f> Transfer<'f> {
         }
     }
 
+    /// How many bytes a read or write is to move.
+    fn length(&self) -> usize {
+        match self.call {
+            Call::Read { iov, count, .. } | Call::Write { iov, count, .. } if count > 0 => {
+                // SAFETY: the array is part of the lent memory.
+                let parts = unsafe { std::slice::from_raw_parts(iov, count as usize) };
+                parts.iter().map(|part| part.iov_len).sum()
+            }
+            _ => 0,
+        }
+    }
+
+    fn cost(&self) -> u32 {
+        1 + (self.length() / COST_BYTES).min(u32::MAX as usize / 2) as u32
+    }
+
     /// Tries what the page cache can answer at once. `None`: it would block.
     fn inline(&self) -> Option<i32> {
         match self.call {
@@ -119,10 +139,7 @@ impl<'f> Transfer<'f> {
                         _ => return Some(result),
                     }
                 }
-                // SAFETY: as above; the iovec array is part of the lent memory.
-                let iov_slice = unsafe { std::slice::from_raw_parts(iov, count as usize) };
-                let length = iov_slice.iter().map(|part| part.iov_len).sum();
-                if !self.file.ways.write_inline(length) {
+                if !self.file.ways.write_inline(self.length()) {
                     return None;
                 }
                 let begin = Instant::now();

@@ -6,7 +6,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use super::Stream;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
+
+use super::{Stream, connect::FLAGS};
 use crate::driver::Ready;
 
 /// Accepts connections on a path. Dropping it unlinks the path, if its socket is still the one there.
@@ -71,12 +74,17 @@ impl AsFd for UnixListener {
     }
 }
 
-/// A socket file that nobody listens on: connecting to it is refused.
+/// A socket file that nobody listens on: connecting to it is refused. (To one that is merely busy it is not.)
 fn is_stale(path: &Path) -> bool {
-    let socket = std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
-    socket
-        && std::os::unix::net::UnixStream::connect(path)
-            .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+    if !std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
+        return false;
+    }
+    let refused = || -> Result<bool, Errno> {
+        let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, FLAGS, None)?;
+        let address = SocketAddrUnix::new(path)?;
+        Ok(rustix::net::connect(&fd, &address) == Err(Errno::CONNREFUSED))
+    };
+    refused().unwrap_or(false)
 }
 
 /// Accepts TCP connections.

@@ -311,7 +311,7 @@ impl Rest<'_, '_> {
 /// Lets other tasks run when this one has done much without waiting.
 async fn proceed() {
     std::future::poll_fn(|cx| {
-        with_current(|worker| worker.expect("sockets are used on an engine thread").poll_proceed(cx))
+        with_current(|worker| worker.expect("sockets are used on an engine thread").poll_proceed(1, cx))
     })
     .await;
 }
