@@ -4,4 +4,19 @@
 
 #![forbid(unsafe_code)]
 
+mod contexts;
+mod export;
+mod fault;
+mod handshake;
+mod limits;
+mod receive;
+mod serve;
+mod session;
+mod transport;
 pub mod wire;
+
+pub use export::{AddError, Export, Exports, Removed, Storage};
+pub use fault::Fault;
+pub use limits::{PAYLOAD_BYTES_MAX, REQUESTS_MAX};
+pub use serve::serve;
+pub use transport::Transport;
