@@ -1,6 +1,7 @@
 //! Built-in drivers of a storage graph.
 //!
-//! Protocols are leaves: [`FileDriver`], [`NullDriver`], [`MemoryDriver`]. Formats read and write a child: [`RawDriver`]. The crate knows
+//! Protocols are leaves: [`FileDriver`], [`NullDriver`], [`MemoryDriver`]. Formats read and write a child:
+//! [`RawDriver`], [`qcow2`]. The crate knows
 //! nothing of graphs beyond the contract of a driver ([`driveline_graph::Driver`]), and nothing of exports, jobs or
 //! configuration files.
 //!
@@ -18,6 +19,7 @@ mod file;
 mod memory;
 mod null;
 mod options;
+pub mod qcow2;
 mod range;
 mod raw;
 

@@ -1,0 +1,199 @@
+//! qcow2 as a driver of the graph.
+
+use super::{Qcow2, io::Io};
+use crate::Bytes;
+use driveline_graph::{
+    BoxFuture, ChildSpec, Description, Driver, DriverKind, Error, ImpliedChild, Kind, OpenArgs, OpenChild,
+    OpenNode, Options, Result, Role, parse_options,
+};
+use driveline_op::{Body, Edge, Info, Instance, OpTable, info};
+use serde::Deserialize;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// The driver `qcow2`.
+///
+/// | option | default | meaning |
+/// |---|---|---|
+/// | `file` | (required) | the child that the image is in |
+/// | `backing` | as the image says | the child that unallocated clusters are read from; `null`: none |
+/// | `cache-size` | `"1MiB"` | memory for L2 tables and refcount blocks, half and half |
+#[derive(Debug)]
+pub struct Qcow2Driver {
+    description: Description,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Qcow2Options {
+    #[serde(default = "cache_size_default")]
+    cache_size: Bytes,
+}
+
+fn cache_size_default() -> Bytes {
+    Bytes(1 << 20)
+}
+
+/// Below this a single request could not keep what it needs at once.
+const CACHE_BYTES_MIN: u64 = 128 << 10;
+const CACHE_BYTES_MAX: u64 = 64 << 30;
+
+fn options(options: &Options) -> Result<Qcow2Options> {
+    let mut options = options.clone();
+    // Nothing but the absence of a child: `"backing": null`.
+    if options.get("backing").is_some_and(serde_json::Value::is_null) {
+        options.remove("backing");
+    }
+    let parsed: Qcow2Options = parse_options(&options)?;
+    if !(CACHE_BYTES_MIN..=CACHE_BYTES_MAX).contains(&parsed.cache_size.0) {
+        return Err(Error::new(
+            Kind::Invalid,
+            format_args!(
+                "{} is no cache size; expected {} to {}",
+                parsed.cache_size,
+                Bytes(CACHE_BYTES_MIN),
+                Bytes(CACHE_BYTES_MAX)
+            ),
+        )
+        .key("cache-size"));
+    }
+    Ok(parsed)
+}
+
+impl Default for Qcow2Driver {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Qcow2Driver {
+    /// The driver.
+    pub fn new() -> Self {
+        let summary = "QEMU's image format: backing files, zero clusters, snapshots kept intact";
+        Self {
+            description: Description {
+                children: vec![
+                    ChildSpec::required("file", Role::Storage),
+                    ChildSpec::optional("backing", Role::Backing),
+                ],
+                options: vec!["cache-size".into()],
+                ..Description::builtin("qcow2", DriverKind::Format, summary)
+            },
+        }
+    }
+}
+
+impl Driver for Qcow2Driver {
+    fn description(&self) -> &Description {
+        &self.description
+    }
+
+    fn check(&self, given: &Options) -> Result<()> {
+        options(given).map(drop)
+    }
+
+    fn implied_children<'a>(
+        &'a self,
+        options: &'a Options,
+        given: &'a [OpenChild],
+    ) -> BoxFuture<'a, Result<Vec<ImpliedChild>>> {
+        Box::pin(async move {
+            let decided =
+                options.contains_key("backing") || given.iter().any(|child| child.name == "backing");
+            let file = given.iter().find(|child| child.name == "file");
+            let Some(file) = file.filter(|_| !decided) else { return Ok(Vec::new()) };
+            let edges = [file.edge.clone()];
+            let header = super::open::read_header(&mut Io::Edges(&edges)).await?;
+            let Some(name) = &header.backing else { return Ok(Vec::new()) };
+            let path = backing_path(name, file.node.filename().as_deref())?;
+            let format = match &header.backing_format {
+                Some(format) => format.clone(),
+                None => probe(&path)?.to_owned(),
+            };
+            let definition = serde_json::json!({
+                "driver": format,
+                "read-only": true,
+                "file": { "driver": "file", "path": path },
+            });
+            let serde_json::Value::Object(definition) = definition else { unreachable!("it is an object") };
+            Ok(vec![ImpliedChild { name: "backing".into(), definition }])
+        })
+    }
+
+    fn open<'a>(&'a self, args: OpenArgs<'a>) -> BoxFuture<'a, Result<Arc<dyn OpenNode>>> {
+        Box::pin(async move {
+            let options = options(args.options)?;
+            let edges = edges(&args.children)?;
+            let qcow2 = Qcow2::open(&mut Io::Edges(&edges), options.cache_size.0, args.read_only).await?;
+            let node: Arc<dyn OpenNode> =
+                Arc::new(Qcow2Node(Arc::new(Body { cookie: args.cookie, driver: qcow2 })));
+            Ok(node)
+        })
+    }
+}
+
+/// The edges of the children, in the order of their numbers.
+fn edges(children: &[OpenChild]) -> Result<Vec<Edge>> {
+    let of = |name: &str| children.iter().find(|child| child.name == name).map(|child| child.edge.clone());
+    let file = of("file").ok_or_else(|| Error::new(Kind::Invalid, "qcow2 needs a file").key("file"))?;
+    Ok([Some(file), of("backing")].into_iter().flatten().collect())
+}
+
+/// Where a backing file is: relative names start at the image's own directory.
+fn backing_path(name: &str, image: Option<&Path>) -> Result<PathBuf> {
+    let refused = |why: std::fmt::Arguments<'_>| {
+        Error::new(Kind::NotSupported, format_args!("the image's backing file '{name}' {why}")).key("backing")
+    };
+    let name = match name.split_once(':') {
+        Some(("file", path)) => path,
+        // As in QEMU, a colon before the first slash ends the name of a protocol.
+        Some((protocol, _)) if !protocol.contains('/') => {
+            return Err(refused(format_args!("is not a file; give the child as an option")));
+        }
+        _ => name,
+    };
+    let path = Path::new(name);
+    if path.is_absolute() {
+        return Ok(path.to_owned());
+    }
+    let image = image.ok_or_else(|| {
+        refused(format_args!("is relative, but the image is no file that it could be relative to"))
+    })?;
+    Ok(image.parent().unwrap_or(Path::new("")).join(path))
+}
+
+/// The format of a backing file whose image does not name it.
+fn probe(path: &Path) -> Result<&'static str> {
+    use std::io::Read;
+    let doing = |error: std::io::Error| {
+        Error::io(error.raw_os_error().unwrap_or(5), format_args!("backing file {}", path.display()))
+            .key("backing")
+    };
+    let mut magic = Vec::new();
+    std::fs::File::open(path).map_err(doing)?.take(4).read_to_end(&mut magic).map_err(doing)?;
+    Ok(if magic == super::header::MAGIC { "qcow2" } else { "raw" })
+}
+
+static OPS: OpTable<Qcow2> = OpTable::new().read(Qcow2::read).block_status(Qcow2::block_status);
+
+/// An open image, as the graph sees it.
+struct Qcow2Node(Arc<Body<Qcow2>>);
+
+impl OpenNode for Qcow2Node {
+    fn instance(&self) -> Instance {
+        Instance::new(Arc::clone(&self.0), &OPS)
+    }
+
+    fn info(&self, children: &[Info]) -> Info {
+        let qcow2 = &self.0.driver;
+        Info {
+            size_bytes: qcow2.size_bytes(),
+            flags: info::READ_ONLY,
+            cluster_bytes: qcow2.geometry.cluster_bytes() as u32,
+            memory_alignment: children.iter().map(|child| child.memory_alignment).max().unwrap_or(1),
+            ..Info::default()
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! Where things are: sizes that follow from the header, and what the words of the tables mean.
+
+use driveline_op::{Error, Result};
+
+/// Bits 9 to 55 of table entries: the offset of a cluster.
+pub(crate) const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
+/// Bits 9 to 63 of refcount table entries.
+pub(crate) const REFTABLE_MASK: u64 = 0xffff_ffff_ffff_fe00;
+/// The refcount is exactly one, so it may be written in place.
+pub(crate) const COPIED: u64 = 1 << 63;
+/// The cluster is compressed.
+pub(crate) const COMPRESSED: u64 = 1 << 62;
+/// The cluster reads as zeroes (version 3).
+pub(crate) const ZERO: u64 = 1;
+/// The unit in which tables are cached and written.
+pub(crate) const SLICE_BYTES_MAX: u64 = 4096;
+
+/// Sizes that follow from the header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Geometry {
+    pub(crate) version: u32,
+    pub(crate) cluster_bits: u32,
+    pub(crate) refcount_order: u32,
+}
+
+impl Geometry {
+    pub(crate) fn cluster_bytes(&self) -> u64 {
+        1 << self.cluster_bits
+    }
+
+    /// Where in its cluster an offset is.
+    pub(crate) fn in_cluster(&self, offset: u64) -> u64 {
+        offset & (self.cluster_bytes() - 1)
+    }
+
+    pub(crate) fn align_down(&self, offset: u64) -> u64 {
+        offset & !(self.cluster_bytes() - 1)
+    }
+
+    pub(crate) fn align_up(&self, offset: u64) -> u64 {
+        self.align_down(offset.saturating_add(self.cluster_bytes() - 1))
+    }
+
+    /// Entries of an L2 table, as a power of two.
+    pub(crate) fn l2_bits(&self) -> u32 {
+        self.cluster_bits - 3
+    }
+
+    /// Guest bytes that one L1 entry stands for, as a power of two.
+    pub(crate) fn l1_shift(&self) -> u32 {
+        self.cluster_bits + self.l2_bits()
+    }
+
+    /// Entries of the L1 table of an image of that size.
+    pub(crate) fn l1_entries(&self, size_bytes: u64) -> u64 {
+        size_bytes.div_ceil(1 << self.l1_shift())
+    }
+
+    pub(crate) fn slice_bytes(&self) -> u64 {
+        self.cluster_bytes().min(SLICE_BYTES_MAX)
+    }
+
+    pub(crate) fn slice_entries(&self) -> u64 {
+        self.slice_bytes() / 8
+    }
+
+    /// Guest bytes that one slice of an L2 table stands for.
+    pub(crate) fn slice_coverage(&self) -> u64 {
+        self.slice_entries() << self.cluster_bits
+    }
+
+    /// Which L1 entry stands for a guest offset.
+    pub(crate) fn l1_index(&self, offset: u64) -> usize {
+        (offset >> self.l1_shift()) as usize
+    }
+
+    /// The slice of an L2 table that stands for a guest offset, and the entry in it.
+    pub(crate) fn slice_of(&self, table: u64, offset: u64) -> (u64, usize) {
+        let entry = (offset >> self.cluster_bits) & ((1 << self.l2_bits()) - 1);
+        let slice = entry / self.slice_entries();
+        (table + slice * self.slice_bytes(), (entry % self.slice_entries()) as usize)
+    }
+
+    /// Clusters whose refcounts are in one refcount block.
+    pub(crate) fn block_entries(&self) -> u64 {
+        (self.cluster_bytes() * 8) >> self.refcount_order
+    }
+
+    /// The offset of the L2 table that an L1 entry points to; 0: none.
+    pub(crate) fn table(&self, l1_entry: u64) -> Result<u64> {
+        let table = l1_entry & OFFSET_MASK;
+        if self.in_cluster(table) != 0 {
+            return Err(corrupt(format_args!(
+                "L1 entry {l1_entry:#x} points to an L2 table that is not at a cluster's beginning"
+            )));
+        }
+        Ok(table)
+    }
+
+    /// What an L2 entry says.
+    pub(crate) fn mapping(&self, entry: u64) -> Result<Mapping> {
+        if entry == 0 {
+            return Ok(Mapping::Unallocated);
+        }
+        if entry & COMPRESSED != 0 {
+            return Ok(Mapping::Compressed(entry & !COPIED));
+        }
+        let host = entry & OFFSET_MASK;
+        let copied = entry & COPIED != 0;
+        if self.in_cluster(host) != 0 {
+            return Err(corrupt(format_args!(
+                "L2 entry {entry:#x} points to data that is not at a cluster's beginning"
+            )));
+        }
+        if entry & ZERO != 0 {
+            if self.version < 3 {
+                return Err(corrupt(format_args!(
+                    "L2 entry {entry:#x} is a zero cluster, which version 2 lacks"
+                )));
+            }
+            return Ok(Mapping::Zero { host, copied });
+        }
+        if host == 0 {
+            if copied {
+                return Err(corrupt(format_args!("L2 entry {entry:#x} points to the header")));
+            }
+            return Ok(Mapping::Unallocated);
+        }
+        Ok(Mapping::Data { host, copied })
+    }
+
+    /// Where the data of a compressed cluster is: offset, and bytes at most.
+    pub(crate) fn compressed(&self, entry: u64) -> (u64, u64) {
+        let shift = 62 - (self.cluster_bits - 8);
+        let offset = entry & ((1 << shift) - 1);
+        let sectors = ((entry & !(COPIED | COMPRESSED)) >> shift) + 1;
+        (offset, sectors * 512 - offset % 512)
+    }
+}
+
+/// What an L2 entry says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mapping {
+    /// Read it from the backing file.
+    Unallocated,
+    /// It reads as zeroes; `host` is space kept for it, 0 if none.
+    Zero { host: u64, copied: bool },
+    /// It is stored at `host`.
+    Data { host: u64, copied: bool },
+    /// It is stored compressed; see [`Geometry::compressed`].
+    Compressed(u64),
+}
+
+/// An image that is not what it should be: `EIO`.
+pub(crate) fn corrupt(text: impl std::fmt::Display) -> Error {
+    Error::new(5, format_args!("the qcow2 image is damaged: {text}"))
+}
+
+pub(crate) fn be32(bytes: &[u8], at: usize) -> u32 {
+    u32::from_be_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
+}
+
+pub(crate) fn be64(bytes: &[u8], at: usize) -> u64 {
+    u64::from_be_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
+}
+
+/// Big-endian bytes to words.
+pub(crate) fn decode_words(bytes: &[u8], words: &mut [u64]) {
+    for (word, bytes) in words.iter_mut().zip(bytes.chunks_exact(8)) {
+        *word = be64(bytes, 0);
+    }
+}
+
+/// Words to big-endian bytes.
+pub(crate) fn encode_words(words: &[u64], bytes: &mut [u8]) {
+    for (word, bytes) in words.iter().zip(bytes.chunks_exact_mut(8)) {
+        bytes.copy_from_slice(&word.to_be_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const V3: Geometry = Geometry { version: 3, cluster_bits: 16, refcount_order: 4 };
+
+    #[test]
+    fn entries_read_as_the_format_says() {
+        assert_eq!(V3.mapping(0).unwrap(), Mapping::Unallocated);
+        assert_eq!(V3.mapping(1).unwrap(), Mapping::Zero { host: 0, copied: false });
+        let data = V3.mapping(COPIED | 0x50000).unwrap();
+        assert_eq!(data, Mapping::Data { host: 0x50000, copied: true });
+        let kept = V3.mapping(COPIED | 0x50001).unwrap();
+        assert_eq!(kept, Mapping::Zero { host: 0x50000, copied: true });
+        assert!(V3.mapping(0x50200).unwrap_err().to_string().contains("0x50200"));
+        assert!(V3.mapping(COPIED).is_err());
+        assert!(Geometry { version: 2, ..V3 }.mapping(1).is_err());
+    }
+
+    #[test]
+    fn a_compressed_cluster_ends_with_its_last_sector() {
+        // 64 KiB clusters: 54 bits of offset, 8 bits of further sectors.
+        let entry = COMPRESSED | 3 << 54 | 0x12345;
+        assert_eq!(V3.compressed(entry), (0x12345, 4 * 512 - 0x145));
+    }
+
+    proptest! {
+        #[test]
+        fn any_entry_reads_as_something(entry: u64, cluster_bits in 9u32..=21, version in 2u32..=3) {
+            let geometry = Geometry { version, cluster_bits, refcount_order: 4 };
+            if let Ok(Mapping::Compressed(entry)) = geometry.mapping(entry) {
+                let (offset, bytes) = geometry.compressed(entry);
+                prop_assert!(bytes > 0 && bytes <= 2 * geometry.cluster_bytes() + 512);
+                prop_assert!(offset < 1 << 61);
+            }
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! qcow2: QEMU's image format, with backing files, zero clusters, and internal snapshots that stay intact.
+//!
+//! Reads and writes versions 2 and 3 with every cluster size and refcount width, and reads compressed clusters. It
+//! does not take, apply or delete snapshots, write compressed clusters, decrypt, or keep data in another file.
+//!
+//! Its nouns:
+//! * *cluster*: the unit of allocation, of the guest (what it sees) and of the host (what is in the file);
+//! * *map* (`map`): which guest cluster is where: the L1 table, and slices of the L2 tables it points to;
+//! * *refcounts* (`refcount`): how often each host cluster is used; more than once means copy on write.
+//!
+//! # Order
+//!
+//! The map and the refcounts are changed in memory and written back later, such that a crash at any time leaves
+//! at worst clusters that are counted but not used:
+//!
+//! 1. refcount blocks, then the refcount table. They only ever hold values that are safe to be found;
+//! 2. a flush of the file: refcounts, data and copied data are durable before anything points to them;
+//! 3. L2 slices, then L1 entries;
+//! 4. a flush of the file. Only now are the refcounts of clusters that were unmapped before step 3 taken back, in
+//!    memory, so that nothing is used again while the file may still point to it.
+//!
+//! A cluster that is given up is not used again, either, before every request has ended that may have looked it up
+//! (`epoch`).
+//!
+//! # Locks
+//!
+//! `ranges` (guest clusters whose mapping is about to change), then `meta` (everything that is changed and
+//! written), then `map` (short, never across a call). Reads, and writes in place, only take the last.
+//!
+//! Source: QEMU docs/interop/qcow2.txt.
+
+#![allow(dead_code)] // what only writing needs
+
+mod compressed;
+mod driver;
+mod epoch;
+mod header;
+mod io;
+mod layout;
+mod map;
+mod open;
+mod read;
+mod snapshot;
+
+pub use self::driver::Qcow2Driver;
+
+use self::{
+    epoch::Epoch,
+    header::Compression,
+    io::{File, Io},
+    layout::Geometry,
+    map::{Found, Load, Map, Run},
+};
+use driveline_op::{Error, Result};
+use parking_lot::Mutex;
+use std::{
+    future::poll_fn,
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+/// An open image.
+#[derive(Debug)]
+pub(crate) struct Qcow2 {
+    geometry: Geometry,
+    compression: Compression,
+    size_bytes: AtomicU64,
+    file: File,
+    map: Mutex<Map>,
+    epoch: Epoch,
+    /// The last compressed cluster that was read, by its L2 entry.
+    unpacked: Mutex<Option<(u64, Arc<[u8]>)>>,
+}
+
+impl Qcow2 {
+    pub(crate) fn size_bytes(&self) -> u64 {
+        self.size_bytes.load(Relaxed)
+    }
+
+    #[inline]
+    fn check_range(&self, range: Range<u64>) -> Result<()> {
+        if range.end <= self.size_bytes() && range.start <= range.end {
+            Ok(())
+        } else {
+            Err(self.outside(range))
+        }
+    }
+
+    #[cold]
+    fn outside(&self, range: Range<u64>) -> Error {
+        Error::invalid(format_args!("bytes {range:?} of an image of {}", self.size_bytes()))
+    }
+
+    /// What the guest's bytes are from `offset` on; `None` if a slice must be loaded first.
+    #[inline]
+    fn look(&self, offset: u64, length: u64, writing: bool) -> Result<Option<Run>> {
+        match self.map.lock().find(offset, length, writing)? {
+            Found::Run(run) => Ok(Some(run)),
+            Found::Missing(_) => Ok(None),
+        }
+    }
+
+    /// Loads the slice that stands for a guest offset, if there is one.
+    async fn load(&self, io: &mut Io<'_, '_>, offset: u64) -> Result<()> {
+        let slice = self.map.lock().slice_of(offset)?;
+        match slice {
+            Some((slice, _)) => self.load_slice(io, slice).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Loads a slice of an L2 table. Others that want the same one wait for it.
+    async fn load_slice(&self, io: &mut Io<'_, '_>, slice: u64) -> Result<()> {
+        /// Ends the loading when it fails or is cancelled.
+        struct Loading<'a>(&'a Mutex<Map>, Option<usize>);
+        impl Drop for Loading<'_> {
+            fn drop(&mut self) {
+                if let Some(slot) = self.1 {
+                    self.0.lock().end_load(slot, None);
+                }
+            }
+        }
+        loop {
+            let load = self.map.lock().begin_load(slice);
+            match load {
+                Load::Ready => return Ok(()),
+                Load::Wait => poll_fn(|cx| self.map.lock().poll_loaded(slice, cx)).await,
+                Load::Go(slot) => {
+                    let mut loading = Loading(&self.map, Some(slot));
+                    let mut bytes = vec![0; self.geometry.slice_bytes() as usize];
+                    self.file.read(io, slice, &mut bytes).await?;
+                    loading.1 = None;
+                    self.map.lock().end_load(slot, Some(&bytes));
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,4 @@
+//! Whole images: against QEMU, against crashes, against damage.
+
+mod harness;
+mod interop;
