@@ -4,7 +4,6 @@
 use crate::{
     change::{Change, Staged, undo},
     error::{Error, Kind, Result},
-    graph::find_bitmap,
     node::NodeId,
     wiring::wire,
 };
@@ -101,8 +100,8 @@ impl Change {
         self.bitmap_action(target, name, move |staged, _, bitmap| {
             let saved = bitmap.bits().clone();
             for (target, name) in &sources {
-                let merged = find_bitmap(&staged.topology, &staged.parked, target, name)
-                    .and_then(|(_, source)| Ok(bitmap.merge_from(&source)?));
+                let merged =
+                    staged.find_bitmap(target, name).and_then(|(_, source)| Ok(bitmap.merge_from(&source)?));
                 if let Err(error) = merged {
                     drop(bitmap.restore(&saved));
                     return Err(error);
@@ -134,14 +133,41 @@ impl Change {
         self.move_or_park(target, name, holder, true)
     }
 
+    /// Takes a parked bitmap off its holder: to its home, if that is still below the drive's root, else to the
+    /// root. `holder` itself does not count as the root: it is on its way out.
+    pub fn bring_home(&mut self, holder: &str, name: &str, drive: &str) -> Result<()> {
+        let (holder_id, bitmap) = self.find_bitmap(holder, name)?;
+        let root = match self.topology.drive(drive)? {
+            root if root == holder_id => self.topology.filtered(holder_id).unwrap_or(root),
+            root => root,
+        };
+        let home = self.parked_home(bitmap.id()).filter(|home| {
+            self.topology.nodes.contains_key(home)
+                && self.topology.reach(root).contains(home)
+                && *home != holder_id
+        });
+        // Below a format node lie other data: only the filters on top and the format itself show the drive's.
+        let shows_drive = |home: &NodeId| {
+            let mut at = Some(root);
+            while let Some(id) = at {
+                if id == *home {
+                    return true;
+                }
+                at = self.topology.filtered(id);
+            }
+            false
+        };
+        let to = home.filter(shows_drive).unwrap_or(root);
+        let to = self.topology.name(to);
+        self.move_or_park(holder, name, &to, false)
+    }
+
     fn move_or_park(&mut self, target: &str, name: &str, to: &str, park: bool) -> Result<()> {
         let to = self.topology.node_or_drive(to)?;
         self.touched.insert(to);
         self.bitmap_action(target, name, move |staged, from, bitmap| {
-            let (source, target) = (staged.topology.nodes.get(&from), staged.topology.at(to).node.clone());
-            let Some(source) = source.map(|placed| placed.node.clone()) else {
-                return Err(Error::new(Kind::NotFound, "the bitmap's node is not there any more"));
-            };
+            let source = staged.any_node(from)?;
+            let target = staged.topology.at(to).node.clone();
             let size = wire(&staged.topology, false)[&to].info.size_bytes;
             if size != bitmap.length() {
                 let message = format!(
@@ -154,7 +180,7 @@ impl Change {
             if from == to {
                 return Ok(Box::new(|| {}));
             }
-            let (saved, bits) = (target.bitmaps.lock().clone(), bitmap.bits().clone());
+            let (saved, bits) = (target.bitmaps.lock().clone(), bitmap.recording_bits().clone());
             target.bitmaps.lock().put(bitmap.clone()).map_err(|error| Error::from(error).at(&target.name))?;
             source.bitmaps.lock().take(bitmap.id());
             let home = if park {
@@ -177,7 +203,7 @@ impl Change {
         let (id, _) = self.place(&target, &name);
         self.action(id, move |staged| {
             Box::pin(async move {
-                let (id, bitmap) = find_bitmap(&staged.topology, &staged.parked, &target, &name)?;
+                let (id, bitmap) = staged.find_bitmap(&target, &name)?;
                 bitmap.check(driveline_bitmap::Operation::Clear)?;
                 let saved = bitmap.bits().clone();
                 let edge = wire(&staged.topology, false)[&id].edge.clone();
@@ -221,7 +247,7 @@ impl Change {
         self.action(touches, move |staged| {
             Box::pin(async move {
                 // Looked up only now: an earlier action of the same change may have added or moved it.
-                let (id, bitmap) = find_bitmap(&staged.topology, &staged.parked, &target, &name)?;
+                let (id, bitmap) = staged.find_bitmap(&target, &name)?;
                 let back = action(staged, id, bitmap)?;
                 Ok(undo(back))
             })

@@ -25,6 +25,7 @@ use crate::{
     wiring::{Wired, wire},
 };
 use driveline_bitmap::{Bitmap, BitmapId};
+use driveline_op::Edge;
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet},
@@ -49,6 +50,7 @@ pub struct Change {
 /// What an action sees: the new topology, and the wiring as it was.
 pub(crate) struct Staged {
     pub(crate) topology: Topology,
+    pub(crate) before: Arc<Topology>,
     pub(crate) wired: BTreeMap<NodeId, Wired>,
     pub(crate) parked: BTreeMap<BitmapId, NodeId>,
 }
@@ -518,6 +520,12 @@ impl Change {
     /// Changes the size of a node. All nodes above take the new size with it, and all bitmaps on the way: what a
     /// drive has grown by counts as dirty for its bitmaps.
     pub fn resize(&mut self, name: &str, size_bytes: u64) -> Result<()> {
+        self.resize_overruling(name, size_bytes, &[])
+    }
+
+    /// As [`Change::resize`], but the claims of some parents on the node do not count: a commit grows the image
+    /// below those that it is about to take away.
+    pub fn resize_overruling(&mut self, name: &str, size_bytes: u64, overruled: &[String]) -> Result<()> {
         let id = self.topology.node_or_drive(name)?;
         let id = self.topology.skip_filters(id);
         let name = self.topology.name(id);
@@ -530,7 +538,8 @@ impl Change {
                 Parent::Node(parent, child) => {
                     let role =
                         self.topology.at(*parent).children.iter().find(|c| c.name == *child).map(|c| c.role);
-                    if role == Some(Role::Filtered) || role == Some(Role::Data) {
+                    let named = overruled.iter().any(|name| **name == *self.topology.name(*parent));
+                    if named || role == Some(Role::Filtered) || role == Some(Role::Data) {
                         continue;
                     }
                     Permissions::NONE
@@ -581,7 +590,7 @@ impl Change {
     pub fn set_drive(&mut self, name: &str, node: &str) -> Result<()> {
         check_name(name)?;
         let id = self.topology.id(node)?;
-        if self.topology.names.contains_key(name) && name != node {
+        if self.topology.names.contains_key(name) {
             return Err(Error::new(Kind::Exists, format_args!("there is a node '{name}' already")));
         }
         self.topology.drives.insert(name.into(), id);
@@ -606,6 +615,14 @@ impl Change {
         Ok(Root::new(root, self.graph.clone()))
     }
 
+    /// As [`Change::attach`], but always to the node: on a drive's name too it stays at the node that the drive
+    /// leads to now. Jobs do this.
+    pub fn attach_to_node(&mut self, name: &str, options: &RootOptions) -> Result<Root> {
+        let id = self.topology.node_or_drive(name)?;
+        let name = self.topology.name(id);
+        self.attach(&name, options)
+    }
+
     pub(crate) fn detach(&mut self, root: u64) {
         self.topology.roots.remove(&root);
     }
@@ -621,6 +638,25 @@ impl Change {
 
     // ---- the rest
 
+    /// Runs `work` while everything that this change touches is drained, before its other steps and before the
+    /// wiring is swapped. `nodes` are drained; `work` gets their edges as they were, in that order.
+    pub fn while_drained_first<F>(&mut self, nodes: &[&str], work: F) -> Result<()>
+    where
+        F: FnOnce(Vec<Edge>) -> BoxFuture<'static, Result<()>> + Send + 'static,
+    {
+        let ids = nodes.iter().map(|name| self.topology.id(name)).collect::<Result<Vec<_>>>()?;
+        self.touched.extend(ids.iter().copied());
+        let action: Action = Box::new(move |staged| {
+            let edges = ids.iter().map(|id| staged.wired[id].edge_of_locker.clone()).collect();
+            Box::pin(async move {
+                work(edges).await?;
+                Ok(undo(|| {}))
+            })
+        });
+        self.actions.insert(0, action);
+        Ok(())
+    }
+
     pub(crate) fn action(
         &mut self,
         touches: impl IntoIterator<Item = NodeId>,
@@ -633,6 +669,10 @@ impl Change {
     /// A bitmap as it will be found after this change's edits (not its actions).
     pub(crate) fn find_bitmap(&self, target: &str, name: &str) -> Result<(NodeId, Arc<Bitmap>)> {
         find_bitmap(&self.topology, &self.before.parked, target, name)
+    }
+
+    pub(crate) fn parked_home(&self, id: BitmapId) -> Option<NodeId> {
+        self.before.parked.get(&id).copied()
     }
 
     /// Makes the change, or nothing of it.
@@ -649,6 +689,7 @@ impl Change {
         let drained = Drained::begin(&self.affected()).await;
         let mut staged = Staged {
             topology: std::mem::take(&mut self.topology),
+            before: self.before.topology.clone(),
             wired: (*self.before.wired).clone(),
             parked: self.before.parked.clone(),
         };
@@ -801,6 +842,28 @@ impl Drop for Change {
 }
 
 impl Staged {
+    /// A bitmap, looked for in the new topology, and then on nodes that this change takes out: what they hold can
+    /// still be moved away.
+    pub(crate) fn find_bitmap(&self, target: &str, name: &str) -> Result<(NodeId, Arc<Bitmap>)> {
+        find_bitmap(&self.topology, &self.parked, target, name).or_else(|error| {
+            let before = find_bitmap(&self.before, &self.parked, target, name).map_err(|_| error.clone());
+            before.and_then(|(id, found)| {
+                if self.any_node(id)?.bitmaps.lock().get_id(found.id()).is_some() {
+                    Ok((id, found))
+                } else {
+                    Err(error)
+                }
+            })
+        })
+    }
+
+    /// A node of the new topology, or one that this change takes out.
+    pub(crate) fn any_node(&self, id: NodeId) -> Result<Arc<Node>> {
+        let placed = self.topology.nodes.get(&id).or_else(|| self.before.nodes.get(&id));
+        let missing = || Error::new(Kind::NotFound, "the bitmap's node is not there any more");
+        placed.map(|placed| placed.node.clone()).ok_or_else(missing)
+    }
+
     /// Nodes that are new have no wiring in the old graph; actions may need theirs.
     fn wire_new(&mut self, graph: &Graph) {
         for (id, wired) in wire(&self.topology, graph.0.trace) {

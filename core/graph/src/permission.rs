@@ -72,6 +72,8 @@ fn on_child(role: Role, needs: P, shares: P, read_only: bool) -> (P, P) {
             let needs = needs.and(P::CONSISTENT_READ).or(writes).or(resize);
             (needs, P::CONSISTENT_READ.or(P::WRITE_UNCHANGED).or(shares.and(P::WRITE)))
         }
+        // An overlay that nobody uses minds nothing (what is left after a commit into its backing, say).
+        Role::Backing if needs == P::NONE && shares == P::ALL => (P::NONE, P::ALL),
         // What is read through an overlay must not change under it.
         Role::Backing => (P::CONSISTENT_READ, P::CONSISTENT_READ.or(P::WRITE_UNCHANGED)),
     }
