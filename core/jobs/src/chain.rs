@@ -1,0 +1,101 @@
+//! The part of a backing chain that a job works on.
+
+use driveline_graph::{Error, Graph, Kind, NodeView, Result};
+use std::sync::Arc;
+
+/// A stretch of a chain: from `top` down to just above `base`.
+#[derive(Clone, Debug)]
+pub(crate) struct Chain {
+    /// The format nodes, the upper one first, without `base`.
+    pub(crate) layers: Vec<Arc<str>>,
+    /// The node below them, as the lowest layer refers to it: a filter, if one is on top of the base.
+    pub(crate) below: Option<Arc<str>>,
+    /// The format node below them.
+    pub(crate) base: Option<Arc<str>>,
+}
+
+impl Chain {
+    /// From `top` down to above `base`; without a base, to the end.
+    pub(crate) fn find(graph: &Graph, top: &str, base: Option<&str>) -> Result<Self> {
+        let nodes = graph.chain(top)?;
+        let base = match base {
+            None => None,
+            // A filter above the base stands for it.
+            Some(base) => Some(graph.chain(base)?.remove(0)),
+        };
+        let names: Vec<Arc<str>> = nodes.iter().map(|node| node.name().into()).collect();
+        let end = match &base {
+            None => names.len(),
+            Some(base) => match names.iter().position(|name| **name == *base.name()) {
+                Some(0) => {
+                    let message = format_args!("'{}' cannot be base of itself", names[0]);
+                    return Err(Error::new(Kind::Invalid, message));
+                }
+                Some(at) => at,
+                None => {
+                    let message = format_args!(
+                        "'{}' is not in the backing chain of '{top}' ({})",
+                        base.name(),
+                        names.join(" -> ")
+                    );
+                    return Err(Error::new(Kind::Invalid, message));
+                }
+            },
+        };
+        let layers = names[..end].to_vec();
+        let lowest = graph.view_node(layers.last().expect("a chain has a top"))?;
+        let below =
+            lowest.children.iter().find(|child| child.name == "backing").map(|child| child.node.clone());
+        let base = names.get(end).cloned();
+        Ok(Self { layers, below: if base.is_some() { below } else { None }, base })
+    }
+
+    pub(crate) fn top(&self) -> &Arc<str> {
+        &self.layers[0]
+    }
+
+    /// Is a depth that block_status of `top` reports in one of the layers?
+    pub(crate) fn holds(&self, depth: u32) -> bool {
+        depth >= 1 && depth as usize <= self.layers.len()
+    }
+}
+
+/// What an image above writes into its header to name a node: the file, and the format.
+pub(crate) fn file_and_format(graph: &Graph, node: &str) -> Result<(String, String)> {
+    let mut view = graph.view_node(graph.chain(node)?[0].name())?;
+    let format = view.node.driver_name().to_owned();
+    loop {
+        if let Some(file) = view.node.open_node().filename() {
+            // A leaf that is referred to without a format above it holds raw data.
+            let is_leaf = view.children.is_empty() && format == view.node.driver_name();
+            return Ok((file.to_string_lossy().into_owned(), if is_leaf { "raw".into() } else { format }));
+        }
+        let file = view.children.iter().find(|child| child.name != "backing");
+        let Some(file) = file.map(|child| child.node.clone()) else {
+            let message = "it has no file name that an image could refer to; give 'backing-file'";
+            return Err(Error::new(Kind::Invalid, message).at(node));
+        };
+        view = graph.view_node(&file)?;
+    }
+}
+
+/// The node of a chain whose file has that name.
+pub(crate) fn by_file(graph: &Graph, device: &str, file: &str) -> Result<String> {
+    for node in graph.chain(device)? {
+        if file_and_format(graph, node.name())
+            .is_ok_and(|(name, _)| name == file || name.ends_with(&format!("/{file}")))
+        {
+            return Ok(node.name().to_owned());
+        }
+    }
+    Err(Error::new(Kind::NotFound, format_args!("Can't find '{file}' in the backing chain")))
+}
+
+/// Nodes whose backing is that node, filters between left out.
+pub(crate) fn overlays(graph: &Graph, node: &str) -> Vec<NodeView> {
+    let is_overlay = |view: &NodeView| {
+        let backing = view.children.iter().find(|child| child.name == "backing");
+        backing.is_some_and(|child| graph.chain(&child.node).is_ok_and(|chain| chain[0].name() == node))
+    };
+    graph.nodes().into_iter().filter(is_overlay).collect()
+}

@@ -1,0 +1,453 @@
+//! Commit: data moves down into a backing image, and the layers that it came from are taken out.
+//!
+//! ```text
+//!   intermediate:  active ─▶ top ─▶ mid ─▶ base      active ─▶ base
+//!                             └──────────────▲
+//!   active:        drive ─▶ holder ─▶ limit ─▶ active ─▶ base      drive ─▶ limit ─▶ base
+//!                                                └────────▲
+//! ```
+//!
+//! The base changes, the drive does not: the job's writes are UNCHANGED with the scope `top`. Bitmaps of the base
+//! with the `node` view record them; a drive's bitmaps do not.
+//!
+//! An active commit has guests writing above it. It marks what they write in a bitmap of its own, copies until
+//! nothing is left, is ready then, and goes on copying what comes. On completion the graph is drained, what is
+//! left is copied, and the base takes the place of the top node, in one change.
+
+use crate::{
+    chain::{Chain, by_file, file_and_format, overlays},
+    copy::{self, Buffers, Next, PIECE_BYTES_MAX, PieceError, Source},
+    event::JobEvent,
+    holder::UsedHolder,
+    job::{Common, Job, JobKind, Stopped},
+    manager::{Jobs, Work},
+    state::{JobStatus, OnError},
+};
+use driveline_bitmap::{Bitmap, View};
+use driveline_graph::{BoxFuture, Error, Kind, NewBitmap, NodeId, Permissions, Result, Root, RootOptions};
+use driveline_op::{Ask, Buffer, Call, Edge, flag, op, status};
+use parking_lot::Mutex;
+use std::{ops::Range, sync::Arc, time::Duration};
+
+/// How often an active commit that is ready looks for what the guest has written.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// The granularity of its own bitmap.
+const GRANULARITY: u64 = 65536;
+
+/// What a commit is started with. The fields are QEMU's `block-commit`.
+#[derive(Clone, Debug, Default)]
+pub struct CommitArgs {
+    /// Its id; without one, the device's name.
+    pub job_id: Option<String>,
+    /// The drive, or a node of the chain.
+    pub device: String,
+    /// The uppermost node whose data moves; without it, the top of the chain.
+    pub top_node: Option<String>,
+    /// The same, by the name of its file.
+    pub top: Option<String>,
+    /// The node that the data moves into; without it, the lowest of the chain.
+    pub base_node: Option<String>,
+    /// The same, by the name of its file.
+    pub base: Option<String>,
+    /// What the headers of the images above `top` say of their backing afterwards; without it, the base's file.
+    pub backing_file: Option<String>,
+    /// Bytes per second; 0: no limit.
+    pub speed: u64,
+    /// What becomes of errors.
+    pub on_error: OnError,
+    /// The name of the holder, if one is needed.
+    pub filter_node_name: Option<String>,
+    /// Its user finalizes it.
+    pub manual_finalize: bool,
+    /// Its user dismisses it.
+    pub manual_dismiss: bool,
+}
+
+struct Commit {
+    jobs: Jobs,
+    chain: Chain,
+    base: Arc<str>,
+    top_id: NodeId,
+    active: bool,
+    header: Option<(String, String)>,
+    state: Mutex<Roots>,
+    holder: Option<UsedHolder>,
+    base_was_read_only: bool,
+    /// What is left to copy.
+    dirty: Arc<Bitmap>,
+}
+
+#[derive(Clone)]
+struct Roots {
+    top: Option<Root>,
+    base: Option<Root>,
+}
+
+impl Jobs {
+    /// Starts a commit. When this returns its holder is in place, and the job is at work.
+    pub async fn commit(&self, args: CommitArgs) -> Result<String> {
+        let graph = &self.0.graph;
+        let whole = graph.chain(&args.device)?;
+        let one = |node: &Option<String>, file: &Option<String>, words: &str| match (node, file) {
+            (Some(_), Some(_)) => Err(Error::new(
+                Kind::Invalid,
+                format_args!("'{words}-node' and '{words}' are mutually exclusive"),
+            )),
+            (Some(node), None) => Ok(Some(graph.chain(node)?[0].name().to_owned())),
+            (None, Some(file)) => by_file(graph, &args.device, file).map(Some),
+            (None, None) => Ok(None),
+        };
+        let top = one(&args.top_node, &args.top, "top")?.unwrap_or_else(|| whole[0].name().to_owned());
+        let base = one(&args.base_node, &args.base, "base")?;
+        let base = base.unwrap_or_else(|| whole[whole.len() - 1].name().to_owned());
+        if !whole.iter().any(|node| node.name() == top) {
+            let message = format_args!("'{top}' is not in this backing file chain of '{}'", args.device);
+            return Err(Error::new(Kind::Invalid, message));
+        }
+        if top == base {
+            return Err(Error::new(Kind::Invalid, "cannot commit an image into itself"));
+        }
+        let chain = Chain::find(graph, &top, Some(&base))?;
+        let active = overlays(graph, &top).is_empty();
+        if active && args.backing_file.is_some() {
+            let message = "'backing-file' specified, but 'top' is the active layer";
+            return Err(Error::new(Kind::Invalid, message));
+        }
+        let header = match (&args.backing_file, active) {
+            (_, true) => None,
+            (Some(file), false) => Some((file.clone(), file_and_format(graph, &base)?.1)),
+            (None, false) => Some(file_and_format(graph, &base)?),
+        };
+        let common = Common {
+            id: args.job_id.clone().unwrap_or_else(|| args.device.clone()),
+            kind: JobKind::Commit,
+            device: args.device.clone(),
+            speed: args.speed,
+            on_error: args.on_error,
+            auto_finalize: !args.manual_finalize,
+            auto_dismiss: !args.manual_dismiss,
+        };
+        let mut claims = chain.layers.clone();
+        claims.push(base.as_str().into());
+        let job = self.reserve(common, &claims)?;
+        let id = job.common.id.clone();
+        match self.begin_commit(&job, chain, &base, active, header, &args).await {
+            Ok(work) => self.start(job, work),
+            Err(error) => {
+                self.unreserve(&job);
+                return Err(error);
+            }
+        }
+        Ok(id)
+    }
+
+    async fn begin_commit(
+        &self,
+        job: &Arc<Job>,
+        chain: Chain,
+        base: &str,
+        active: bool,
+        header: Option<(String, String)>,
+        args: &CommitArgs,
+    ) -> Result<Commit> {
+        let graph = &self.0.graph;
+        let top = chain.top().clone();
+        let mut holders = self.0.holders.lock().await;
+        let mut change = graph.change().await;
+        let holder = match graph.drive_of(&top) {
+            Some(drive) => holders.park(graph, &mut change, &drive, args.filter_node_name.as_deref()).await?,
+            None => None,
+        };
+        let base_was_read_only = graph.view_node(base)?.read_only;
+        let dirty_name = format!("#commit-{}", job.common.id);
+        let made = async {
+            let overruled: Vec<String> = chain.layers.iter().map(|name| name.to_string()).collect();
+            if base_was_read_only {
+                change.set_read_only(base, false)?;
+            }
+            let (size, base_size) = (graph.size_bytes(&top)?, graph.size_bytes(base)?);
+            if base_size < size {
+                change.resize_overruling(base, size, &overruled)?;
+            }
+            let shares = Permissions::ALL.without(Permissions::RESIZE);
+            let user = format!("job '{}'", job.common.id);
+            let reader = RootOptions {
+                user: user.clone(),
+                needs: Permissions::CONSISTENT_READ,
+                shares,
+                locks: active,
+                overrules: Vec::new(),
+            };
+            let writer = RootOptions {
+                user,
+                needs: Permissions::CONSISTENT_READ.or(Permissions::WRITE),
+                shares: Permissions::CONSISTENT_READ.or(Permissions::WRITE_UNCHANGED),
+                locks: false,
+                overrules: overruled,
+            };
+            let roots = Roots {
+                top: Some(change.attach_to_node(&top, &reader)?),
+                base: Some(change.attach_to_node(base, &writer)?),
+            };
+            let mut dirty = NewBitmap { view: View::Node, ..NewBitmap::named(&dirty_name) };
+            dirty.granularity = Some(GRANULARITY);
+            change.add_bitmap(&top, dirty)?;
+            change.commit().await.map(|()| roots)
+        };
+        let roots = made.await;
+        match (&roots, &holder) {
+            (Ok(_), Some(used)) => holders.parked(used),
+            (Err(_), Some(used)) => holders.not_parked(used),
+            _ => {}
+        }
+        drop(holders);
+        let state = Mutex::new(roots?);
+        Ok(Commit {
+            jobs: self.clone(),
+            base: base.into(),
+            top_id: graph.node(&top)?.id(),
+            active,
+            header,
+            state,
+            holder,
+            base_was_read_only,
+            dirty: graph.bitmap(&top, &dirty_name)?,
+            chain,
+        })
+    }
+}
+
+impl Work for Commit {
+    fn run<'a>(&'a self, job: &'a Arc<Job>) -> BoxFuture<'a, Result<(), Stopped>> {
+        Box::pin(async move {
+            let roots = self.state.lock().clone();
+            let (top, base) = (roots.top.expect("until it is over"), roots.base.expect("until it is over"));
+            self.find_allocated(job, &top).await?;
+            let push = Push {
+                dirty: &self.dirty,
+                top: &top,
+                base: &base,
+                top_id: self.top_id,
+                cursor: Mutex::new(0),
+            };
+            let buffers = Buffers::default();
+            let runtime = &self.jobs.0.runtime;
+            loop {
+                copy::run(job, runtime, &push, &buffers).await?;
+                *push.cursor.lock() = 0;
+                if !self.active {
+                    return Ok(());
+                }
+                if self.dirty.bits().next_dirty(0).is_some() {
+                    continue;
+                }
+                if job.info().status == JobStatus::Running {
+                    job.set_status(JobStatus::Ready);
+                    job.emit(JobEvent::Ready(Box::new(job.info())));
+                }
+                job.pause_point().await?;
+                if job.wants_complete() {
+                    return Ok(());
+                }
+                let acted = job.user_acted();
+                futures::future::select(std::pin::pin!(acted), runtime.sleep(LOOK_AGAIN)).await;
+                if let Some(more) = self.more_to_do() {
+                    job.add_total(more);
+                }
+            }
+        })
+    }
+
+    fn finalize<'a>(&'a self, job: &'a Arc<Job>) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move { self.end(job, true).await })
+    }
+
+    fn abort<'a>(&'a self, job: &'a Arc<Job>) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            if let Err(error) = self.end(job, false).await {
+                tracing::error!(job = job.common.id, "cleaning up after a commit: {error}");
+            }
+        })
+    }
+}
+
+impl Commit {
+    fn more_to_do(&self) -> Option<u64> {
+        Some(self.dirty.bits().dirty_bytes()).filter(|bytes| *bytes > 0)
+    }
+
+    /// Marks what the layers hold. The guest's writes are marked by their way through `top`.
+    async fn find_allocated(&self, job: &Arc<Job>, top: &Root) -> Result<(), Stopped> {
+        let size = top.info().size_bytes;
+        let mut at = 0;
+        while at < size {
+            job.pause_point().await?;
+            let ask =
+                Ask { op: op::BLOCK_STATUS, offset: at, length: (size - at).min(1 << 30), ..Ask::default() };
+            let answer = top.submit(ask, Buffer::default()).await;
+            if let Err(error) = answer.result {
+                use crate::state::ErrorAction;
+                match job.on_io_error(&error, "read") {
+                    ErrorAction::Report => return Err(Stopped::Failed(error.into())),
+                    ErrorAction::Ignore | ErrorAction::Stop => self.jobs.0.runtime.sleep(LOOK_AGAIN).await,
+                }
+                continue;
+            }
+            if self.chain.holds(answer.status.depth) {
+                self.dirty.mark_unconditionally(at..at + answer.status.length);
+            }
+            at += answer.status.length;
+        }
+        job.set_total(self.dirty.bits().dirty_bytes());
+        Ok(())
+    }
+
+    /// Ends in one change, whatever came of it.
+    async fn end(&self, job: &Arc<Job>, success: bool) -> Result<()> {
+        let graph = &self.jobs.0.graph;
+        let mut holders = self.jobs.0.holders.lock().await;
+        let roots = self.state.lock().clone();
+        let (top, base) = (self.chain.top(), &self.base);
+        if success && let Some(base) = &roots.base {
+            base.flush().await?;
+        }
+        let above = overlays(graph, top);
+        let mut change = graph.change().await;
+        for root in [&roots.top, &roots.base].into_iter().flatten() {
+            change.detach_root(root);
+        }
+        change.remove_bitmap(top, &format!("#commit-{}", job.common.id))?;
+        if success && self.active {
+            let (dirty, top_id) = (self.dirty.clone(), self.top_id);
+            change.while_drained_first(&[top, base], move |edges| {
+                Box::pin(async move { copy_rest(&dirty, &edges[0], &edges[1], top_id).await })
+            })?;
+            change.replace_node(top, base)?;
+        }
+        if success && !self.active {
+            let header = self.header.as_ref().map(|(file, format)| (file.as_str(), format.as_str()));
+            let below = self.chain.below.as_deref();
+            for overlay in &above {
+                let name = overlay.node.name();
+                if overlay.read_only {
+                    change.set_read_only(name, false)?;
+                }
+                change.set_backing(name, below, header)?;
+                if overlay.read_only {
+                    change.set_read_only(name, true)?;
+                }
+            }
+        }
+        if self.base_was_read_only && !(success && self.active) {
+            change.set_read_only(base, true)?;
+        }
+        if let Some(used) = &self.holder {
+            holders.bring_home(graph, &mut change, used)?;
+        }
+        change.commit().await?;
+        if let Some(used) = &self.holder {
+            holders.leave(used);
+        }
+        *self.state.lock() = Roots { top: None, base: None };
+        Ok(())
+    }
+}
+
+/// What a commit copies: what its bitmap says.
+struct Push<'a> {
+    dirty: &'a Bitmap,
+    top: &'a Root,
+    base: &'a Root,
+    top_id: NodeId,
+    cursor: Mutex<u64>,
+}
+
+impl Source for Push<'_> {
+    fn next(&self) -> BoxFuture<'_, Result<Next, PieceError>> {
+        Box::pin(async move {
+            let at = *self.cursor.lock();
+            let bits = self.dirty.bits();
+            let Some(start) = bits.next_dirty(at) else { return Ok(Next::Nothing) };
+            let round = (start / PIECE_BYTES_MAX + 1) * PIECE_BYTES_MAX;
+            let end = bits.next_clean(start).unwrap_or(bits.length()).min(round).min(bits.length());
+            *self.cursor.lock() = end;
+            Ok(Next::Piece(start..end))
+        })
+    }
+
+    fn copy<'a>(&'a self, piece: Range<u64>, buffers: &'a Buffers) -> BoxFuture<'a, Result<(), PieceError>> {
+        Box::pin(async move {
+            let (above, below) = (self.top.enter().await, self.base.enter().await);
+            // No guest writes here between the clean bit and the copy: its write would be marked, but not copied.
+            let _lock = above.lock(piece.clone()).await;
+            self.dirty.bits().clear_range(piece.clone());
+            let mut at = piece.start;
+            let copied = async {
+                while at < piece.end {
+                    let ask =
+                        Ask { op: op::BLOCK_STATUS, offset: at, length: piece.end - at, ..Ask::default() };
+                    let answer = above.submit(ask, Buffer::default()).await;
+                    answer.result.map_err(PieceError::reading)?;
+                    let end = at + answer.status.length;
+                    let scope = self.top_id.0;
+                    if answer.status.flags & status::ZERO != 0 {
+                        let flags = flag::UNCHANGED | flag::MAY_UNMAP;
+                        let (offset, length) = (at, end - at);
+                        let ask =
+                            Ask { op: op::WRITE_ZEROES, flags, offset, length, scope, ..Ask::default() };
+                        below.submit(ask, Buffer::default()).await.result.map_err(PieceError::writing)?;
+                    } else {
+                        let ask = Ask { op: op::READ, offset: at, ..Ask::default() };
+                        let read = above.submit(ask, buffers.take(end - at)).await;
+                        if let Err(error) = read.result {
+                            buffers.give(read.buffer);
+                            return Err(PieceError::reading(error));
+                        }
+                        let ask = Ask {
+                            op: op::WRITE,
+                            flags: flag::UNCHANGED,
+                            offset: at,
+                            scope,
+                            ..Ask::default()
+                        };
+                        let written = below.submit(ask, read.buffer).await;
+                        buffers.give(written.buffer);
+                        written.result.map_err(PieceError::writing)?;
+                    }
+                    at = end;
+                }
+                Ok(())
+            };
+            let result = copied.await;
+            if result.is_err() {
+                self.dirty.mark_unconditionally(piece);
+            }
+            result
+        })
+    }
+
+    fn retries(&self) -> bool {
+        true
+    }
+}
+
+/// Copies what is left while nothing is in flight, and makes it durable.
+async fn copy_rest(dirty: &Bitmap, top: &Edge, base: &Edge, top_id: NodeId) -> Result<()> {
+    let rest: Vec<Range<u64>> = dirty.bits().iter_dirty().collect();
+    for range in rest {
+        let mut at = range.start;
+        while at < range.end {
+            let end = range.end.min(at + PIECE_BYTES_MAX);
+            let read = Ask { op: op::READ, offset: at, ..Ask::default() };
+            let read = Call::new(top.clone(), read, Buffer::new((end - at) as usize)).await;
+            read.result?;
+            let flags = flag::UNCHANGED;
+            let write = Ask { op: op::WRITE, flags, offset: at, scope: top_id.0, ..Ask::default() };
+            Call::new(base.clone(), write, read.buffer).await.result?;
+            at = end;
+        }
+    }
+    let flush = Ask { op: op::FLUSH, ..Ask::default() };
+    Call::new(base.clone(), flush, Buffer::default()).await.result?;
+    Ok(())
+}

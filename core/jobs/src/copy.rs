@@ -1,0 +1,182 @@
+//! The work of a job: pieces of a node, copied several at a time, with a speed limit, pauses and an error policy.
+
+use crate::{
+    job::{Job, Stopped},
+    manager::Runtime,
+    state::ErrorAction,
+};
+use driveline_graph::BoxFuture;
+use driveline_op::Buffer;
+use futures::{StreamExt, stream::FuturesUnordered};
+use parking_lot::Mutex;
+use std::{collections::VecDeque, ops::Range, sync::Arc, time::Duration};
+
+/// Pieces in flight at once.
+const IN_FLIGHT_MAX: usize = 8;
+/// The longest piece.
+pub(crate) const PIECE_BYTES_MAX: u64 = 1 << 20;
+/// The speed limit is kept over slices of this length.
+const SLICE: Duration = Duration::from_millis(100);
+
+/// A piece could not be copied: what failed, and in which operation.
+pub(crate) struct PieceError {
+    pub(crate) error: driveline_op::Error,
+    pub(crate) operation: &'static str,
+}
+
+impl PieceError {
+    pub(crate) fn reading(error: driveline_op::Error) -> Self {
+        Self { error, operation: "read" }
+    }
+
+    pub(crate) fn writing(error: driveline_op::Error) -> Self {
+        Self { error, operation: "write" }
+    }
+}
+
+/// What a job copies.
+pub(crate) trait Source: Send + Sync {
+    /// The next piece to be copied, at most [`PIECE_BYTES_MAX`] long, and how many bytes before it need nothing.
+    fn next(&self) -> BoxFuture<'_, Result<Next, PieceError>>;
+    /// Copies a piece. It looks again, because the guest may have changed it since.
+    fn copy<'a>(&'a self, piece: Range<u64>, buffers: &'a Buffers) -> BoxFuture<'a, Result<(), PieceError>>;
+    /// A piece that failed and was ignored: is it to be tried again?
+    fn retries(&self) -> bool;
+}
+
+/// What comes next.
+pub(crate) enum Next {
+    /// So many bytes need nothing.
+    Skip(u64),
+    /// A piece to copy.
+    Piece(Range<u64>),
+    /// Nothing, for now or for good.
+    Nothing,
+}
+
+/// Buffers, reused from piece to piece.
+#[derive(Default)]
+pub(crate) struct Buffers(Mutex<Vec<Buffer>>);
+
+impl Buffers {
+    pub(crate) fn take(&self, length: u64) -> Buffer {
+        let mut buffer = self.0.lock().pop().unwrap_or_else(|| Buffer::new(PIECE_BYTES_MAX as usize));
+        buffer.set_len(length as usize);
+        buffer
+    }
+
+    pub(crate) fn give(&self, buffer: Buffer) {
+        self.0.lock().push(buffer);
+    }
+}
+
+/// Copies until the source has nothing more. An error that was ignored is kept, and returned at the end.
+pub(crate) async fn run(
+    job: &Arc<Job>,
+    runtime: &Arc<dyn Runtime>,
+    source: &dyn Source,
+    buffers: &Buffers,
+) -> Result<Option<driveline_op::Error>, Stopped> {
+    let mut flying = FuturesUnordered::new();
+    let mut again: VecDeque<Range<u64>> = VecDeque::new();
+    let mut ignored = None;
+    let mut limit = RateLimit::default();
+    loop {
+        if job.is_cancelled() || job.wants_pause() {
+            while let Some((piece, result)) = flying.next().await {
+                settle(job, source, piece, result, &mut again, &mut ignored)?;
+            }
+            job.pause_point().await?;
+        }
+        let piece = match again.pop_front() {
+            Some(piece) => Some(piece),
+            None if flying.len() < IN_FLIGHT_MAX => match source.next().await {
+                Ok(Next::Skip(bytes)) => {
+                    job.add_done(bytes);
+                    continue;
+                }
+                Ok(Next::Piece(piece)) => Some(piece),
+                Ok(Next::Nothing) => None,
+                Err(error) => {
+                    match job.on_io_error(&error.error, error.operation) {
+                        ErrorAction::Report => return Err(Stopped::Failed(error.error.into())),
+                        // What is not known cannot be skipped: it is asked again, in a while.
+                        ErrorAction::Ignore | ErrorAction::Stop => runtime.sleep(SLICE).await,
+                    }
+                    continue;
+                }
+            },
+            None => None,
+        };
+        if let Some(piece) = piece {
+            limit.wait(job, runtime, piece.end - piece.start).await;
+            flying.push(async move {
+                let result = source.copy(piece.clone(), buffers).await;
+                (piece, result)
+            });
+            if flying.len() < IN_FLIGHT_MAX {
+                continue;
+            }
+        }
+        match flying.next().await {
+            Some((piece, result)) => settle(job, source, piece, result, &mut again, &mut ignored)?,
+            None => return Ok(ignored),
+        }
+    }
+}
+
+fn settle(
+    job: &Job,
+    source: &dyn Source,
+    piece: Range<u64>,
+    result: Result<(), PieceError>,
+    again: &mut VecDeque<Range<u64>>,
+    ignored: &mut Option<driveline_op::Error>,
+) -> Result<(), Stopped> {
+    let Err(failed) = result else {
+        job.add_done(piece.end - piece.start);
+        return Ok(());
+    };
+    match job.on_io_error(&failed.error, failed.operation) {
+        ErrorAction::Report => return Err(Stopped::Failed(failed.error.into())),
+        ErrorAction::Stop => again.push_back(piece),
+        ErrorAction::Ignore if source.retries() => again.push_back(piece),
+        ErrorAction::Ignore => {
+            job.add_done(piece.end - piece.start);
+            ignored.get_or_insert(failed.error);
+        }
+    }
+    Ok(())
+}
+
+/// A speed limit: so many bytes in each slice of time.
+#[derive(Default)]
+struct RateLimit {
+    slice_end: Duration,
+    spent: u64,
+}
+
+impl RateLimit {
+    async fn wait(&mut self, job: &Job, runtime: &Arc<dyn Runtime>, bytes: u64) {
+        loop {
+            let speed = job.speed();
+            if speed == 0 || job.is_cancelled() {
+                return;
+            }
+            let quota = (speed / 10).max(1);
+            let now = runtime.now();
+            if now >= self.slice_end {
+                // Debt of a piece longer than a slice's quota is paid off in the slices that follow.
+                let slices = 1 + (now - self.slice_end).as_millis() as u64 / SLICE.as_millis() as u64;
+                self.spent = self.spent.saturating_sub(quota.saturating_mul(slices));
+                self.slice_end = now + SLICE;
+            }
+            if self.spent < quota {
+                self.spent += bytes;
+                return;
+            }
+            let sleep = runtime.sleep(self.slice_end - now);
+            futures::future::select(std::pin::pin!(job.user_acted()), sleep).await;
+        }
+    }
+}

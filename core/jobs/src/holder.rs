@@ -1,0 +1,102 @@
+//! The holder: during a job a drive's bitmaps sit on a do-nothing filter at its root, and afterwards go home.
+//!
+//! ```text
+//!   drive ─▶ limit ─▶ active          drive ─▶ holder ─▶ limit ─▶ active
+//!              └ daily                            └ daily
+//! ```
+//!
+//! Guest writes pass the holder and are recorded there. The job's do not: its root is on a node below. So the
+//! bitmaps are exact without any logic in the drive, and stay exact while the job takes apart what is below.
+
+use driveline_bitmap::View;
+use driveline_graph::{Change, Graph, Options, Result};
+use std::{collections::BTreeMap, sync::Arc};
+
+/// The filter that does nothing. It is a plugin like any other; the core knows it by name.
+pub const HOLDER_DRIVER: &str = "bitmap-holder";
+
+/// Holders in use, by drive. Jobs on one drive share one.
+#[derive(Debug, Default)]
+pub(crate) struct Holders(BTreeMap<Arc<str>, Held>);
+
+#[derive(Debug)]
+struct Held {
+    node: Arc<str>,
+    jobs: usize,
+}
+
+/// Which holder a job uses, if any.
+#[derive(Clone, Debug)]
+pub(crate) struct UsedHolder {
+    drive: Arc<str>,
+    inserted: Arc<str>,
+}
+
+impl Holders {
+    /// Adds to a change: a holder above the drive's root, with the drive's bitmaps on it. Nothing, if the drive
+    /// has no bitmaps of its own, or if they live on a holder for good.
+    pub(crate) async fn park(
+        &mut self,
+        graph: &Graph,
+        change: &mut Change,
+        drive: &str,
+        node_name: Option<&str>,
+    ) -> Result<Option<UsedHolder>> {
+        if let Some(held) = self.0.get_mut(drive) {
+            held.jobs += 1;
+            return Ok(Some(UsedHolder { drive: drive.into(), inserted: held.node.clone() }));
+        }
+        let places = graph.bitmap_places(drive)?;
+        let away = |node: &str| graph.node(node).is_ok_and(|node| node.driver_name() != HOLDER_DRIVER);
+        let to_park: Vec<_> =
+            places.iter().filter(|(node, bitmap)| bitmap.view() == View::Drive && away(node)).collect();
+        if to_park.is_empty() {
+            return Ok(None);
+        }
+        let mut definition = Options::new();
+        definition.insert("driver".into(), HOLDER_DRIVER.into());
+        if let Some(name) = node_name {
+            definition.insert("node-name".into(), name.into());
+        }
+        let holder: Arc<str> = change.insert_filter(definition, drive).await?.name().into();
+        for (node, bitmap) in to_park {
+            change.park_bitmap(node, bitmap.name().as_str(), &holder)?;
+        }
+        Ok(Some(UsedHolder { drive: drive.into(), inserted: holder }))
+    }
+
+    /// The change with the holder was made.
+    pub(crate) fn parked(&mut self, used: &UsedHolder) {
+        self.0.entry(used.drive.clone()).or_insert_with(|| Held { node: used.inserted.clone(), jobs: 1 });
+    }
+
+    /// The change with the holder was not made after all.
+    pub(crate) fn not_parked(&mut self, used: &UsedHolder) {
+        self.leave(used);
+    }
+
+    /// Adds to a change: the bitmaps go home, and the holder goes. Nothing, while other jobs use it. `root` is the
+    /// node that the drive leads to below the holder once the change is made.
+    ///
+    /// A bitmap whose home is still below the drive's root goes there; else it goes to the root. One of the same
+    /// name that is there is merged into it.
+    pub(crate) fn bring_home(&self, graph: &Graph, change: &mut Change, used: &UsedHolder) -> Result<()> {
+        if self.0.get(&used.drive).is_none_or(|held| held.jobs > 1) {
+            return Ok(());
+        }
+        for (_, bitmap) in graph.bitmap_places(&used.inserted)? {
+            change.bring_home(&used.inserted, bitmap.name().as_str(), &used.drive)?;
+        }
+        change.remove_emptied_filter(&used.inserted)
+    }
+
+    /// The job does not use it any more.
+    pub(crate) fn leave(&mut self, used: &UsedHolder) {
+        if let Some(held) = self.0.get_mut(&used.drive) {
+            held.jobs -= 1;
+            if held.jobs == 0 {
+                self.0.remove(&used.drive);
+            }
+        }
+    }
+}

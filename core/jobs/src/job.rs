@@ -1,0 +1,321 @@
+//! A job: its state, and how its user and its work talk to each other.
+
+use crate::{
+    event::JobEvent,
+    manager::Listeners,
+    state::{ErrorAction, IoStatus, JobStatus, OnError, Verb},
+};
+use driveline_graph::{Error, Kind, Result};
+use event_listener::Event;
+use parking_lot::Mutex;
+use std::sync::Arc;
+
+/// The kinds of jobs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum JobKind {
+    /// Data moves up, into the image on top.
+    Stream,
+    /// Data moves down, into a backing image.
+    Commit,
+}
+
+impl JobKind {
+    /// The name in QMP.
+    pub fn name(self) -> &'static str {
+        match self {
+            JobKind::Stream => "stream",
+            JobKind::Commit => "commit",
+        }
+    }
+}
+
+/// A job as it is shown.
+#[derive(Clone, Debug)]
+pub struct JobInfo {
+    /// Its id.
+    pub id: String,
+    /// What it does.
+    pub kind: JobKind,
+    /// Where it is in its life.
+    pub status: JobStatus,
+    /// Work done, in bytes.
+    pub current_progress: u64,
+    /// Work to do in all, as far as is known.
+    pub total_progress: u64,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// Bytes per second; 0: no limit.
+    pub speed: u64,
+    /// It was paused, by its user or by an error.
+    pub paused: bool,
+    /// It is at work now.
+    pub busy: bool,
+    /// It can be completed.
+    pub ready: bool,
+    /// Has an error stopped it?
+    pub io_status: IoStatus,
+    /// Its result takes effect by itself.
+    pub auto_finalize: bool,
+    /// It is forgotten by itself.
+    pub auto_dismiss: bool,
+    /// The drive or node that it was started on.
+    pub device: String,
+}
+
+/// What a job is started with, whatever it does.
+#[derive(Clone, Debug)]
+pub(crate) struct Common {
+    pub(crate) id: String,
+    pub(crate) kind: JobKind,
+    pub(crate) device: String,
+    pub(crate) speed: u64,
+    pub(crate) on_error: OnError,
+    pub(crate) auto_finalize: bool,
+    pub(crate) auto_dismiss: bool,
+}
+
+/// A job.
+pub(crate) struct Job {
+    pub(crate) common: Common,
+    state: Mutex<State>,
+    changed: Event,
+    listeners: Arc<Listeners>,
+}
+
+struct State {
+    status: JobStatus,
+    speed: u64,
+    pauses_by_user: u32,
+    paused_by_error: bool,
+    cancel: Option<Force>,
+    complete: bool,
+    finalize: bool,
+    dismiss: bool,
+    done: u64,
+    total: u64,
+    error: Option<Error>,
+    io_status: IoStatus,
+}
+
+/// Is a cancel to end a ready job in any case?
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Force(pub(crate) bool);
+
+/// Why a job's work ended early.
+#[derive(Debug)]
+pub(crate) enum Stopped {
+    /// Its user wanted it.
+    Cancelled,
+    /// It failed.
+    Failed(Error),
+}
+
+impl From<Error> for Stopped {
+    fn from(error: Error) -> Self {
+        Stopped::Failed(error)
+    }
+}
+
+impl Job {
+    pub(crate) fn new(common: Common, listeners: Arc<Listeners>) -> Arc<Self> {
+        let state = State {
+            status: JobStatus::Undefined,
+            speed: common.speed,
+            pauses_by_user: 0,
+            paused_by_error: false,
+            cancel: None,
+            complete: false,
+            finalize: false,
+            dismiss: false,
+            done: 0,
+            total: 0,
+            error: None,
+            io_status: IoStatus::Ok,
+        };
+        Arc::new(Self { common, state: Mutex::new(state), changed: Event::new(), listeners })
+    }
+
+    pub(crate) fn info(&self) -> JobInfo {
+        let state = self.state.lock();
+        let Common { id, kind, device, auto_finalize, auto_dismiss, .. } = self.common.clone();
+        JobInfo {
+            id,
+            kind,
+            status: state.status,
+            current_progress: state.done,
+            total_progress: state.total,
+            error: state.error.as_ref().map(Error::to_string),
+            speed: state.speed,
+            paused: state.pauses_by_user > 0 || state.paused_by_error,
+            busy: state.status == JobStatus::Running,
+            ready: matches!(state.status, JobStatus::Ready | JobStatus::Standby),
+            io_status: state.io_status,
+            auto_finalize,
+            auto_dismiss,
+            device,
+        }
+    }
+
+    pub(crate) fn emit(&self, event: JobEvent) {
+        self.listeners.emit(&event);
+    }
+
+    // ---- what its user does
+
+    /// Does a verb, if the job's state allows it.
+    pub(crate) fn verb(&self, verb: Verb, force: Force) -> Result<()> {
+        let mut state = self.state.lock();
+        if !state.status.allows(verb) {
+            let (id, status, verb) = (&self.common.id, state.status, verb.name());
+            let message = format_args!("Job '{id}' in state '{status}' cannot accept command verb '{verb}'");
+            return Err(Error::new(Kind::Invalid, message));
+        }
+        match verb {
+            Verb::Pause => state.pauses_by_user += 1,
+            Verb::Resume if state.pauses_by_user > 0 || state.paused_by_error => {
+                state.pauses_by_user = state.pauses_by_user.saturating_sub(1);
+                state.paused_by_error = false;
+                state.io_status = IoStatus::Ok;
+            }
+            Verb::Resume => {
+                let message = format_args!("Can't resume a job that was not paused: '{}'", self.common.id);
+                return Err(Error::new(Kind::Invalid, message));
+            }
+            Verb::Cancel => {
+                // A ready job that is cancelled softly would keep its result; a commit's is to change the drive,
+                // so both kinds of cancel end it, as QEMU does for an active commit.
+                state.cancel = Some(force);
+            }
+            Verb::Complete if state.pauses_by_user > 0 => {
+                let message = format_args!("The job '{}' is paused and cannot be completed", self.common.id);
+                return Err(Error::new(Kind::Busy, message));
+            }
+            Verb::Complete => state.complete = true,
+            Verb::Finalize => state.finalize = true,
+            Verb::Dismiss => state.dismiss = true,
+            Verb::SetSpeed => {}
+        }
+        drop(state);
+        self.changed.notify(usize::MAX);
+        Ok(())
+    }
+
+    pub(crate) fn set_speed(&self, speed: u64) -> Result<()> {
+        self.verb(Verb::SetSpeed, Force(false))?;
+        self.state.lock().speed = speed;
+        self.changed.notify(usize::MAX);
+        Ok(())
+    }
+
+    // ---- what its work does
+
+    pub(crate) fn set_status(&self, next: JobStatus) {
+        let mut state = self.state.lock();
+        let before = state.status;
+        if before == next {
+            return;
+        }
+        assert!(before.may_become(next), "job '{}' goes from {before} to {next}", self.common.id);
+        state.status = next;
+        drop(state);
+        self.emit(JobEvent::StatusChange { id: self.common.id.clone(), status: next });
+        self.changed.notify(usize::MAX);
+    }
+
+    pub(crate) fn speed(&self) -> u64 {
+        self.state.lock().speed
+    }
+
+    pub(crate) fn set_total(&self, total: u64) {
+        self.state.lock().total = total;
+    }
+
+    /// More turned out to be to do.
+    pub(crate) fn add_total(&self, more: u64) {
+        self.state.lock().total += more;
+    }
+
+    pub(crate) fn add_done(&self, bytes: u64) {
+        let mut state = self.state.lock();
+        state.done += bytes;
+        state.total = state.total.max(state.done);
+    }
+
+    pub(crate) fn set_error(&self, error: Error) {
+        self.state.lock().error = Some(error);
+    }
+
+    pub(crate) fn error(&self) -> Option<Error> {
+        self.state.lock().error.clone()
+    }
+
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.state.lock().cancel.is_some()
+    }
+
+    pub(crate) fn wants_complete(&self) -> bool {
+        self.state.lock().complete
+    }
+
+    pub(crate) fn wants_pause(&self) -> bool {
+        let state = self.state.lock();
+        state.cancel.is_none() && (state.pauses_by_user > 0 || state.paused_by_error)
+    }
+
+    /// Waits here while the job is paused. Call it with nothing in flight.
+    pub(crate) async fn pause_point(&self) -> Result<(), Stopped> {
+        if self.wants_pause() {
+            let at_work = self.info().status;
+            let paused = if at_work == JobStatus::Ready { JobStatus::Standby } else { JobStatus::Paused };
+            self.set_status(paused);
+            self.until(|state| {
+                state.cancel.is_some() || (state.pauses_by_user == 0 && !state.paused_by_error)
+            })
+            .await;
+            self.set_status(at_work);
+        }
+        if self.is_cancelled() { Err(Stopped::Cancelled) } else { Ok(()) }
+    }
+
+    /// Decides about an error by the job's policy, tells of it, and pauses the job if that is the decision.
+    pub(crate) fn on_io_error(&self, error: &driveline_op::Error, operation: &'static str) -> ErrorAction {
+        let action = self.common.on_error.action(error.code());
+        let id = self.common.id.clone();
+        self.emit(JobEvent::IoError { id, kind: self.common.kind, operation, action });
+        if action == ErrorAction::Stop {
+            let mut state = self.state.lock();
+            state.paused_by_error = true;
+            state.io_status = if error.code() == 28 { IoStatus::NoSpace } else { IoStatus::Failed };
+        }
+        action
+    }
+
+    /// Waits until something about the job changes that makes `happened` true.
+    async fn until(&self, happened: impl Fn(&State) -> bool) {
+        loop {
+            let changed = self.changed.listen();
+            if happened(&self.state.lock()) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Something that the user did: used to cut waits short.
+    pub(crate) async fn user_acted(&self) {
+        self.changed.listen().await;
+    }
+
+    pub(crate) async fn until_finalize_or_cancel(&self) -> bool {
+        self.until(|state| state.finalize || state.cancel.is_some()).await;
+        self.state.lock().cancel.is_none()
+    }
+
+    pub(crate) async fn until_dismissed(&self) {
+        self.until(|state| state.dismiss).await;
+    }
+
+    pub(crate) async fn until_concluded(&self) {
+        self.until(|state| matches!(state.status, JobStatus::Concluded | JobStatus::Null)).await;
+    }
+}

@@ -1,0 +1,42 @@
+//! Long-running work on a storage graph: stream and commit.
+//!
+//! A job moves data between the layers of a drive while guests use it. The *drive* does not change by that, so
+//! its bitmaps must not either: for the time of a job they are parked on a holder, a filter that does nothing, at
+//! the drive's root (`holder.rs`), and the job works on nodes below it. At the end they go home, whatever came of
+//! the job.
+//!
+//! Its nouns:
+//! * [`Jobs`]: the list, by id; every verb of QMP is a method of it;
+//! * a job: QEMU's state machine ([`JobStatus`], [`Verb`]), an error policy ([`OnError`]), a speed limit;
+//! * a holder: see above.
+//!
+//! It knows no QMP and no executor: events are values ([`JobEvent`]), and a [`Runtime`] is given to it.
+//!
+//! ```no_run
+//! # async fn example(graph: driveline_graph::Graph, runtime: std::sync::Arc<dyn driveline_jobs::Runtime>) -> driveline_graph::Result<()> {
+//! use driveline_jobs::{Jobs, StreamArgs};
+//! let jobs = Jobs::new(graph, runtime);
+//! let id = jobs.stream(StreamArgs { device: "vda".into(), ..StreamArgs::default() }).await?;
+//! let ended = jobs.wait(&id).await?;
+//! assert!(ended.error.is_none());
+//! # Ok(()) }
+//! ```
+#![forbid(unsafe_code)]
+
+mod chain;
+mod commit;
+mod copy;
+mod event;
+mod holder;
+mod job;
+mod manager;
+mod state;
+mod stream;
+
+pub use commit::CommitArgs;
+pub use event::JobEvent;
+pub use holder::HOLDER_DRIVER;
+pub use job::{JobInfo, JobKind};
+pub use manager::{Jobs, Runtime};
+pub use state::{ErrorAction, IoStatus, JobStatus, OnError, Verb};
+pub use stream::{Base, StreamArgs};

@@ -1,0 +1,247 @@
+//! The list of jobs: started, listed, and steered by their ids.
+
+use crate::{
+    event::JobEvent,
+    holder::Holders,
+    job::{Common, Force, Job, JobInfo, Stopped},
+    state::{JobStatus, Verb},
+};
+use driveline_graph::{BoxFuture, Error, Graph, Kind, Result};
+use parking_lot::{Mutex, RwLock};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+
+/// What jobs run on. The daemon's is the engine; tests bring their own.
+pub trait Runtime: Send + Sync + 'static {
+    /// Runs a future to its end, beside others.
+    fn spawn(&self, future: BoxFuture<'static, ()>);
+    /// Is ready after that time.
+    fn sleep(&self, time: Duration) -> BoxFuture<'static, ()>;
+    /// The time since some moment in the past.
+    fn now(&self) -> Duration;
+}
+
+type Listener = Box<dyn Fn(&JobEvent) + Send + Sync>;
+
+/// Those who listen to jobs.
+#[derive(Default)]
+pub(crate) struct Listeners(RwLock<Vec<Listener>>);
+
+impl Listeners {
+    pub(crate) fn emit(&self, event: &JobEvent) {
+        self.0.read().iter().for_each(|listener| listener(event));
+    }
+}
+
+/// All jobs of a graph. Cheap to clone; all clones are the same list.
+#[derive(Clone)]
+pub struct Jobs(pub(crate) Arc<Inner>);
+
+pub(crate) struct Inner {
+    pub(crate) graph: Graph,
+    pub(crate) runtime: Arc<dyn Runtime>,
+    pub(crate) holders: async_lock::Mutex<Holders>,
+    pub(crate) listeners: Arc<Listeners>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    jobs: BTreeMap<String, Arc<Job>>,
+    /// Nodes whose place a job counts on, and the job.
+    claimed: BTreeMap<Arc<str>, String>,
+    /// No job is started any more.
+    ended: bool,
+}
+
+impl fmt::Debug for Jobs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.state.lock().jobs.keys()).finish()
+    }
+}
+
+/// The work of one kind of job.
+pub(crate) trait Work: Send + Sync + 'static {
+    /// Does the work. On `Ok` the result can take effect.
+    fn run<'a>(&'a self, job: &'a Arc<Job>) -> BoxFuture<'a, Result<(), Stopped>>;
+    /// Makes the result take effect, all of it or nothing.
+    fn finalize<'a>(&'a self, job: &'a Arc<Job>) -> BoxFuture<'a, Result<()>>;
+    /// Leaves the graph as it was before the job.
+    fn abort<'a>(&'a self, job: &'a Arc<Job>) -> BoxFuture<'a, ()>;
+    /// Whatever came of it, its claims end.
+    fn clean(&self) {}
+}
+
+impl Jobs {
+    /// No jobs, on a graph.
+    pub fn new(graph: Graph, runtime: Arc<dyn Runtime>) -> Self {
+        let (holders, listeners, state) = Default::default();
+        Self(Arc::new(Inner { graph, runtime, holders, listeners, state }))
+    }
+
+    /// Hears of what happens to jobs. Called in the order of what happens; it must not wait.
+    pub fn on_event(&self, listener: impl Fn(&JobEvent) + Send + Sync + 'static) {
+        self.0.listeners.0.write().push(Box::new(listener));
+    }
+
+    /// All jobs, by id.
+    pub fn list(&self) -> Vec<JobInfo> {
+        self.0.state.lock().jobs.values().map(|job| job.info()).collect()
+    }
+
+    /// One job.
+    pub fn get(&self, id: &str) -> Result<JobInfo> {
+        Ok(self.find(id)?.info())
+    }
+
+    fn find(&self, id: &str) -> Result<Arc<Job>> {
+        let state = self.0.state.lock();
+        state
+            .jobs
+            .get(id)
+            .cloned()
+            .ok_or_else(|| Error::new(Kind::NotFound, format_args!("Job not found: '{id}'")))
+    }
+
+    /// Stops a job for a while. Its requests in flight end first.
+    pub fn pause(&self, id: &str) -> Result<()> {
+        self.find(id)?.verb(Verb::Pause, Force(false))
+    }
+
+    /// Undoes one pause, or goes on after an error that stopped the job.
+    pub fn resume(&self, id: &str) -> Result<()> {
+        self.find(id)?.verb(Verb::Resume, Force(false))
+    }
+
+    /// Ends a job without its result. The graph is then as before the job, and the bitmaps are at home.
+    pub fn cancel(&self, id: &str, force: bool) -> Result<()> {
+        self.find(id)?.verb(Verb::Cancel, Force(force))
+    }
+
+    /// Brings a ready job to its end.
+    pub fn complete(&self, id: &str) -> Result<()> {
+        self.find(id)?.verb(Verb::Complete, Force(false))
+    }
+
+    /// Makes the result of a pending job take effect.
+    pub fn finalize(&self, id: &str) -> Result<()> {
+        self.find(id)?.verb(Verb::Finalize, Force(false))
+    }
+
+    /// Forgets a concluded job.
+    pub fn dismiss(&self, id: &str) -> Result<()> {
+        self.find(id)?.verb(Verb::Dismiss, Force(false))
+    }
+
+    /// Limits a job to so many bytes per second; 0: no limit.
+    pub fn set_speed(&self, id: &str, bytes_per_second: u64) -> Result<()> {
+        self.find(id)?.set_speed(bytes_per_second)
+    }
+
+    /// Waits until a job is over, one way or the other.
+    pub async fn wait(&self, id: &str) -> Result<JobInfo> {
+        let job = self.find(id)?;
+        job.until_concluded().await;
+        Ok(job.info())
+    }
+
+    /// Cancels all jobs, waits until they are over, and starts no more.
+    pub async fn shutdown(&self) {
+        let jobs: Vec<_> = {
+            let mut state = self.0.state.lock();
+            state.ended = true;
+            state.jobs.values().cloned().collect()
+        };
+        for job in &jobs {
+            let _ = job.verb(Verb::Cancel, Force(true)); // refused by those that are over already
+        }
+        for job in jobs {
+            job.until_concluded().await;
+        }
+    }
+
+    // ---- for the kinds of jobs
+
+    /// Checks an id and gives the job its place in the list, with the nodes that it counts on.
+    pub(crate) fn reserve(&self, common: Common, claims: &[Arc<str>]) -> Result<Arc<Job>> {
+        let mut state = self.0.state.lock();
+        if state.ended {
+            return Err(Error::new(Kind::Busy, "the program is ending; no job can be started"));
+        }
+        let id = common.id.clone();
+        if !id.starts_with(|c: char| c.is_ascii_alphabetic())
+            || !id.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c))
+        {
+            return Err(Error::new(Kind::Invalid, format_args!("Invalid job ID '{id}'")));
+        }
+        if state.jobs.contains_key(&id) {
+            return Err(Error::new(Kind::Exists, format_args!("Job ID '{id}' already in use")));
+        }
+        if let Some((node, job)) = claims.iter().find_map(|node| Some((node, state.claimed.get(node)?))) {
+            let message = format_args!("Node '{node}' is busy: block device is in use by job '{job}'");
+            return Err(Error::new(Kind::Busy, message));
+        }
+        let job = Job::new(common, self.0.listeners.clone());
+        state.jobs.insert(id.clone(), job.clone());
+        state.claimed.extend(claims.iter().map(|node| (node.clone(), id.clone())));
+        Ok(job)
+    }
+
+    /// A reserved job is not started after all.
+    pub(crate) fn unreserve(&self, job: &Job) {
+        let mut state = self.0.state.lock();
+        state.jobs.remove(&job.common.id);
+        state.claimed.retain(|_, by| *by != job.common.id);
+    }
+
+    /// Lets a job run its life.
+    pub(crate) fn start(&self, job: Arc<Job>, work: impl Work) {
+        let jobs = self.clone();
+        self.0.runtime.spawn(Box::pin(async move { jobs.live(job, work).await }));
+    }
+
+    async fn live(self, job: Arc<Job>, work: impl Work) {
+        job.set_status(JobStatus::Created);
+        job.set_status(JobStatus::Running);
+        let mut result = work.run(&job).await;
+        if result.is_ok() {
+            result = self.settle(&job, &work).await;
+        }
+        match result {
+            Ok(()) => job.set_status(JobStatus::Concluded),
+            Err(stopped) => {
+                if let Stopped::Failed(error) = stopped {
+                    job.set_error(error);
+                }
+                job.set_status(JobStatus::Aborting);
+                work.abort(&job).await;
+                job.set_status(JobStatus::Concluded);
+            }
+        }
+        work.clean();
+        self.0.state.lock().claimed.retain(|_, by| *by != job.common.id);
+        let info = Box::new(job.info());
+        if job.error().is_none() && job.is_cancelled() {
+            job.emit(JobEvent::Cancelled(info));
+        } else {
+            job.emit(JobEvent::Completed(info));
+        }
+        if !job.common.auto_dismiss {
+            job.until_dismissed().await;
+        }
+        job.set_status(JobStatus::Null);
+        self.0.state.lock().jobs.remove(&job.common.id);
+    }
+
+    /// From the end of the work to its effect.
+    async fn settle(&self, job: &Arc<Job>, work: &impl Work) -> Result<(), Stopped> {
+        job.set_status(JobStatus::Waiting);
+        job.set_status(JobStatus::Pending);
+        if !job.common.auto_finalize {
+            job.emit(JobEvent::Pending(Box::new(job.info())));
+            if !job.until_finalize_or_cancel().await {
+                return Err(Stopped::Cancelled);
+            }
+        }
+        work.finalize(job).await.map_err(Stopped::Failed)
+    }
+}
