@@ -15,6 +15,11 @@ use crate::executor::{COST_BYTES, with_current};
 use crate::ops::Key;
 use crate::pool::Lent;
 
+/// Longer reads and writes are copies that other requests should not wait for: this takes about a millisecond.
+const INLINE_READ_MAX: usize = 4 << 20;
+/// Smaller, as the file system may have to find room for the data as well.
+const INLINE_WRITE_MAX: usize = 512 << 10;
+
 /// What is to be done; plain words, as the kernel takes them.
 #[derive(Clone, Copy, Debug)]
 enum Call {
@@ -113,6 +118,7 @@ impl<'f> Transfer<'f> {
     /// Tries what the page cache can answer at once. `None`: it would block.
     fn inline(&self) -> Option<i32> {
         match self.call {
+            Call::Read { .. } if self.length() > INLINE_READ_MAX => None,
             Call::Read { iov, count, offset } => {
                 if self.file.ways.read_nowait() {
                     // SAFETY: the memory is lent to this operation (`read_at`).
@@ -129,6 +135,7 @@ impl<'f> Transfer<'f> {
                 // SAFETY: as above.
                 Some(unsafe { preadv2(self.file.fd(), iov, count, offset, 0) })
             }
+            Call::Write { .. } if self.length() > INLINE_WRITE_MAX => None,
             Call::Write { iov, count, offset } => {
                 if self.file.ways.write_nowait() {
                     // SAFETY: the memory is lent to this operation (`write_at`).
@@ -139,7 +146,7 @@ impl<'f> Transfer<'f> {
                         _ => return Some(result),
                     }
                 }
-                if !self.file.ways.write_inline(self.length()) {
+                if !self.file.ways.write_inline() {
                     return None;
                 }
                 let begin = Instant::now();
@@ -181,7 +188,7 @@ impl<'f> Transfer<'f> {
 
     fn entry(&self) -> squeue::Entry {
         let fd = types::Fd(self.file.fd());
-        match self.call {
+        let entry = match self.call {
             Call::Read { iov, count, offset } => opcode::Readv::new(fd, iov, count).offset(offset).build(),
             Call::Write { iov, count, offset } => opcode::Writev::new(fd, iov, count).offset(offset).build(),
             Call::Sync { datasync } => {
@@ -191,7 +198,10 @@ impl<'f> Transfer<'f> {
             Call::Allocate { mode, offset, length } => {
                 opcode::Fallocate::new(fd, length).offset(offset).mode(mode).build()
             }
-        }
+        };
+        // The kernel would copy at once what is in the page cache, on this thread; for much, it is to use another.
+        let copies = !self.file.direct && self.length() > INLINE_READ_MAX;
+        if copies { entry.flags(squeue::Flags::ASYNC) } else { entry }
     }
 }
 

@@ -5,8 +5,6 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-/// Longer writes are a copy that other requests should not wait for.
-const INLINE_WRITE_MAX: usize = 512 << 10;
 /// A plain write that took longer did not just copy: it waited for the disk or for memory. Or the thread was preempted, on
 /// a busy machine, so one alone means nothing.
 const SLOW: Duration = Duration::from_millis(2);
@@ -75,10 +73,10 @@ impl Ways {
         self.in_memory
     }
 
-    /// Whether a plain, blocking write of `length` bytes is worth trying inline: it nearly always only copies to the page
+    /// Whether a plain, blocking write is worth trying inline: it nearly always only copies to the page
     /// cache, and the kernel would hand it to a worker thread otherwise, which costs several times as much.
-    pub(super) fn write_inline(&self, length: usize) -> bool {
-        if !self.write_inline || length > INLINE_WRITE_MAX {
+    pub(super) fn write_inline(&self) -> bool {
+        if !self.write_inline {
             return false;
         }
         let until = self.paused_until.load(Relaxed);

@@ -22,6 +22,8 @@ conformance!(
     what_is_no_file_is_refused,
     a_job_in_the_page_cache_does_not_starve_others,
     files_work_on_other_threads_too,
+    long_transfers_arrive_whole,
+    reads_dropped_at_random_disturb_no_others,
 );
 
 fn iovec(part: &mut [u8]) -> libc::iovec {
@@ -270,5 +272,68 @@ fn files_work_on_other_threads_too(_: Backend) {
         data.fill(0);
         read(&file, &mut data, 0).await;
         assert!(data.iter().all(|byte| *byte == 7));
+    });
+}
+
+fn long_transfers_arrive_whole(backend: Backend) {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = engine(backend, 1);
+    engine.block_on_local(|| async {
+        let file = File::open(folder.path().join("image"), RW).await.unwrap();
+        let mut data: Vec<u8> = (0..10 << 20).map(|index: u32| (index / 4096 + index) as u8).collect();
+        let expected = data.clone();
+        write(&file, &mut data, 4096).await;
+        data.fill(0);
+        read(&file, &mut data, 4096).await;
+        assert!(data == expected);
+    });
+}
+
+fn reads_dropped_at_random_disturb_no_others(backend: Backend) {
+    const BLOCK: usize = 64 << 10;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image");
+    let content: Vec<u8> = (0..8u32 << 20).map(|index| (index / BLOCK as u32 * 3 + index) as u8).collect();
+    std::fs::write(&path, &content).unwrap();
+    let engine = engine(backend, 1);
+    engine.block_on_local(|| async {
+        let file = Rc::new(File::open(&path, RW).await.unwrap());
+        file.fsync(false).await.unwrap();
+        let content = Rc::new(content);
+        let joins: Vec<_> = (0..16)
+            .map(|task| {
+                let (file, content) = (Rc::clone(&file), Rc::clone(&content));
+                spawn_local(async move {
+                    let mut random = SmallRng::seed_from_u64(task);
+                    let mut buffer = vec![0; BLOCK];
+                    for _ in 0..50 {
+                        rustix::fs::fadvise(&*file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+                        let start = random.random_range(0..content.len() - BLOCK);
+                        let part = iovec(&mut buffer);
+                        // SAFETY: `buffer` outlives the read, which ends or is dropped first.
+                        let mut reading = Box::pin(unsafe { file.read_at(&raw const part, 1, start as u64) });
+                        let polled = poll_fn(|cx| Poll::Ready(reading.as_mut().poll(cx))).await;
+                        if random.random_bool(0.5) {
+                            for _ in 0..random.random_range(0..3) {
+                                driveline_engine::yield_now().await;
+                            }
+                            drop(reading);
+                            buffer.fill(0x55);
+                            driveline_engine::yield_now().await;
+                            assert!(buffer.iter().all(|byte| *byte == 0x55));
+                            continue;
+                        }
+                        let count = match polled {
+                            Poll::Ready(result) => result.unwrap(),
+                            Poll::Pending => reading.await.unwrap(),
+                        };
+                        assert!(count > 0 && buffer[..count] == content[start..start + count]);
+                    }
+                })
+            })
+            .collect();
+        for join in joins {
+            join.await.unwrap();
+        }
     });
 }
