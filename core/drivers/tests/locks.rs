@@ -66,6 +66,20 @@ fn a_refused_change_leaves_the_locks_as_they_were() {
     other.node.set_permissions(READ.or(WRITE), READ).unwrap();
 }
 
+#[test]
+fn another_access_mode_keeps_the_locks() {
+    let folder = image();
+    let node = open(&folder, json!({}), true).unwrap();
+    node.node.set_permissions(READ, READ).unwrap();
+    for read_only in [false, true, false] {
+        block_on(node.node.set_read_only(&[], read_only)).unwrap();
+        let other = open(&folder, json!({}), false).map(drop).unwrap_err();
+        assert!(other.message().contains("failed to get \"write\" lock"), "{other}");
+    }
+    drop(node);
+    open(&folder, json!({}), false).unwrap();
+}
+
 fn qemu(program: &str) -> Option<Command> {
     let there = Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success());
     if !there {

@@ -51,6 +51,16 @@ fn null_reads_zeroes_or_leaves_memory_alone() {
 }
 
 #[test]
+fn null_takes_the_time_that_it_is_told_to() {
+    let engine = driveline_engine::Engine::start(driveline_engine::Config::default()).unwrap();
+    let options = json!({ "latency-ns": 3_000_000 });
+    let node = block_on(open_node(&NullDriver::default(), options, vec![])).unwrap();
+    let begin = std::time::Instant::now();
+    let answer = engine.block_on_local(|| Call::new(node.edge, Ask::default(), Buffer::new(512)));
+    assert!(answer.result.is_ok() && begin.elapsed().as_millis() >= 3);
+}
+
+#[test]
 fn memory_and_its_windows_conform() {
     let memory = memory("1MiB");
     block_on(check(&memory.edge, Check { seed: 1, ..Check::default() }));

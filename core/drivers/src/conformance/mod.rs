@@ -22,6 +22,8 @@ mod model;
 mod node;
 mod scatter;
 mod suite;
+#[cfg(test)]
+mod tests;
 
 pub use node::{OpenNodeArgs, edge_to, open_node, options_of};
 pub use scatter::scattered;

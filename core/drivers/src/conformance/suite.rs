@@ -228,15 +228,23 @@ impl<F: AsyncFn(Ask, Buffer) -> Answer> Suite<F> {
 
     fn compare(&mut self, range: &Range<u64>, found: &[u8]) {
         if let Some(at) = self.model.compare(range.start as usize, found) {
-            let (want, have) = (self.model.bytes(at..at + 1)[0], found[at - range.start as usize]);
+            let (want, have) = (self.model.byte(at), found[at - range.start as usize]);
             self.broken(&format!("byte {at} reads as {have:#04x} instead of {want:#04x}"));
         }
     }
 
     async fn write(&mut self, range: Range<u64>, data: Buffer, flags: u32) {
+        let copy = data.to_vec();
         let answer = self.must(op::WRITE, range.clone(), flags, data).await;
-        self.model.write(range.start as usize, &answer.buffer);
+        self.stored(&range, &copy, &answer);
         self.beside(range).await;
+    }
+
+    fn stored(&mut self, range: &Range<u64>, data: &[u8], answer: &Answer) {
+        if *answer.buffer != *data {
+            self.broken(&format!("the write of {range:?} changed the memory that it was lent"));
+        }
+        self.model.write(range.start as usize, data);
     }
 
     async fn zero(&mut self, range: Range<u64>, flags: u32) {
@@ -346,10 +354,11 @@ impl<F: AsyncFn(Ask, Buffer) -> Answer> Suite<F> {
             jobs.push((Ask { op, offset, length, ..Ask::default() }, data));
         }
         let run = &self.run;
+        let copies: Vec<Vec<u8>> = jobs.iter().map(|(_, data)| data.to_vec()).collect();
         let done: Vec<(Ask, Answer)> =
             join_all(jobs.into_iter().map(async |(ask, data)| (ask, run(ask, data).await))).await;
         let mut touched = Vec::new();
-        for (ask, answer) in done {
+        for ((ask, answer), copy) in done.into_iter().zip(copies) {
             if let Err(error) = &answer.result {
                 let text = format!("one of several failed: {error} ({ask:?})");
                 self.broken(&text);
@@ -357,7 +366,7 @@ impl<F: AsyncFn(Ask, Buffer) -> Answer> Suite<F> {
             let range = ask.offset..ask.offset + ask.length;
             match ask.op {
                 op::READ => self.compare(&range, &answer.buffer),
-                op::WRITE => self.model.write(ask.offset as usize, &answer.buffer),
+                op::WRITE => self.stored(&range, &copy, &answer),
                 op::WRITE_ZEROES => self.model.zero(range.start as usize..range.end as usize),
                 _ => continue,
             }
