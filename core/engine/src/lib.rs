@@ -36,19 +36,21 @@
 //!
 //! # How it decides, and what was measured
 //!
-//! On two virtual processors (Linux 6.18, ext4), with `cargo run --release -p driveline-engine --example measure`. The
-//! processors were busy with other work, so read them against each other:
+//! On two virtual processors (Linux 6.18, ext4), with `cargo run --release -p driveline-engine --example measure`, while
+//! other work kept the processors busy: compare within a row, which is from one run, or the range over several.
 //!
 //! | what | ns |
 //! |---|---|
-//! | `spawn_local` and join | 150 |
-//! | 4 KiB from the page cache: `File::read_at` (inline `preadv2` with `RWF_NOWAIT`) | 640 |
-//! | the same through a ring, depth 1 / depth 32 | 750 / 510 |
-//! | 4 KiB to the page cache: `File::write_at` (inline `pwritev2`) | 2100 |
-//! | the same through a ring, depth 1 / depth 32 | 4100 / 3100, and 5600 / 4500 with less luck |
-//! | wake of a task on another thread: awake, or on the same processor / its processor idle | 1000 / 26000 |
-//! | 28 bytes for 4 KiB over a unix socket, depth 1: polling before sleep / not, processor idle | 3900 / 62000 |
-//! | the same at depth 32, answers batched: io_uring / epoll | 340 / 370 |
+//! | `spawn_local` and join | 150 to 280 |
+//! | 4 KiB from the page cache: `File::read_at` / a ring at depth 1 / at depth 32 | 635 / 752 / 626 |
+//! | 4 KiB to the page cache: `File::write_at` / a ring at depth 1 / at depth 32 | 2240 / 4110 / 3120 |
+//! | wake of a task on another thread: polling before sleep / not | 950 to 1420 / 820 to 26500 |
+//! | 28 bytes for 4 KiB over a unix socket, depth 1: polling / not | 3750 to 6700 / 3500 to 62400 |
+//! | the same at depth 32, answers batched: io_uring / epoll | 340 to 520 / 360 to 530 |
+//!
+//! Without polling the quick cases are those where the scheduler happened to put both threads on one processor, the slow ones
+//! those where a processor had to be fetched from idleness. A file that was written in one go is kept in folios of
+//! megabytes, and ext4 then takes 10 µs for a write of 4 KiB, whichever way it comes.
 //!
 //! * **Reads** are tried inline first. `RWF_NOWAIT` answers from the page cache or says `EAGAIN`; only then the ring has a part
 //!   in it. A hit needs no allocation, no second poll and no system call but the one.
@@ -59,8 +61,8 @@
 //! * **Sockets** are tried with `MSG_DONTWAIT`; on `EAGAIN` the task waits for readiness in the ring. A receive *in* the ring would
 //!   spare one call of five at depth 1 and nothing under load, but lends memory to the kernel, which a safe
 //!   `read(&mut [u8])` cannot.
-//! * **Polling before sleep** is worth a factor of ten when a processor is idle, and costs one when the peer waits for
-//!   that very processor. No rule guesses that right, so both ways are measured all the time and the better one is kept; an idle
+//! * **Polling before sleep** spares waking a processor, and costs several times as much as it spares when the peer waits for
+//!   that very processor (11 µs a wake instead of 1.5). No rule guesses that right, so both ways are measured all the time and the better one is kept; an idle
 //!   thread never polls.
 //! * **Wakes** within a thread touch one queue. Across threads they take a lock that is held for a push, and write to an eventfd
 //!   only when the other thread sleeps.
