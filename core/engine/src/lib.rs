@@ -46,11 +46,11 @@
 //! | 4 KiB to the page cache: `File::write_at` / a ring at depth 1 / at depth 32 | 2240 / 4110 / 3120 |
 //! | wake of a task on another thread: polling before sleep / not | 950 to 1420 / 820 to 26500 |
 //! | 28 bytes for 4 KiB over a unix socket, depth 1: polling / not | 3750 to 6700 / 3500 to 62400 |
-//! | the same at depth 32, answers batched: io_uring / epoll | 340 to 520 / 360 to 530 |
+//! | the same at depth 32, answers batched: io_uring / epoll | 340 to 1130 / 355 to 670 |
 //!
-//! Without polling the quick cases are those where the scheduler happened to put both threads on one processor, the slow ones
-//! those where a processor had to be fetched from idleness. A file that was written in one go is kept in folios of
-//! megabytes, and ext4 then takes 10 µs for a write of 4 KiB, whichever way it comes.
+//! The spread without polling is probably where the scheduler puts the threads: quick on one processor, slow when one has to
+//! be fetched from idleness. Writes of 4 KiB took 8 to 13 µs, whichever way they came, to a file that had been written in
+//! one go, and 2 µs to the same file written in pieces: presumably ext4's large folios.
 //!
 //! * **Reads** are tried inline first. `RWF_NOWAIT` answers from the page cache or says `EAGAIN`; only then the ring has a part
 //!   in it. A hit needs no allocation, no second poll and no system call but the one.
@@ -58,12 +58,11 @@
 //!   threads, one at a time for each file. So they are plain inline `pwritev` calls, which copy and return. When several of them take
 //!   milliseconds, because the kernel makes writers wait for the disk, writes go through the ring for a while. Direct I/O
 //!   always uses the ring.
-//! * **Sockets** are tried with `MSG_DONTWAIT`; on `EAGAIN` the task waits for readiness in the ring. A receive *in* the ring would
-//!   spare one call of five at depth 1 and nothing under load, but lends memory to the kernel, which a safe
-//!   `read(&mut [u8])` cannot.
+//! * **Sockets** are tried with `MSG_DONTWAIT`; on `EAGAIN` the task waits for readiness in the ring. A receive *in* the ring
+//!   would spare a call for each wait, but lends memory to the kernel, which a safe `read(&mut [u8])` cannot.
 //! * **Polling before sleep** spares waking a processor, and costs several times as much as it spares when the peer waits for
-//!   that very processor (11 µs a wake instead of 1.5). No rule guesses that right, so both ways are measured all the time and the better one is kept; an idle
-//!   thread never polls.
+//!   that very processor (11 µs a wake instead of 1.6, before this was learnt). No rule guesses that right, so both ways are
+//!   measured all the time and the better one is kept; an idle thread never polls.
 //! * **Wakes** within a thread touch one queue. Across threads they take a lock that is held for a push, and write to an eventfd
 //!   only when the other thread sleeps.
 //! * A task that never has to wait yields after 128 operations (fewer when they are large), so that a job in the page
