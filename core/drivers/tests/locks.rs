@@ -80,6 +80,27 @@ fn another_access_mode_keeps_the_locks() {
     open(&folder, json!({}), false).unwrap();
 }
 
+#[test]
+fn a_file_does_not_become_writable_beside_another_writer() {
+    let folder = image();
+    let reader = open(&folder, json!({}), true).unwrap();
+    reader.node.set_permissions(READ, ALL).unwrap();
+    let before = reader.node.details()["locks"].clone();
+    let writer = open(&folder, json!({}), false).unwrap();
+    writer.node.set_permissions(READ.or(WRITE), READ).unwrap();
+    let refused = block_on(reader.node.set_read_only(&[], false)).unwrap_err();
+    assert_eq!(refused.kind(), Kind::Busy, "{refused}");
+    assert_eq!(reader.node.details()["locks"], before);
+    block_on(writer.node.close(&[])).unwrap();
+    block_on(reader.node.set_read_only(&[], false)).unwrap();
+    // Even before anybody is said to write, nobody else gets to write alone.
+    let other = open(&folder, json!({}), false).unwrap();
+    assert_eq!(other.node.set_permissions(READ.or(WRITE), READ).unwrap_err().kind(), Kind::Busy);
+    block_on(reader.node.set_read_only(&[], true)).unwrap();
+    assert_eq!(reader.node.details()["locks"], before);
+    other.node.set_permissions(READ.or(WRITE), READ).unwrap();
+}
+
 fn qemu(program: &str) -> Option<Command> {
     let there = Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success());
     if !there {

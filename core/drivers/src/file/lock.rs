@@ -50,32 +50,40 @@ fn one(byte: u64) -> Range<u64> {
 #[derive(Debug)]
 pub(super) struct Locks {
     /// `None`: locking is off, or the file system has no locks.
-    held: Option<Mutex<Held>>,
+    state: Option<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    held: Held,
+    /// "write" is held not because a user needs it but because the file was made writable, until the graph says who uses
+    /// it: before a format looks at its file, let alone changes it, another writer must have been noticed.
+    for_now: bool,
 }
 
 impl Locks {
     /// Finds out whether the file can be locked.
     pub(super) fn new(file: &File, locking: Locking, path: &Path) -> Result<Self> {
         if locking == Locking::Off {
-            return Ok(Self { held: None });
+            return Ok(Self { state: None });
         }
         // The question alone has no effect.
         match (file.can_lock_ofd(one(USED), LockKind::Shared), locking) {
-            (Ok(_), _) => Ok(Self { held: Some(Mutex::default()) }),
+            (Ok(_), _) => Ok(Self { state: Some(Mutex::default()) }),
             (Err(error), Locking::On) => Err(io_error(&error, "locking", path).key("locking")),
             (Err(error), _) => {
                 tracing::warn!(
                     "'{}' is used without locks, which are not to be had: {error}",
                     path.display()
                 );
-                Ok(Self { held: None })
+                Ok(Self { state: None })
             }
         }
     }
 
     /// What is held now.
     pub(super) fn held(&self) -> Held {
-        self.held.as_ref().map(|held| *held.lock()).unwrap_or_default()
+        self.state.as_ref().map(|state| state.lock().held).unwrap_or_default()
     }
 
     /// Holds what `needs` and `shares` say, instead of what was held. On an error that stays.
@@ -86,32 +94,48 @@ impl Locks {
         shares: Permissions,
         path: &Path,
     ) -> Result<()> {
-        let Some(held) = &self.held else { return Ok(()) };
-        let mut held = held.lock();
+        let Some(state) = &self.state else { return Ok(()) };
+        let mut state = state.lock();
         let wanted = Held { used: needs, unshared: Permissions::ALL.without(shares) };
-        let added = wanted.without(*held);
-        let taken = lock_all(file, added, path).and_then(|()| check(file, wanted, path));
-        let surplus = if taken.is_ok() { held.without(wanted) } else { added };
-        unlock_all(file, surplus);
-        if taken.is_ok() {
-            *held = wanted;
+        replace(file, &mut state.held, wanted, path)?;
+        state.for_now = false;
+        Ok(())
+    }
+
+    /// The file is about to become writable: holds "write" for now.
+    pub(super) fn take_write(&self, file: &File, path: &Path) -> Result<()> {
+        let Some(state) = &self.state else { return Ok(()) };
+        let mut state = state.lock();
+        let wanted = Held { used: state.held.used.or(Permissions::WRITE), ..state.held };
+        let new = wanted != state.held;
+        replace(file, &mut state.held, wanted, path)?;
+        state.for_now |= new;
+        Ok(())
+    }
+
+    /// The file is no longer writable: gives up what was held for now.
+    pub(super) fn give_write_up(&self, file: &File) {
+        let Some(state) = &self.state else { return };
+        let mut state = state.lock();
+        if std::mem::take(&mut state.for_now) {
+            unlock_all(file, Held { used: Permissions::WRITE, unshared: Permissions::NONE });
+            state.held.used = state.held.used.without(Permissions::WRITE);
         }
-        taken
     }
 
     /// Gives up all locks.
     pub(super) fn release(&self, file: &File) {
-        if let Some(held) = &self.held {
-            unlock_all(file, std::mem::take(&mut *held.lock()));
+        if let Some(state) = &self.state {
+            unlock_all(file, std::mem::take(&mut *state.lock()).held);
         }
     }
 
     /// For people.
     pub(super) fn details(&self) -> serde_json::Value {
-        match &self.held {
+        match &self.state {
             None => serde_json::Value::Null,
-            Some(held) => {
-                let held = *held.lock();
+            Some(state) => {
+                let held = state.lock().held;
                 serde_json::json!({
                     "used": held.used.to_string(),
                     "not-shared": held.unshared.to_string(),
@@ -119,6 +143,17 @@ impl Locks {
             }
         }
     }
+}
+
+fn replace(file: &File, held: &mut Held, wanted: Held, path: &Path) -> Result<()> {
+    let added = wanted.without(*held);
+    let taken = lock_all(file, added, path).and_then(|()| check(file, wanted, path));
+    let surplus = if taken.is_ok() { held.without(wanted) } else { added };
+    unlock_all(file, surplus);
+    if taken.is_ok() {
+        *held = wanted;
+    }
+    taken
 }
 
 fn lock_all(file: &File, wanted: Held, path: &Path) -> Result<()> {

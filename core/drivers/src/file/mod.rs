@@ -133,12 +133,11 @@ fn open(path: PathBuf, options: &FileOptions, read_only: bool, cookie: u64) -> R
         }
         io_error(&error, "opening", &path).key("path")
     })?;
-    // Until the graph says who uses the node it is taken for what it was opened for: before a format looks at its file, let
-    // alone changes it, another writer must have been noticed.
-    let needs =
-        Permissions::CONSISTENT_READ.or(if read_only { Permissions::NONE } else { Permissions::WRITE });
     let locks = Locks::new(&file, options.locking, &path)?;
-    locks.take(&file, needs, Permissions::ALL, &path)?;
+    locks.take(&file, Permissions::CONSISTENT_READ, Permissions::ALL, &path)?;
+    if !read_only {
+        locks.take_write(&file, &path)?;
+    }
     let size_bytes = file.len().map_err(|error| io_error(&error, "asking for the size of", &path))?;
     let discard = options.discard == Discard::Unmap;
     let driver = data::File::new(file, size_bytes, read_only, discard);

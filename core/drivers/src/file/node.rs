@@ -93,11 +93,18 @@ impl OpenNode for FileNode {
             if read_only {
                 // What was written belongs to the time before.
                 file.sync().await.map_err(|error| at_file(&error, "writing back", &self.path))?;
+            } else {
+                self.locks.take_write(&file.file, &self.path)?;
             }
             let (ours, path, held) = (file.file.clone(), self.path.clone(), self.locks.held());
-            driveline_engine::unblock(move || reopen::reopen(&ours, &path, held, read_only)).await?;
-            file.read_only.store(read_only, Relaxed);
-            Ok(())
+            let done = driveline_engine::unblock(move || reopen::reopen(&ours, &path, held, read_only)).await;
+            if done.is_ok() {
+                file.read_only.store(read_only, Relaxed);
+            }
+            if file.read_only.load(Relaxed) {
+                self.locks.give_write_up(&file.file);
+            }
+            done
         })
     }
 
