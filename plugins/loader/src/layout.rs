@@ -52,13 +52,20 @@ fn innermost(errors: &AbiInstabilityErrors, ours_first: bool) -> String {
         for difference in &error.errs {
             let depth = error.stack_trace.len();
             if found.as_ref().is_none_or(|(deepest, _)| *deepest < depth) {
-                let stack: Vec<&str> = stack.iter().map(|step| step.trim()).collect();
+                // Fields by name; positions and signatures on the way say nothing to a reader.
+                let stack: Vec<&str> =
+                    stack.iter().map(|step| step.trim()).filter(|step| is_name(step)).collect();
                 found =
                     Some((depth, format!("{}{kind}: {}", stack.join(" > "), words(difference, ours_first))));
             }
         }
     }
     found.map_or_else(|| "a place that is not told".to_owned(), |(_, text)| text)
+}
+
+fn is_name(step: &str) -> bool {
+    step.starts_with(|c: char| c.is_ascii_alphabetic())
+        && step.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
 }
 
 fn first_line(value: &impl Display) -> String {
@@ -86,6 +93,9 @@ fn words(difference: &AbiInstability, ours_first: bool) -> String {
         AbiInstability::PackageVersion(pair) => sides("crate version ", &pair.expected, &pair.found),
         AbiInstability::MismatchedPrefixSize(pair) => {
             sides("number of fixed fields ", &pair.expected, &pair.found)
+        }
+        AbiInstability::MismatchedConstParam(pair) => {
+            sides("length ", &format!("{:?}", pair.expected), &format!("{:?}", pair.found))
         }
         other => {
             let text = format!("{other:?}");

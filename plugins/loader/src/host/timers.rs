@@ -11,7 +11,7 @@ use std::{
 };
 
 /// The services of a program that installed none: a thread that sleeps until the next timer, begun with the first
-/// one, and panics of filters as errors in the log.
+/// one, and panics of filters told to the log and to the graphs.
 #[derive(Debug)]
 pub struct ThreadTimers {
     shared: Arc<Shared>,
@@ -117,6 +117,7 @@ impl HostServices for ThreadTimers {
 
     fn node_failed(&self, cookie: u64, message: &str) {
         tracing::error!(cookie, "a filter failed: {message}");
+        driveline_graph::node_failed(cookie, message);
     }
 }
 

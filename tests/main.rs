@@ -1,0 +1,3 @@
+//! Tests across the whole of Driveline: what no crate can show alone.
+
+mod plugins;

@@ -1,0 +1,11 @@
+//! Plugins, good and bad, through a real `dlopen` and the real graph.
+
+mod behaviour;
+mod child;
+mod loading;
+mod logging;
+mod panics;
+mod probing;
+mod sets;
+mod versions;
+mod world;
