@@ -218,7 +218,7 @@ fn options_without_data_refuse_data_except_abort() {
 }
 
 #[test]
-fn the_flag_alone_decides_about_a_payload_with_extended_headers() {
+fn a_write_has_a_payload_and_other_commands_when_the_flag_says_so() {
     let mut request = Request {
         flags: CommandFlags::EMPTY,
         command: Command::WRITE,
@@ -227,6 +227,8 @@ fn the_flag_alone_decides_about_a_payload_with_extended_headers() {
         length: 5,
     };
     assert_eq!(request.payload_length(Headers::Compact), 5);
+    assert_eq!(request.payload_length(Headers::Extended), 5, "as QEMU's client sends it");
+    request = Request { command: Command(99), ..request };
     assert_eq!(request.payload_length(Headers::Extended), 0);
     request = Request { flags: CommandFlags::PAYLOAD_LEN, command: Command(99), ..request };
     assert_eq!(request.payload_length(Headers::Compact), 0);

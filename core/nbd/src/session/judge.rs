@@ -37,12 +37,6 @@ pub(crate) fn judge(terms: &Terms, request: &Request) -> Result<(), Refusal> {
     if !flags.beyond(flags_allowed(terms, command).ok_or(invalid("unknown command"))?).is_empty() {
         return Err(invalid("a command flag is not valid for this command"));
     }
-    if terms.headers == Headers::Extended
-        && command == Command::WRITE
-        && !flags.contains(CommandFlags::PAYLOAD_LEN)
-    {
-        return Err(invalid("a write without payload"));
-    }
     let writes = matches!(command, Command::WRITE | Command::TRIM | Command::WRITE_ZEROES);
     if writes && !terms.writable {
         return Err(Refusal { errno: Errno::EPERM, message: "the export is read-only" });
@@ -174,7 +168,7 @@ mod tests {
         assert_eq!(allowed(TERMS, Command::RESIZE), NONE);
         assert_eq!(verdict(TERMS, Command::RESIZE, NONE, 0, 512), Errno::EINVAL);
         let extended = Terms { headers: Headers::Extended, ..TERMS };
-        assert_eq!(allowed(extended, Command::WRITE), CommandFlags::PAYLOAD_LEN);
+        assert_eq!(allowed(extended, Command::WRITE), fua | CommandFlags::PAYLOAD_LEN);
         assert_eq!(allowed(extended, Command::TRIM), fua);
         assert_eq!(
             allowed(extended, Command::BLOCK_STATUS),

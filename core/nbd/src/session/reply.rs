@@ -50,10 +50,10 @@ impl<T: Transport, S: Storage> Session<'_, T, S> {
         };
         tracing::trace!(
             target: "driveline::io",
-            stage = "session::reply",
+            stage = "reply",
             command = ?request.command,
             %errno,
-            cookie = request.cookie.0,
+            id = request.cookie.0,
         );
         let state = &mut *self.state.borrow_mut();
         if state.deaf {

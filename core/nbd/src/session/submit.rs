@@ -96,12 +96,12 @@ impl<T: Transport, S: Storage> Session<'_, T, S> {
         }
         tracing::trace!(
             target: "driveline::io",
-            stage = "session::submit",
+            stage = "submit",
             command = ?request.command,
             flags = ?request.flags,
             offset = request.offset,
             length = job.length,
-            cookie = request.cookie.0,
+            id = request.cookie.0,
         );
         start(job);
         Ok(())

@@ -41,14 +41,16 @@ pub struct Request {
 impl Request {
     /// How many bytes follow the header.
     ///
-    /// Only a write has a payload with compact headers; with extended ones the flag alone decides, for any command, so
+    /// A write always has a payload. Any other command has one only with extended headers and if the flag says so, so
     /// that a server that does not know a command can still find the next one.
+    ///
+    /// By proto.md the flag is needed for an extended write, too; but QEMU 10.0 leaves it out there as a client, and takes a
+    /// payload for granted as a server.
     pub const fn payload_length(&self, headers: Headers) -> u64 {
-        let has_payload = match headers {
-            Headers::Compact => self.command.0 == Command::WRITE.0,
-            Headers::Extended => self.flags.contains(CommandFlags::PAYLOAD_LEN),
-        };
-        if has_payload { self.length } else { 0 }
+        let write = self.command.0 == Command::WRITE.0;
+        let announced =
+            matches!(headers, Headers::Extended) && self.flags.contains(CommandFlags::PAYLOAD_LEN);
+        if write || announced { self.length } else { 0 }
     }
 
     /// Appends the request.
@@ -98,11 +100,11 @@ pub fn parse(headers: Headers, bytes: &[u8]) -> Result<Request, Malformed> {
     reader.finish()?;
     tracing::trace!(
         target: "driveline::io",
-        stage = "wire::parse",
+        stage = "parse",
         command = ?request.command,
         offset = request.offset,
         length = request.length,
-        cookie = request.cookie.0,
+        id = request.cookie.0,
     );
     Ok(request)
 }

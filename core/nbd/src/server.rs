@@ -1,0 +1,337 @@
+//! The server: sockets that accept connections, and a session on an engine thread for each.
+
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use driveline_engine::net::{Stream, TcpListener, UnixListener};
+use driveline_engine::{Handle, JoinHandle, sleep};
+use driveline_graph::Root;
+use driveline_op::{Answer, Ask, Buffer, Info};
+use parking_lot::Mutex;
+
+use crate::export::{AddError, Export, Exports, Removed, Storage};
+use crate::fault::Fault;
+use crate::serve::serve;
+
+/// After an accept that failed, for lack of descriptors say, this long nothing is accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+impl Storage for Root {
+    fn info(&self) -> Info {
+        Root::info(self)
+    }
+
+    fn call(&self, ask: Ask, buffer: Buffer) -> impl Future<Output = Answer> {
+        self.submit(ask, buffer)
+    }
+}
+
+/// What a server allows its clients.
+#[derive(Clone, Debug)]
+pub struct ServerOptions {
+    /// A client has to choose an export within this time; zero: it may take for ever. Default: 10 s.
+    pub handshake_limit: Duration,
+    /// So many clients at once, later ones wait; zero: any number. Default: 100.
+    pub connections_max: usize,
+    /// When an export is removed, how long its clients may take to fetch the answers that they wait for. Default: 2 s.
+    pub farewell: Duration,
+}
+
+impl Default for ServerOptions {
+    fn default() -> Self {
+        ServerOptions {
+            handshake_limit: Duration::from_secs(10),
+            connections_max: 100,
+            farewell: Duration::from_secs(2),
+        }
+    }
+}
+
+/// Where a server listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// A unix socket at this path.
+    Unix(PathBuf),
+    /// TCP.
+    Tcp(SocketAddr),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Unix(path) => write!(f, "{}", path.display()),
+            Address::Tcp(address) => write!(f, "{address}"),
+        }
+    }
+}
+
+/// Exports, and the sockets that offer them. Every socket offers all of them.
+///
+/// Each connection runs on one engine thread, the one that has the fewest. Dropping the server closes its sockets; clients that
+/// are connected stay. [`Server::close`] ends them in good order.
+pub struct Server<S = Root> {
+    shared: Arc<Shared<S>>,
+    listeners: Mutex<Vec<JoinHandle<()>>>,
+}
+
+struct Shared<S> {
+    engine: Handle,
+    options: ServerOptions,
+    exports: Exports<S>,
+    connections: Mutex<Connections>,
+}
+
+#[derive(Debug)]
+struct Connections {
+    /// By engine thread.
+    counts: Vec<usize>,
+    /// No new ones, and those in their handshake end.
+    closing: bool,
+    /// Who waits for a change.
+    waiting: Vec<Waker>,
+}
+
+impl<S> fmt::Debug for Server<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Shared { options, exports, connections, .. } = &*self.shared;
+        f.debug_struct("Server")
+            .field("options", options)
+            .field("exports", exports)
+            .field("connections", connections)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<S: Storage> Server<S> {
+    /// A server without sockets and exports, whose sessions will run on the threads of `engine`.
+    pub fn new(engine: Handle, options: ServerOptions) -> Server<S> {
+        let connections =
+            Connections { counts: vec![0; engine.threads()], closing: false, waiting: Vec::new() };
+        let shared =
+            Shared { engine, options, exports: Exports::default(), connections: Mutex::new(connections) };
+        Server { shared: Arc::new(shared), listeners: Mutex::default() }
+    }
+
+    /// Accepts connections on one more socket. Returns its address, in which a TCP port 0 has become a real one.
+    ///
+    /// Errors: the address is in use, or cannot be had for another reason.
+    pub fn listen(&self, address: &Address) -> io::Result<Address> {
+        let shared = Arc::clone(&self.shared);
+        let engine = self.shared.engine.clone();
+        let (bound, task) = match address {
+            Address::Unix(path) => {
+                let listener = UnixListener::bind(path)?;
+                let bound = Address::Unix(listener.path().to_owned());
+                (bound, engine.spawn_on(0, move || shared.accept_all(Listener::Unix(listener))))
+            }
+            Address::Tcp(address) => {
+                let listener = TcpListener::bind(address)?;
+                let bound = Address::Tcp(listener.local_addr()?);
+                (bound, engine.spawn_on(0, move || shared.accept_all(Listener::Tcp(listener))))
+            }
+        };
+        tracing::info!(target: "driveline::nbd", address = %bound, "listening");
+        self.listeners.lock().push(task);
+        Ok(bound)
+    }
+
+    /// Serves `export` as `name` to whoever connects from now on. The empty name is the default export; a client that names
+    /// none gets the only one, too, where there is just one.
+    pub fn add_export(&self, name: &str, export: Export<S>) -> Result<(), AddError> {
+        self.shared.exports.add(name, export)
+    }
+
+    /// Takes an export away: its clients get the answers that they wait for, and are disconnected. Returns when nothing
+    /// of theirs is in its storage any more; `None` if there is no such export.
+    pub async fn remove_export(&self, name: &str) -> Option<Removed<S>> {
+        let removed = self.shared.exports.remove(name)?;
+        let farewell = self.shared.options.farewell;
+        // A task of its own: this may be awaited where there is no engine to wait with, and must not stop half-way.
+        let task = self.shared.engine.spawn(async move {
+            removed.finish();
+            let in_time = within(farewell, removed.ended()).await.is_some();
+            if !in_time {
+                removed.cut();
+                removed.ended().await;
+            }
+            removed
+        });
+        task.await.ok()
+    }
+
+    /// The exports.
+    pub fn exports(&self) -> &Exports<S> {
+        &self.shared.exports
+    }
+
+    /// How many clients are connected.
+    pub fn connections(&self) -> usize {
+        self.shared.connections.lock().counts.iter().sum()
+    }
+
+    /// Closes the sockets, removes all exports as [`Server::remove_export`] does, and waits until every client is gone.
+    pub async fn close(&self) {
+        for mut listener in std::mem::take(&mut *self.listeners.lock()) {
+            listener.abort();
+        }
+        self.shared.change(|connections| connections.closing = true);
+        for name in self.shared.exports.names() {
+            self.remove_export(&name).await;
+        }
+        self.shared.wait(|connections| connections.counts.iter().all(|count| *count == 0)).await;
+    }
+}
+
+impl<S> Drop for Server<S> {
+    fn drop(&mut self) {
+        for mut listener in std::mem::take(&mut *self.listeners.lock()) {
+            listener.abort();
+        }
+    }
+}
+
+enum Listener {
+    Unix(UnixListener),
+    Tcp(TcpListener),
+}
+
+impl Listener {
+    async fn accept(&self) -> io::Result<Stream> {
+        match self {
+            Listener::Unix(listener) => listener.accept().await,
+            Listener::Tcp(listener) => listener.accept().await,
+        }
+    }
+}
+
+impl<S: Storage> Shared<S> {
+    /// The life of a socket.
+    async fn accept_all(self: Arc<Self>, listener: Listener) {
+        let most = match self.options.connections_max {
+            0 => usize::MAX,
+            most => most,
+        };
+        loop {
+            self.wait(|connections| connections.counts.iter().sum::<usize>() < most).await;
+            match listener.accept().await {
+                Ok(stream) => self.clone().begin(stream),
+                Err(error) => {
+                    tracing::warn!(target: "driveline::nbd", %error, "cannot accept a connection");
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Hands a connection to the thread that has the fewest.
+    fn begin(self: Arc<Self>, stream: Stream) {
+        let thread = {
+            let mut connections = self.connections.lock();
+            let (thread, count) = connections
+                .counts
+                .iter_mut()
+                .enumerate()
+                .rev()
+                .min_by_key(|(_, count)| **count)
+                .expect("an engine has threads");
+            *count += 1;
+            thread
+        };
+        let engine = self.engine.clone();
+        // Made here, so that it counts even if the engine refuses the task.
+        let connected = Connected { shared: self, thread };
+        engine.spawn_on(thread, move || connected.run(stream)).detach();
+    }
+
+    /// Changes something that somebody may wait for.
+    fn change(&self, change: impl FnOnce(&mut Connections)) {
+        let waiting = {
+            let mut connections = self.connections.lock();
+            change(&mut connections);
+            std::mem::take(&mut connections.waiting)
+        };
+        waiting.into_iter().for_each(Waker::wake);
+    }
+
+    fn poll_wait(&self, cx: &Context<'_>, until: impl Fn(&Connections) -> bool) -> Poll<()> {
+        let mut connections = self.connections.lock();
+        if until(&connections) {
+            return Poll::Ready(());
+        }
+        if !connections.waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
+            connections.waiting.push(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    async fn wait(&self, until: impl Fn(&Connections) -> bool) {
+        poll_fn(|cx| self.poll_wait(cx, &until)).await;
+    }
+}
+
+/// A connection that counts.
+struct Connected<S: Storage> {
+    shared: Arc<Shared<S>>,
+    thread: usize,
+}
+
+impl<S: Storage> Connected<S> {
+    async fn run(self, stream: Stream) {
+        let Shared { options, exports, .. } = &*self.shared;
+        if let Err(error) = stream.set_keepalive(true) {
+            tracing::debug!(target: "driveline::nbd", %error, "no keepalive");
+        }
+        let peer = stream.peer();
+        tracing::debug!(target: "driveline::nbd", peer, thread = self.thread, "connected");
+        let too_long = async {
+            match options.handshake_limit {
+                Duration::ZERO => std::future::pending().await,
+                limit => sleep(limit).await,
+            }
+        };
+        let closing = self.shared.wait(|connections| connections.closing);
+        match serve(&stream, exports, either(too_long, closing)).await {
+            Ok(()) => tracing::debug!(target: "driveline::nbd", peer, "disconnected"),
+            Err(Fault::Io(error)) => {
+                tracing::debug!(target: "driveline::nbd", peer, %error, "connection lost")
+            }
+            Err(fault) => {
+                let because: Option<&dyn std::error::Error> = std::error::Error::source(&fault);
+                tracing::warn!(target: "driveline::nbd", peer, %fault, because, "client disconnected");
+            }
+        }
+    }
+}
+
+impl<S: Storage> Drop for Connected<S> {
+    fn drop(&mut self) {
+        self.shared.change(|connections| connections.counts[self.thread] -= 1);
+    }
+}
+
+/// Whichever comes first.
+async fn either(one: impl Future<Output = ()>, other: impl Future<Output = ()>) {
+    let (mut one, mut other) = (pin!(one), pin!(other));
+    poll_fn(|cx| match one.as_mut().poll(cx) {
+        Poll::Ready(()) => Poll::Ready(()),
+        Poll::Pending => other.as_mut().poll(cx),
+    })
+    .await;
+}
+
+/// The output of `future`, if it comes in time.
+async fn within<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T> {
+    let (mut future, mut limit) = (pin!(future), pin!(sleep(limit)));
+    poll_fn(|cx| match future.as_mut().poll(cx) {
+        Poll::Ready(output) => Poll::Ready(Some(output)),
+        Poll::Pending => limit.as_mut().poll(cx).map(|()| None),
+    })
+    .await
+}
