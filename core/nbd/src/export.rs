@@ -265,11 +265,6 @@ impl<S: Storage> Removed<S> {
         stops.iter().for_each(|stop| stop.raise(stage));
     }
 
-    /// What was exported.
-    pub fn export(&self) -> &Export<S> {
-        &self.entry.export
-    }
-
     /// Waits until all sessions have ended: nothing uses the storage any more.
     pub async fn ended(&self) {
         poll_fn(|cx| {

@@ -16,7 +16,7 @@ use driveline_graph::Root;
 use driveline_op::{Answer, Ask, Buffer, Info};
 use parking_lot::Mutex;
 
-use crate::export::{AddError, Export, Exports, Removed, Storage};
+use crate::export::{AddError, Export, Exports, Storage};
 use crate::fault::Fault;
 use crate::serve::serve;
 
@@ -149,9 +149,11 @@ impl<S: Storage> Server<S> {
     }
 
     /// Takes an export away: its clients get the answers that they wait for, and are disconnected. Returns when nothing
-    /// of theirs is in its storage any more; `None` if there is no such export.
-    pub async fn remove_export(&self, name: &str) -> Option<Removed<S>> {
-        let removed = self.shared.exports.remove(name)?;
+    /// of theirs is in its storage any more; `false` if there is no such export.
+    ///
+    /// To detach from a graph, keep a clone of the export's [`Root`] and close it afterwards.
+    pub async fn remove_export(&self, name: &str) -> bool {
+        let Some(removed) = self.shared.exports.remove(name) else { return false };
         let farewell = self.shared.options.farewell;
         // A task of its own: this may be awaited where there is no engine to wait with, and must not stop half-way.
         let task = self.shared.engine.spawn(async move {
@@ -161,9 +163,10 @@ impl<S: Storage> Server<S> {
                 removed.cut();
                 removed.ended().await;
             }
-            removed
         });
-        task.await.ok()
+        // Without an engine there are no sessions either.
+        let _ = task.await;
+        true
     }
 
     /// The exports.
