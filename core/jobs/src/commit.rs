@@ -323,6 +323,14 @@ impl Commit {
                 Box::pin(async move { copy_rest(&dirty, &edges[0], &edges[1], top_id).await })
             })?;
             change.replace_node(top, base)?;
+            // Bitmaps that the drive got during the job, with no holder there, are on the node that goes.
+            if let Some(drive) = graph.drive_of(top) {
+                for (at, bitmap) in graph.bitmap_places(&drive)? {
+                    if at == *top && bitmap.view() == View::Drive {
+                        change.move_bitmap(top, bitmap.name().as_str(), &drive)?;
+                    }
+                }
+            }
         }
         if success && !self.active {
             let header = self.header.as_ref().map(|(file, format)| (file.as_str(), format.as_str()));

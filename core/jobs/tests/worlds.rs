@@ -1,0 +1,462 @@
+//! Random worlds: guests write while filters come and go, streams and commits run, are paused, cancelled and fail,
+//! the drive grows, and bitmaps are added, merged and renamed. After each step the drive's content and every
+//! bitmap equal an oracle, to the granule.
+//!
+//! `WORLDS_SEED=n` replays one world, `WORLDS=n` runs that many.
+
+mod kit;
+
+use driveline_graph::{Graph, GraphOptions, Kind, NewBitmap, Options, Root, RootOptions};
+use driveline_jobs::{Base, CommitArgs, JobStatus, Jobs, OnError, StreamArgs};
+use kit::{
+    drivers::{CLUSTER, World, register},
+    sim::Sim,
+};
+use parking_lot::Mutex;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
+};
+
+const GUESTS: u64 = 3;
+const SECTOR: u64 = 512;
+
+/// What a drive's user knows: its content, where that is known, and what each bitmap must say.
+#[derive(Default)]
+struct Oracle {
+    /// By sector; `None` after a write that failed.
+    content: Vec<Option<u8>>,
+    bitmaps: BTreeMap<String, Expected>,
+}
+
+#[derive(Clone)]
+struct Expected {
+    granularity: u64,
+    recording: bool,
+    dirty: BTreeSet<u64>,
+    /// What failed writes addressed: one that a filter above refused never got here, and changed nothing.
+    maybe: BTreeSet<u64>,
+}
+
+impl Oracle {
+    fn mark(&mut self, range: std::ops::Range<u64>, failed: bool) {
+        for bitmap in self.bitmaps.values_mut().filter(|bitmap| bitmap.recording) {
+            let granules = range.start / bitmap.granularity..range.end.div_ceil(bitmap.granularity);
+            if failed { bitmap.maybe.extend(granules) } else { bitmap.dirty.extend(granules) }
+        }
+    }
+}
+
+struct Run {
+    sim: Sim,
+    world: World,
+    graph: Graph,
+    jobs: Jobs,
+    guest: Root,
+    oracle: Arc<Mutex<Oracle>>,
+    names: u64,
+    log: Vec<String>,
+}
+
+fn object(value: serde_json::Value) -> Options {
+    value.as_object().unwrap().clone()
+}
+
+impl Run {
+    fn new(seed: u64) -> Self {
+        let sim = Sim::new(seed);
+        let world = World { sim: sim.clone(), faults: Arc::new(AtomicU64::new(0)) };
+        let graph = Graph::new(GraphOptions::default());
+        register(&graph, &world);
+        let jobs = Jobs::new(graph.clone(), Arc::new(sim.clone()));
+        let size = CLUSTER * (16 + sim.below(32));
+        let guest = sim.run({
+            let graph = graph.clone();
+            async move {
+                let mut change = graph.change().await;
+                let mut below = None;
+                for (at, name) in ["base", "mid", "active"].into_iter().enumerate() {
+                    let mut node = serde_json::json!({ "driver": "cow", "node-name": name, "size": size,
+                        "fill-every": at + 2, "fill-byte": at + 1, "read-only": name != "active" });
+                    if let Some(below) = below {
+                        node["backing"] = serde_json::json!(below);
+                    }
+                    below = Some(name);
+                    change.add_node(graph.parse(object(node), &[]).unwrap()).await.unwrap();
+                }
+                change.set_drive("vda", "active").unwrap();
+                change.commit().await.unwrap();
+                graph.open_root("vda", RootOptions::writer("the guest")).await.unwrap()
+            }
+        });
+        let oracle = Arc::new(Mutex::new(Oracle::default()));
+        let mut run = Self { sim, world, graph, jobs, guest, oracle, names: 0, log: Vec::new() };
+        let content = run.read_all();
+        run.oracle.lock().content = content.iter().step_by(SECTOR as usize).map(|byte| Some(*byte)).collect();
+        run
+    }
+
+    fn name(&mut self, kind: &str) -> String {
+        self.names += 1;
+        format!("{kind}{}", self.names)
+    }
+
+    fn read_all(&self) -> Vec<u8> {
+        let faults = self.world.faults.swap(0, SeqCst);
+        let guest = self.guest.clone();
+        let data =
+            self.sim.run(async move { guest.read(0..guest.info().size_bytes).await.unwrap().to_vec() });
+        self.world.faults.store(faults, SeqCst);
+        data
+    }
+
+    /// Each guest writes some sectors that are its own, all at the same time.
+    fn start_guests(&self) -> Vec<Arc<Mutex<bool>>> {
+        (0..GUESTS).map(|number| self.start_guest(number)).collect()
+    }
+
+    fn start_guest(&self, number: u64) -> Arc<Mutex<bool>> {
+        let done = Arc::new(Mutex::new(false));
+        let (sim, guest, oracle, over) =
+            (self.sim.clone(), self.guest.clone(), self.oracle.clone(), done.clone());
+        self.sim.go(async move {
+            for _ in 0..sim.below(4) {
+                sim.maybe_yield().await;
+                let sectors = guest.info().size_bytes / SECTOR;
+                // A guest owns every third stretch of four sectors, so that no two write the same place.
+                let stretch = sim.below(sectors / (4 * GUESTS)) * GUESTS + number;
+                let first = stretch * 4 + sim.below(4);
+                let length = 1 + sim.below(4 - first % 4);
+                let range = first * SECTOR..(first + length) * SECTOR;
+                let byte = 100 + sim.below(100) as u8;
+                let zero = sim.chance(4);
+                let written = match zero {
+                    true => guest.write_zeroes(range.clone(), 0).await,
+                    false => {
+                        let data = vec![byte; (range.end - range.start) as usize];
+                        guest.write(range.start, &data, 0).await
+                    }
+                };
+                let mut oracle = oracle.lock();
+                oracle.mark(range, written.is_err());
+                for sector in first..first + length {
+                    oracle.content[sector as usize] = written.is_ok().then_some(if zero { 0 } else { byte });
+                }
+            }
+            *over.lock() = true;
+        });
+        done
+    }
+
+    fn finish_guests(&self, guests: Vec<Arc<Mutex<bool>>>) {
+        let sim = self.sim.clone();
+        self.sim.run(async move {
+            while guests.iter().any(|done| !*done.lock()) {
+                driveline_jobs::Runtime::sleep(&sim, std::time::Duration::from_millis(1)).await;
+            }
+        });
+    }
+
+    fn step(&mut self) {
+        // Bitmaps are changed while guests rest, so that the oracle knows which write came first.
+        let quiet = self.sim.chance(3);
+        let guests = if !quiet { self.start_guests() } else { Vec::new() };
+        let said = if quiet { self.change_bitmaps() } else { self.change_graph() };
+        self.log.push(said);
+        self.finish_guests(guests);
+        self.check();
+    }
+
+    fn change_graph(&mut self) -> String {
+        let graph = self.graph.clone();
+        match self.sim.below(11) {
+            0 | 1 => {
+                let drivers = ["pass", "fault", "pass", "bitmap-holder"];
+                let (name, driver) = (self.name("f"), drivers[self.sim.below(4) as usize]);
+                let nodes: Vec<String> =
+                    graph.nodes().iter().map(|view| view.node.name().to_owned()).collect();
+                let above = match self.sim.chance(2) {
+                    true => "vda".to_owned(),
+                    false => nodes[self.sim.below(nodes.len() as u64) as usize].clone(),
+                };
+                let definition = object(serde_json::json!({ "driver": driver, "node-name": name }));
+                let said = format!("insert {name} ({driver}) above {above}");
+                let result = self.sim.run(async move {
+                    let mut change = graph.change().await;
+                    change.insert_filter(definition, &above).await?;
+                    change.commit().await
+                });
+                format!("{said}: {result:?}")
+            }
+            2 => {
+                let filters: Vec<_> = graph
+                    .nodes()
+                    .into_iter()
+                    .filter(|v| v.is_filter() && v.node.name().starts_with('f'))
+                    .collect();
+                if filters.is_empty() {
+                    return "no filter to remove".into();
+                }
+                let name = filters[self.sim.below(filters.len() as u64) as usize].node.name().to_owned();
+                let said = format!("remove {name}");
+                let result = self.sim.run(async move {
+                    let mut change = graph.change().await;
+                    change.remove_filter(&name)?;
+                    change.commit().await
+                });
+                format!("{said}: {result:?}")
+            }
+            3 | 4 => {
+                let (jobs, id) = (self.jobs.clone(), self.name("job"));
+                let chain = graph.chain("vda").unwrap();
+                let base =
+                    (chain.len() > 2 && self.sim.chance(2)).then(|| Base::Node(chain[2].name().into()));
+                let said = format!("stream {id} to {base:?}");
+                let args = StreamArgs {
+                    job_id: Some(id),
+                    device: "vda".into(),
+                    base,
+                    on_error: self.policy(),
+                    speed: self.sim.below(2) * 200_000,
+                    ..Default::default()
+                };
+                format!("{said}: {:?}", self.sim.run(async move { jobs.stream(args).await }))
+            }
+            5 | 6 => {
+                let (jobs, id) = (self.jobs.clone(), self.name("job"));
+                let chain = graph.chain("vda").unwrap();
+                let top = self.sim.below(chain.len() as u64) as usize;
+                let args = CommitArgs {
+                    job_id: Some(id.clone()),
+                    device: "vda".into(),
+                    top_node: Some(chain[top].name().to_owned()),
+                    on_error: self.policy(),
+                    speed: self.sim.below(2) * 200_000,
+                    ..Default::default()
+                };
+                let result = self.sim.run(async move { jobs.commit(args).await });
+                format!("commit {id} from {}: {result:?}", chain[top].name())
+            }
+            7 => {
+                let size = self.guest.info().size_bytes + CLUSTER * (1 + self.sim.below(4));
+                let result = self.sim.run(async move {
+                    let mut change = graph.change().await;
+                    change.resize("vda", size)?;
+                    change.commit().await
+                });
+                if result.is_ok() {
+                    let mut oracle = self.oracle.lock();
+                    let before = oracle.content.len() as u64 * SECTOR;
+                    oracle.content.resize((size / SECTOR) as usize, Some(0));
+                    oracle.mark(before..size, false);
+                }
+                format!("resize to {size}: {result:?}")
+            }
+            8 => {
+                let one_in = [0, 0, 5, 20][self.sim.below(4) as usize];
+                self.world.faults.store(one_in, SeqCst);
+                format!("one write in {one_in} fails")
+            }
+            _ => self.steer_job(),
+        }
+    }
+
+    fn policy(&self) -> OnError {
+        [OnError::Report, OnError::Stop, OnError::Ignore, OnError::Enospc][self.sim.below(4) as usize]
+    }
+
+    fn steer_job(&mut self) -> String {
+        let list = self.jobs.list();
+        if list.is_empty() {
+            return "no job to steer".into();
+        }
+        let job = &list[self.sim.below(list.len() as u64) as usize];
+        let result = match self.sim.below(5) {
+            0 => ("pause", self.jobs.pause(&job.id)),
+            1 | 2 => ("resume", self.jobs.resume(&job.id)),
+            3 if job.status == JobStatus::Ready => ("complete", self.jobs.complete(&job.id)),
+            3 => ("cancel", self.jobs.cancel(&job.id, true)),
+            _ => ("speed", self.jobs.set_speed(&job.id, 0)),
+        };
+        let (sim, time) = (self.sim.clone(), self.sim.below(300));
+        self.sim.run(async move {
+            driveline_jobs::Runtime::sleep(&sim, std::time::Duration::from_millis(time)).await;
+        });
+        format!("{} {} (was {}): {:?}", result.0, job.id, job.status, result.1)
+    }
+
+    fn change_bitmaps(&mut self) -> String {
+        let names: Vec<String> = self.oracle.lock().bitmaps.keys().cloned().collect();
+        let pick = || names[self.sim.below(names.len() as u64) as usize].clone();
+        let graph = self.graph.clone();
+        if names.is_empty() || (names.len() < 4 && self.sim.chance(3)) {
+            let granularity = 512 << self.sim.below(6);
+            let name = self.name("bitmap");
+            let new = NewBitmap { granularity: Some(granularity), ..NewBitmap::named(&name) };
+            self.change(&graph, move |change| change.add_bitmap("vda", new)).unwrap();
+            let expected =
+                Expected { granularity, recording: true, dirty: BTreeSet::new(), maybe: BTreeSet::new() };
+            self.oracle.lock().bitmaps.insert(name.clone(), expected);
+            return format!("add {name}");
+        }
+        let name = pick();
+        let said = name.clone();
+        match self.sim.below(6) {
+            0 => {
+                self.change(&graph, move |change| change.remove_bitmap("vda", &name)).unwrap();
+                self.oracle.lock().bitmaps.remove(&said);
+                format!("remove {said}")
+            }
+            1 => {
+                self.change(&graph, move |change| change.clear_bitmap("vda", &name)).unwrap();
+                self.oracle.lock().bitmaps.get_mut(&said).unwrap().dirty.clear();
+                format!("clear {said}")
+            }
+            2 => {
+                let recording = self.sim.chance(2);
+                let result = self.change(&graph, move |change| match recording {
+                    true => change.enable_bitmap("vda", &name),
+                    false => change.disable_bitmap("vda", &name),
+                });
+                result.unwrap();
+                self.oracle.lock().bitmaps.get_mut(&said).unwrap().recording = recording;
+                format!("record {said}: {recording}")
+            }
+            3 => {
+                let new = self.name("renamed");
+                let to = new.clone();
+                self.change(&graph, move |change| change.rename_bitmap("vda", &name, &to)).unwrap();
+                let mut oracle = self.oracle.lock();
+                let expected = oracle.bitmaps.remove(&said).unwrap();
+                oracle.bitmaps.insert(new.clone(), expected);
+                format!("rename {said} to {new}")
+            }
+            4 => {
+                let source = pick();
+                if source == name {
+                    return "no merge with itself".into();
+                }
+                let from = vec![("vda".to_owned(), source.clone())];
+                self.change(&graph, move |change| change.merge_bitmaps("vda", &name, from)).unwrap();
+                let mut oracle = self.oracle.lock();
+                let (fine, from) = (oracle.content.len() as u64 * SECTOR, oracle.bitmaps[&source].clone());
+                let target = oracle.bitmaps.get_mut(&said).unwrap();
+                for granule in from.dirty {
+                    let (start, end) =
+                        (granule * from.granularity, ((granule + 1) * from.granularity).min(fine));
+                    target.dirty.extend(start / target.granularity..end.div_ceil(target.granularity));
+                }
+                format!("merge {source} into {said}")
+            }
+            _ => {
+                // A transaction whose last step cannot be done leaves nothing of the others.
+                let extra = self.name("never");
+                let result = self.change(&graph, move |change| {
+                    change.add_bitmap("vda", NewBitmap::named(extra))?;
+                    change.clear_bitmap("vda", &name)?;
+                    change.remove_bitmap("vda", "not there")
+                });
+                assert_eq!(result.unwrap_err().kind(), Kind::NotFound);
+                "a transaction that fails".into()
+            }
+        }
+    }
+
+    fn change(
+        &self,
+        graph: &Graph,
+        edit: impl FnOnce(&mut driveline_graph::Change) -> driveline_graph::Result<()> + Send + 'static,
+    ) -> driveline_graph::Result<()> {
+        let graph = graph.clone();
+        self.sim.run(async move {
+            let mut change = graph.change().await;
+            edit(&mut change)?;
+            change.commit().await
+        })
+    }
+
+    fn check(&self) {
+        let content = self.read_all();
+        let mut oracle = self.oracle.lock();
+        assert_eq!(content.len() as u64, oracle.content.len() as u64 * SECTOR);
+        for (sector, expected) in oracle.content.iter().enumerate() {
+            let found = &content[sector * SECTOR as usize..][..SECTOR as usize];
+            assert!(
+                expected.is_none_or(|byte| found.iter().all(|b| *b == byte)),
+                "sector {sector}: {expected:?}, {}",
+                found[0]
+            );
+        }
+        let found: BTreeSet<String> = self
+            .graph
+            .bitmaps("vda")
+            .unwrap()
+            .iter()
+            .map(|b| b.name().to_string())
+            .filter(|n| !n.starts_with('#'))
+            .collect();
+        assert_eq!(found, oracle.bitmaps.keys().cloned().collect());
+        for (name, expected) in &mut oracle.bitmaps {
+            let bitmap = self.graph.bitmap("vda", name).unwrap();
+            assert_eq!(bitmap.is_recording(), expected.recording);
+            let granularity = expected.granularity;
+            let dirty: BTreeSet<u64> = bitmap
+                .bits()
+                .iter_dirty()
+                .flat_map(|range| range.start / granularity..range.end.div_ceil(granularity))
+                .collect();
+            expected.dirty.extend(expected.maybe.intersection(&dirty).copied().collect::<Vec<_>>());
+            expected.maybe.clear();
+            assert_eq!(dirty, expected.dirty, "bitmap {name}");
+        }
+    }
+
+    /// Lets all jobs end, and looks for what they left behind.
+    fn end(&mut self) {
+        self.world.faults.store(0, SeqCst);
+        let jobs = self.jobs.clone();
+        self.sim.run(async move { jobs.shutdown().await });
+        self.check();
+        let leftovers: Vec<_> = self
+            .graph
+            .nodes()
+            .iter()
+            .map(|v| v.node.name().to_owned())
+            .filter(|n| n.starts_with('#'))
+            .collect();
+        assert!(leftovers.is_empty(), "{leftovers:?}");
+        for view in self.graph.nodes() {
+            let users: Vec<_> = view.parents.iter().filter(|parent| parent.starts_with("job")).collect();
+            assert!(users.is_empty(), "{users:?}");
+        }
+    }
+}
+
+fn world(seed: u64, steps: usize) {
+    let mut run = Run::new(seed);
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        for _ in 0..steps {
+            run.step();
+        }
+        run.end();
+    }));
+    if let Err(panic) = result {
+        eprintln!("world {seed} (replay with WORLDS_SEED={seed}):");
+        run.log.iter().for_each(|step| eprintln!("  {step}"));
+        std::panic::resume_unwind(panic);
+    }
+}
+
+#[test]
+fn drive_bitmaps_and_content_are_exact_in_random_worlds() {
+    if let Ok(seed) = std::env::var("WORLDS_SEED") {
+        return world(seed.parse().unwrap(), 60);
+    }
+    let worlds = std::env::var("WORLDS").map_or(120, |worlds| worlds.parse().unwrap());
+    for seed in 0..worlds {
+        world(seed, 60);
+    }
+}
