@@ -181,8 +181,11 @@ impl<S: Storage> Server<S> {
 
     /// Closes the sockets, removes all exports as [`Server::remove_export`] does, and waits until every client is gone.
     pub async fn close(&self) {
-        for mut listener in std::mem::take(&mut *self.listeners.lock()) {
+        let listeners = std::mem::take(&mut *self.listeners.lock());
+        for mut listener in listeners {
             listener.abort();
+            // Until its socket is gone.
+            let _ = listener.await;
         }
         self.shared.change(|connections| connections.closing = true);
         for name in self.shared.exports.names() {
