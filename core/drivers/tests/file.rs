@@ -327,6 +327,29 @@ impl Drop for Loop {
 }
 
 #[test]
+fn a_write_back_that_failed_is_not_forgotten() {
+    // The kernel tells of it once, and gives the data up; the next fdatasync would succeed.
+    let Some(mount) = Mount::tmpfs("1m") else { return };
+    let path = mount.0.path().join("a.img");
+    fs::File::create(&path).unwrap().set_len(4 << 20).unwrap();
+    let Some(device) = Loop::on(&path) else { return };
+    let engine = engine(Backend::Auto).unwrap();
+    let node = open(&engine, Path::new("/"), json!({ "path": &device.0 }), false).unwrap();
+    run(&engine, &node.edge, op::WRITE, 0, 0, &vec![3; 4 << 20]).result.unwrap();
+    for _ in 0..3 {
+        run(&engine, &node.edge, op::FLUSH, 0, 0, &[]).result.unwrap_err();
+    }
+    let durable = Ask { op: op::WRITE, flags: flag::FUA, ..Ask::default() };
+    ask(&engine, &node.edge, durable, &[1; 512]).result.unwrap_err();
+}
+
+#[test]
+fn requests_need_little_memory_for_their_state() {
+    let (_engine, _folder, node) = with_file(4096, json!({}));
+    assert!(node.edge.arena_bytes() <= 2048, "{} bytes", node.edge.arena_bytes());
+}
+
+#[test]
 fn a_block_device_conforms() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("a.img");

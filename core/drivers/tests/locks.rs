@@ -53,15 +53,17 @@ fn a_second_writer_is_kept_out_and_told_why() {
 #[test]
 fn a_refused_change_leaves_the_locks_as_they_were() {
     let folder = image();
-    let (one, other) = (open(&folder, json!({}), false).unwrap(), open(&folder, json!({}), false).unwrap());
-    one.node.set_permissions(READ.or(WRITE), ALL).unwrap();
+    let one = open(&folder, json!({}), false).unwrap();
+    one.node.set_permissions(READ, ALL).unwrap();
+    let other = open(&folder, json!({}), false).unwrap();
     other.node.set_permissions(READ, ALL).unwrap();
-    let before = other.node.details()["locks"].clone();
-    assert_eq!(other.node.set_permissions(READ.or(WRITE), READ).unwrap_err().kind(), Kind::Busy);
-    assert_eq!(other.node.details()["locks"], before);
-    other.node.set_permissions(READ.or(WRITE), ALL).unwrap();
-    // What the refused change had locked for a moment is free again.
     one.node.set_permissions(READ.or(WRITE), ALL).unwrap();
+    let before = other.node.details()["locks"].clone();
+    assert_eq!(other.node.set_permissions(READ.or(WRITE), ALL).unwrap_err().kind(), Kind::Busy);
+    assert_eq!(other.node.details()["locks"], before);
+    // What the refused change had locked for a moment is free again.
+    one.node.set_permissions(READ, ALL).unwrap();
+    one.node.set_permissions(READ.or(WRITE), READ).unwrap();
     one.node.set_permissions(Permissions::NONE, ALL).unwrap();
     other.node.set_permissions(READ.or(WRITE), READ).unwrap();
 }
@@ -93,11 +95,11 @@ fn a_file_does_not_become_writable_beside_another_writer() {
     assert_eq!(reader.node.details()["locks"], before);
     block_on(writer.node.close(&[])).unwrap();
     block_on(reader.node.set_read_only(&[], false)).unwrap();
-    // Even before anybody is said to write, nobody else gets to write alone.
-    let other = open(&folder, json!({}), false).unwrap();
-    assert_eq!(other.node.set_permissions(READ.or(WRITE), READ).unwrap_err().kind(), Kind::Busy);
+    // Even before anybody is said to write, nobody else gets to write.
+    assert_eq!(open(&folder, json!({}), false).map(drop).unwrap_err().kind(), Kind::Busy);
     block_on(reader.node.set_read_only(&[], true)).unwrap();
     assert_eq!(reader.node.details()["locks"], before);
+    let other = open(&folder, json!({}), false).unwrap();
     other.node.set_permissions(READ.or(WRITE), READ).unwrap();
 }
 
@@ -168,11 +170,14 @@ fn we_keep_qemu_out() {
         command.args(["-f", "raw", "-c", "write 0 512"]).arg(&path);
         Some(ended(command))
     };
-    node.node.set_permissions(READ.or(WRITE), READ).unwrap();
-    let Some((done, said)) = write() else { return };
-    assert!(!done && said.contains("Failed to get \"write\" lock"), "{said}");
-    node.node.set_permissions(READ.or(WRITE), ALL).unwrap();
-    assert!(write().unwrap().0, "raw images are shared if we share them");
+    for shares in [READ, ALL] {
+        // What is shared within the graph is not shared with another program.
+        node.node.set_permissions(READ.or(WRITE), shares).unwrap();
+        let Some((done, said)) = write() else { return };
+        assert!(!done && said.contains("Failed to get \"write\" lock"), "{said}");
+    }
+    node.node.set_permissions(READ, ALL).unwrap();
+    assert!(write().unwrap().0);
     // To convert it, nobody may write.
     let convert = || {
         let mut command = qemu("qemu-img")?;
@@ -215,8 +220,7 @@ fn the_storage_daemon_and_we_keep_each_other_out() {
     let mut greeting = [0; 8];
     daemon.stdout.as_mut().unwrap().read_exact(&mut greeting).unwrap();
     assert_eq!(&greeting, b"{\"QMP\": ");
-    let node = open(&folder, json!({}), false).unwrap();
-    let error = node.node.set_permissions(READ.or(WRITE), READ).unwrap_err();
+    let error = open(&folder, json!({}), false).map(drop).unwrap_err();
     let who = format!("(process {}) holds \"write\"", daemon.id());
     assert!(error.message().contains("shared \"write\" lock") && error.message().contains(&who), "{error}");
     drop(daemon.stdin.take());

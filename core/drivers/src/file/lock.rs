@@ -10,6 +10,11 @@
 //! Who wants a permission takes its locks first and looks afterwards whether anybody else has the contrary one, so of two
 //! that come at the same time at least one notices. (QEMU block/file-posix.c: RAW_LOCK_PERM_BASE, RAW_LOCK_SHARED_BASE.) The
 //! locks belong to the open file, not to the process: two nodes of one program exclude each other as well.
+//!
+//! What users of a node share they share with each other, in their graph, which knows all of them. With other programs a
+//! writer never shares writing, whatever its users say: nothing orders the writes of two programs, and each of them
+//! believes what it has cached. (QEMU leaves that to the user of the node, so its exports of a raw image let each other
+//! write.) Whoever wants it nevertheless turns `locking` off.
 
 use super::{Locking, holder, io_error};
 use driveline_engine::file::{File, LockKind};
@@ -31,6 +36,13 @@ impl Held {
     /// The bytes to lock for it.
     pub(super) fn bytes(self) -> impl Iterator<Item = u64> {
         bytes(USED, self.used).chain(bytes(UNSHARED, self.unshared))
+    }
+
+    /// What is locked for users that together need and share this.
+    fn of(needs: Permissions, shares: Permissions) -> Self {
+        let writes = needs.intersects(Permissions::WRITE.or(Permissions::WRITE_UNCHANGED));
+        let shares = if writes { shares.without(Permissions::WRITE) } else { shares };
+        Self { used: needs, unshared: Permissions::ALL.without(shares) }
     }
 
     fn without(self, other: Self) -> Self {
@@ -56,9 +68,10 @@ pub(super) struct Locks {
 #[derive(Debug, Default)]
 struct State {
     held: Held,
-    /// "write" is held not because a user needs it but because the file was made writable, until the graph says who uses
-    /// it: before a format looks at its file, let alone changes it, another writer must have been noticed.
-    for_now: bool,
+    /// What was held before "write" was taken, not because a user needed it but because the file was made writable. That
+    /// lasts until the graph says who uses the file: before a format looks at it, let alone changes it, another writer
+    /// must have been noticed.
+    for_now: Option<Held>,
 }
 
 impl Locks {
@@ -96,9 +109,8 @@ impl Locks {
     ) -> Result<()> {
         let Some(state) = &self.state else { return Ok(()) };
         let mut state = state.lock();
-        let wanted = Held { used: needs, unshared: Permissions::ALL.without(shares) };
-        replace(file, &mut state.held, wanted, path)?;
-        state.for_now = false;
+        replace(file, &mut state.held, Held::of(needs, shares), path)?;
+        state.for_now = None;
         Ok(())
     }
 
@@ -106,10 +118,10 @@ impl Locks {
     pub(super) fn take_write(&self, file: &File, path: &Path) -> Result<()> {
         let Some(state) = &self.state else { return Ok(()) };
         let mut state = state.lock();
-        let wanted = Held { used: state.held.used.or(Permissions::WRITE), ..state.held };
-        let new = wanted != state.held;
-        replace(file, &mut state.held, wanted, path)?;
-        state.for_now |= new;
+        let before = state.held;
+        let shares = Permissions::ALL.without(before.unshared);
+        replace(file, &mut state.held, Held::of(before.used.or(Permissions::WRITE), shares), path)?;
+        state.for_now.get_or_insert(before);
         Ok(())
     }
 
@@ -117,9 +129,9 @@ impl Locks {
     pub(super) fn give_write_up(&self, file: &File) {
         let Some(state) = &self.state else { return };
         let mut state = state.lock();
-        if std::mem::take(&mut state.for_now) {
-            unlock_all(file, Held { used: Permissions::WRITE, unshared: Permissions::NONE });
-            state.held.used = state.held.used.without(Permissions::WRITE);
+        if let Some(before) = state.for_now.take() {
+            unlock_all(file, state.held.without(before));
+            state.held = before;
         }
     }
 

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `path` | required | which; a relative one starts where the configuration says |
 //! | `cache` | `"writeback"` | `"writeback"`: through the host's page cache; `"none"`: past it (O_DIRECT) |
-//! | `locking` | `"auto"` | keep others from using the file in ways that contradict; `"auto"`: if the file system can |
+//! | `locking` | `"auto"` | keep other programs from writing to the file meanwhile; `"auto"`: if the file system can |
 //! | `discard` | `"unmap"` | `"unmap"`: discarded ranges, and zeroes that may be unmapped, give their space back; `"ignore"`: they do not |
 //!
 //! A write beyond the end makes a regular file longer, and a read beyond it gives zeroes: formats rely on both. Locks are
