@@ -1,9 +1,15 @@
 //! Built-in drivers of a storage graph.
 //!
-//! Protocols are leaves: [`FileDriver`], [`NullDriver`], [`MemoryDriver`]. Formats read and write a child:
-//! [`RawDriver`], [`qcow2`]. The crate knows
-//! nothing of graphs beyond the contract of a driver ([`driveline_graph::Driver`]), and nothing of exports, jobs or
-//! configuration files.
+//! | driver | kind | what it is |
+//! |---|---|---|
+//! | [`file`](mod@file) | protocol | a regular file or a block device |
+//! | [`memory`] | protocol | bytes in memory, sparse |
+//! | [`null`] | protocol | takes all writes and keeps none |
+//! | [`raw`] | format | its file as it is, or a window of it |
+//! | [`qcow2`] | format | an image with a backing chain |
+//!
+//! The crate knows nothing of graphs beyond the contract of a driver ([`driveline_graph::Driver`]), and nothing of
+//! exports, jobs or configuration files. The modules say which options a driver takes.
 //!
 //! Three nouns:
 //! * a *driver* opens nodes of its kind, and says which options and children it takes;
@@ -15,13 +21,13 @@
 
 pub mod conformance;
 #[allow(unsafe_code)] // memory is lent to the kernel here
-mod file;
-mod memory;
-mod null;
+pub mod file;
+pub mod memory;
+pub mod null;
 mod options;
 pub mod qcow2;
 mod range;
-mod raw;
+pub mod raw;
 
 pub use file::FileDriver;
 pub use memory::MemoryDriver;

@@ -1,7 +1,7 @@
 //! The drivers without I/O: null, memory, raw.
 
 use driveline_drivers::{
-    MemoryDriver, NullDriver, RawDriver,
+    FileDriver, MemoryDriver, NullDriver, RawDriver,
     conformance::{Check, OpenNodeArgs, check, edge_to, open_node, options_of},
 };
 use driveline_graph::{Driver, Kind, OpenChild};
@@ -27,6 +27,22 @@ fn options_are_those_of_the_description() {
     options_of(&NullDriver::default(), json!({ "size": 512, "read-zeroes": false, "latency-ns": 1 }));
     options_of(&MemoryDriver::default(), json!({ "size": "1MiB" }));
     options_of(&RawDriver::default(), json!({ "offset": "4KiB", "size": 512 }));
+}
+
+#[test]
+fn the_option_tables_of_the_docs_are_complete() {
+    for (doc, driver) in [
+        (include_str!("../src/file/mod.rs"), &FileDriver::default() as &dyn Driver),
+        (include_str!("../src/memory/mod.rs"), &MemoryDriver::default()),
+        (include_str!("../src/null/mod.rs"), &NullDriver::default()),
+        (include_str!("../src/raw/mod.rs"), &RawDriver::default()),
+    ] {
+        let rows = doc.lines().filter_map(|line| line.strip_prefix("//! | `")?.split('`').next());
+        let description = driver.description();
+        let children = description.children.iter().map(|child| &*child.name);
+        let takes = children.chain(description.options.iter().map(|option| &**option));
+        assert!(rows.eq(takes), "the table of '{}' lists its options in their order", description.name);
+    }
 }
 
 #[test]

@@ -69,12 +69,14 @@ impl Pages {
         }
     }
 
+    /// Is it less work to look at each page that there is than at each of so many that there could be?
+    fn fewer_than(&self, pages: u64) -> bool {
+        pages > RUN_PAGES * SHARDS && self.allocated_bytes() / PAGE_BYTES < pages
+    }
+
     /// Makes a range read as zeroes. Whole pages go away.
     pub(super) fn zero(&self, range: Range<u64>) {
-        let pages = range.end.div_ceil(PAGE_BYTES) - range.start / PAGE_BYTES;
-        let held: usize = self.0.iter().map(|shard| shard.read().len()).sum();
-        if pages > held as u64 {
-            // Looking at each page that there is takes less time than at each that there could be.
+        if self.fewer_than(range.end.div_ceil(PAGE_BYTES) - range.start / PAGE_BYTES) {
             self.zero_of_held(&range);
             return;
         }
@@ -100,10 +102,9 @@ impl Pages {
     pub(super) fn extent(&self, range: Range<u64>) -> (bool, u64) {
         let has = |page: u64| self.shard(page).read().contains_key(&page);
         let data = has(range.start / PAGE_BYTES);
-        let held: usize = self.0.iter().map(|shard| shard.read().len()).sum();
         let last = range.end.div_ceil(PAGE_BYTES);
         let next = range.start / PAGE_BYTES + 1;
-        let end = if !data && last.saturating_sub(next) > held as u64 {
+        let end = if !data && self.fewer_than(last.saturating_sub(next)) {
             let later = |shard: &RwLock<HashMap<u64, Page>>| {
                 shard.read().keys().copied().filter(|page| *page >= next).min()
             };
