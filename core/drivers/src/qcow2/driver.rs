@@ -10,7 +10,7 @@ use driveline_op::{Body, Edge, Info, Instance, OpTable, info};
 use serde::Deserialize;
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
 };
 
 /// The driver `qcow2`.
@@ -176,7 +176,13 @@ fn probe(path: &Path) -> Result<&'static str> {
     Ok(if magic == super::header::MAGIC { "qcow2" } else { "raw" })
 }
 
-static OPS: OpTable<Qcow2> = OpTable::new().read(Qcow2::read).block_status(Qcow2::block_status);
+static OPS: OpTable<Qcow2> = OpTable::new()
+    .read(Qcow2::read)
+    .write(Qcow2::write)
+    .flush(Qcow2::flush)
+    .discard(Qcow2::discard)
+    .write_zeroes(Qcow2::write_zeroes)
+    .block_status(Qcow2::block_status);
 
 /// An open image, as the graph sees it.
 struct Qcow2Node(Arc<Body<Qcow2>>);
@@ -188,12 +194,30 @@ impl OpenNode for Qcow2Node {
 
     fn info(&self, children: &[Info]) -> Info {
         let qcow2 = &self.0.driver;
+        let read_only = if qcow2.read_only.load(Relaxed) { info::READ_ONLY } else { 0 };
+        let fast_zero = if qcow2.geometry.version >= 3 { info::FAST_ZERO } else { 0 };
         Info {
             size_bytes: qcow2.size_bytes(),
-            flags: info::READ_ONLY,
+            flags: read_only | fast_zero | info::DISCARD,
             cluster_bytes: qcow2.geometry.cluster_bytes() as u32,
             memory_alignment: children.iter().map(|child| child.memory_alignment).max().unwrap_or(1),
             ..Info::default()
         }
+    }
+
+    fn set_read_only<'a>(&'a self, children: &'a [OpenChild], read_only: bool) -> BoxFuture<'a, Result<()>> {
+        Box::pin(
+            async move { self.0.driver.set_read_only(&mut Io::Edges(&edges(children)?), read_only).await },
+        )
+    }
+
+    fn close<'a>(&'a self, children: &'a [OpenChild]) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            let qcow2 = &self.0.driver;
+            if !qcow2.read_only.load(Relaxed) {
+                qcow2.settle(&mut Io::Edges(&edges(children)?)).await?;
+            }
+            Ok(())
+        })
     }
 }

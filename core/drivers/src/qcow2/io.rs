@@ -1,6 +1,6 @@
 //! Calls to the children, from inside an operation and from outside.
 
-use driveline_op::{Ask, Buffer, Call, DiscardRequest, Edge, Info, Next, Result, WriteZeroesRequest, op};
+use driveline_op::{Ask, Buffer, Call, DiscardRequest, Edge, Info, Next, Result, op};
 use std::{
     ops::Range,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
@@ -68,14 +68,6 @@ impl Io<'_, '_> {
             tracing::debug!(?range, %error, "the file did not take a discard");
         }
     }
-
-    /// Zeroes a range of the file, if it can do that quickly.
-    pub(crate) async fn write_zeroes(&mut self, range: Range<u64>, flags: u32) -> Result<()> {
-        match self {
-            Io::Next(next) => next.write_zeroes(&WriteZeroesRequest::new(range, flags)).await,
-            Io::Edges(edges) => ask(&edges[FILE], op::WRITE_ZEROES, range, flags).await,
-        }
-    }
 }
 
 async fn ask(edge: &Edge, op: u32, range: Range<u64>, flags: u32) -> Result<()> {
@@ -89,14 +81,15 @@ async fn ask(edge: &Edge, op: u32, range: Range<u64>, flags: u32) -> Result<()> 
 #[derive(Debug)]
 pub(crate) struct File {
     end: AtomicU64,
+    touched: AtomicU64,
 }
 
 impl File {
     pub(crate) fn new(end: u64) -> Self {
-        Self { end: AtomicU64::new(end) }
+        Self { end: AtomicU64::new(end), touched: AtomicU64::new(end) }
     }
 
-    /// Nothing was written from here on.
+    /// It reads as zeroes from here on.
     pub(crate) fn end(&self) -> u64 {
         self.end.load(Relaxed)
     }
@@ -108,6 +101,16 @@ impl File {
         }
     }
 
+    /// Nobody ever tried to write from here on.
+    pub(crate) fn touched(&self) -> u64 {
+        self.touched.load(Relaxed)
+    }
+
+    /// Somebody is going to write up to here.
+    pub(crate) fn touch(&self, end: u64) {
+        self.touched.fetch_max(end, Relaxed);
+    }
+
     pub(crate) async fn read(&self, io: &mut Io<'_, '_>, offset: u64, into: &mut [u8]) -> Result<()> {
         let inside = self.end().saturating_sub(offset).min(into.len() as u64) as usize;
         into[inside..].fill(0);
@@ -115,6 +118,7 @@ impl File {
     }
 
     pub(crate) async fn write(&self, io: &mut Io<'_, '_>, offset: u64, from: &[u8]) -> Result<()> {
+        self.touch(offset + from.len() as u64);
         io.write(offset, from).await?;
         self.grown(offset + from.len() as u64);
         Ok(())

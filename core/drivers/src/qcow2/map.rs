@@ -44,8 +44,8 @@ pub(crate) struct Run {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Found {
     Run(Run),
-    /// This slice must be loaded first.
-    Missing(u64),
+    /// A slice must be loaded first.
+    Missing,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,10 +120,10 @@ impl Map {
             return Ok(Found::Run(Run { mapping: Mapping::Unallocated, host: 0, length }));
         }
         let (slice, first) = geometry.slice_of(table, offset);
-        let Some(&slot) = self.index.get(&slice) else { return Ok(Found::Missing(slice)) };
+        let Some(&slot) = self.index.get(&slice) else { return Ok(Found::Missing) };
         let slot = &mut self.slots[slot];
         if slot.state != State::Ready {
-            return Ok(Found::Missing(slice));
+            return Ok(Found::Missing);
         }
         self.tick += 1;
         slot.used = self.tick;

@@ -29,8 +29,6 @@
 //!
 //! Source: QEMU docs/interop/qcow2.txt.
 
-#![allow(dead_code)] // what only writing needs
-
 mod compressed;
 mod driver;
 mod epoch;
@@ -38,18 +36,25 @@ mod header;
 mod io;
 mod layout;
 mod map;
+mod meta;
 mod open;
+mod ranges;
 mod read;
+mod refcount;
 mod snapshot;
+mod write;
+mod zero;
 
 pub use self::driver::Qcow2Driver;
 
 use self::{
     epoch::Epoch,
-    header::Compression,
+    header::{Compression, Header},
     io::{File, Io},
     layout::Geometry,
     map::{Found, Load, Map, Run},
+    meta::Meta,
+    ranges::Ranges,
 };
 use driveline_op::{Error, Result};
 use parking_lot::Mutex;
@@ -58,7 +63,7 @@ use std::{
     ops::Range,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
 };
 
@@ -67,10 +72,21 @@ use std::{
 pub(crate) struct Qcow2 {
     geometry: Geometry,
     compression: Compression,
+    header: Mutex<Header>,
     size_bytes: AtomicU64,
+    read_only: AtomicBool,
+    /// Writing metadata failed such that what is on disk is not known.
+    broken: AtomicBool,
     file: File,
+    ranges: Ranges,
+    meta: async_lock::Mutex<Meta>,
     map: Mutex<Map>,
     epoch: Epoch,
+    /// Host clusters that were taken and never used.
+    abandoned: Mutex<Vec<Range<u64>>>,
+    /// How often the map was changed, and up to which change it is durable.
+    changes: AtomicU64,
+    changes_durable: AtomicU64,
     /// The last compressed cluster that was read, by its L2 entry.
     unpacked: Mutex<Option<(u64, Arc<[u8]>)>>,
 }
@@ -78,6 +94,11 @@ pub(crate) struct Qcow2 {
 impl Qcow2 {
     pub(crate) fn size_bytes(&self) -> u64 {
         self.size_bytes.load(Relaxed)
+    }
+
+    #[inline]
+    fn check_writable(&self) -> Result<()> {
+        if self.read_only.load(Relaxed) { Err(Error::NOT_PERMITTED) } else { Ok(()) }
     }
 
     #[inline]
@@ -99,7 +120,7 @@ impl Qcow2 {
     fn look(&self, offset: u64, length: u64, writing: bool) -> Result<Option<Run>> {
         match self.map.lock().find(offset, length, writing)? {
             Found::Run(run) => Ok(Some(run)),
-            Found::Missing(_) => Ok(None),
+            Found::Missing => Ok(None),
         }
     }
 

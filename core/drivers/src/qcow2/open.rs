@@ -7,11 +7,14 @@ use super::{
     io::{FILE, File, Io},
     layout::decode_words,
     map::Map,
+    meta::Meta,
+    ranges::Ranges,
+    refcount::Refcounts,
     snapshot,
 };
 use driveline_graph::{Error, Kind, Result};
 use parking_lot::Mutex;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 /// Reads and checks the header.
 pub(crate) async fn read_header(io: &mut Io<'_, '_>) -> Result<Header> {
@@ -50,14 +53,53 @@ impl Qcow2 {
         let file = File::new(io.info(FILE).map_or(0, |info| info.size_bytes));
         snapshot::read(io, &file, &header).await?;
         let l1 = read_table(io, &file, header.l1_offset, header.l1_entries as usize).await?;
-        Ok(Self {
+        let reftable_entries = u64::from(header.reftable_clusters) * geometry.cluster_bytes() / 8;
+        let reftable = read_table(io, &file, header.reftable_offset, reftable_entries as usize).await?;
+        let refcounts = Refcounts::new(geometry, reftable, header.reftable_offset, cache_bytes / 2);
+        let qcow2 = Self {
             geometry,
             compression: header.compression,
             size_bytes: AtomicU64::new(header.size_bytes),
+            read_only: AtomicBool::new(read_only),
+            broken: AtomicBool::new(false),
             file,
+            ranges: Ranges::default(),
+            meta: async_lock::Mutex::new(Meta::new(refcounts)),
             map: Mutex::new(Map::new(geometry, l1, cache_bytes / 2)),
             epoch: Epoch::new(),
+            abandoned: Mutex::default(),
+            changes: AtomicU64::new(0),
+            changes_durable: AtomicU64::new(0),
             unpacked: Mutex::new(None),
-        })
+            header: Mutex::new(header),
+        };
+        if !read_only {
+            qcow2.begin_writing(io).await?;
+        }
+        Ok(qcow2)
+    }
+
+    /// Prepares an image for writes that passed all checks.
+    async fn begin_writing(&self, io: &mut Io<'_, '_>) -> Result<()> {
+        // Whoever understands such a feature must be able to see that it was not kept up.
+        if self.header.lock().autoclear != 0 {
+            self.change_header(io, |header| header.autoclear = 0).await?;
+        }
+        Ok(())
+    }
+
+    /// Becomes read-only or writable, while nothing is in flight.
+    pub(crate) async fn set_read_only(&self, io: &mut Io<'_, '_>, read_only: bool) -> Result<()> {
+        if read_only == self.read_only.load(Relaxed) {
+            return Ok(());
+        }
+        if read_only {
+            self.settle(io).await?;
+        } else {
+            self.header.lock().check_writable()?;
+            self.begin_writing(io).await?;
+        }
+        self.read_only.store(read_only, Relaxed);
+        Ok(())
     }
 }

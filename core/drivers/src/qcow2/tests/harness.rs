@@ -15,7 +15,8 @@ use std::{
 #[derive(Clone, Debug)]
 pub(crate) enum Event {
     Write(u64, Vec<u8>),
-    Flush,
+    /// What happened before this number is durable.
+    Flush(usize),
 }
 
 /// A file in memory that grows when it is written past its end.
@@ -57,10 +58,16 @@ impl Leaf {
         }
     }
 
+    /// How much was recorded.
+    pub(crate) fn log_len(&self) -> usize {
+        self.log.lock().as_ref().map_or(0, Vec::len)
+    }
+
     async fn flush(&self, _: &mut Next<'_>, _: &FlushRequest<'_>) -> Result<()> {
+        let before = self.log_len();
         yield_now().await;
         if let Some(log) = &mut *self.log.lock() {
-            log.push(Event::Flush);
+            log.push(Event::Flush(before));
         }
         Ok(())
     }
@@ -199,10 +206,6 @@ impl World {
         answer.result.map(|()| answer.buffer.to_vec())
     }
 
-    pub(crate) fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
-        block_on(self.ask(op::WRITE, offset, 0, 0, data.into())).result
-    }
-
     pub(crate) fn plain(&self, op: u32, offset: u64, length: u64, flags: u32) -> Result<()> {
         block_on(self.ask(op, offset, length, flags, Buffer::default())).result
     }
@@ -265,6 +268,11 @@ pub(crate) fn qemu_io(path: &Path, commands: &[String]) {
     args.push(path.to_str().unwrap());
     let out = run("qemu-io", &args);
     assert!(!out.contains("failed"), "qemu-io {args:?}: {out}");
+}
+
+/// The seeds to try: one, or `DRIVELINE_QCOW2_SEEDS` many.
+pub(crate) fn seeds() -> std::ops::Range<u64> {
+    0..std::env::var("DRIVELINE_QCOW2_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(1)
 }
 
 /// Bytes that depend on where they are and on a seed.

@@ -1,4 +1,6 @@
 //! Whole images: against QEMU, against crashes, against damage.
 
+mod crash;
 mod harness;
 mod interop;
+mod random;

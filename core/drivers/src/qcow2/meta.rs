@@ -1,0 +1,430 @@
+//! Changing metadata in memory, and writing it back in an order that a crash cannot hurt. See the module above.
+
+use super::{
+    Qcow2,
+    header::Header,
+    io::{FILE, Io},
+    layout::{COPIED, Mapping, OFFSET_MASK, corrupt, encode_words},
+    refcount::{Refcounts, Space},
+};
+use async_lock::MutexGuard;
+use driveline_op::{Error, Result};
+use parking_lot::Mutex;
+use std::{
+    collections::BTreeSet,
+    ops::Range,
+    sync::atomic::Ordering::{Relaxed, SeqCst},
+};
+
+/// The unit in which the L1 table is written, in entries: a sector.
+const L1_PART: usize = 64;
+/// So much that is given up is held back at most; then it is flushed to be used again.
+const GIVEN_UP_MAX: usize = 1024;
+const GIVEN_UP_BYTES_MAX: u64 = 1 << 30;
+
+/// What is changed and written under the metadata lock.
+#[derive(Debug)]
+pub(crate) struct Meta {
+    pub(crate) refcounts: Refcounts,
+    l1_dirty: BTreeSet<usize>,
+    /// The map points to something that may not be durable yet.
+    barrier: bool,
+    /// Unmapped in memory, perhaps still mapped on disk.
+    given_up: Vec<GivenUp>,
+    given_up_clusters: u64,
+    /// Unmapped on disk, perhaps still used by requests.
+    waiting: Vec<GivenUp>,
+}
+
+/// Host clusters that lost one of their uses.
+#[derive(Debug)]
+struct GivenUp {
+    clusters: Range<u64>,
+    epoch: u64,
+    /// Tell the file that it may forget them.
+    discard: bool,
+}
+
+/// Host clusters that were taken and are not in use yet. If they never are, they are given back.
+#[derive(Debug)]
+pub(crate) struct Taken<'a> {
+    abandoned: &'a Mutex<Vec<Range<u64>>>,
+    pub(crate) clusters: Range<u64>,
+}
+
+impl Taken<'_> {
+    pub(crate) fn keep(mut self) {
+        self.clusters = 0..0;
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        if !self.clusters.is_empty() {
+            self.abandoned.lock().push(self.clusters.clone());
+        }
+    }
+}
+
+impl Meta {
+    pub(crate) fn new(refcounts: Refcounts) -> Self {
+        Self {
+            refcounts,
+            l1_dirty: BTreeSet::new(),
+            barrier: false,
+            given_up: Vec::new(),
+            given_up_clusters: 0,
+            waiting: Vec::new(),
+        }
+    }
+
+    /// Notes that clusters lost a use. `epoch` is read after the map forgot them.
+    fn give_up(&mut self, clusters: Range<u64>, epoch: u64, discard: bool) {
+        self.given_up_clusters += clusters.end - clusters.start;
+        if let Some(last) = self.given_up.last_mut()
+            && last.clusters.end == clusters.start
+            && (last.epoch, last.discard) == (epoch, discard)
+        {
+            last.clusters.end = clusters.end;
+            return;
+        }
+        self.given_up.push(GivenUp { clusters, epoch, discard });
+    }
+}
+
+impl Qcow2 {
+    /// Takes the metadata lock.
+    pub(crate) async fn lock(&self, io: &mut Io<'_, '_>) -> Result<MutexGuard<'_, Meta>> {
+        let mut meta = self.meta.lock().await;
+        if self.broken.load(Relaxed) {
+            return Err(Error::new(
+                5,
+                "writing metadata failed earlier, so the qcow2 image takes no changes",
+            ));
+        }
+        let abandoned = std::mem::take(&mut *self.abandoned.lock());
+        for cluster in abandoned.into_iter().flatten() {
+            // Nothing ever pointed to it.
+            meta.refcounts.lower(&self.file, io, cluster).await?;
+        }
+        Ok(meta)
+    }
+
+    /// Is everything that completed requests changed in the map durable?
+    pub(crate) fn is_clean(&self) -> bool {
+        self.changes.load(SeqCst) == self.changes_durable.load(SeqCst)
+    }
+
+    /// Notes that the map was changed in memory.
+    fn changed(&self) {
+        self.changes.fetch_add(1, SeqCst);
+    }
+
+    /// Takes free host clusters in a row: `wanted` of them, or at least one if `fewer` will do.
+    pub(crate) async fn take(
+        &self,
+        meta: &mut Meta,
+        io: &mut Io<'_, '_>,
+        wanted: u64,
+        fewer: bool,
+    ) -> Result<Taken<'_>> {
+        self.reclaim(meta, io).await;
+        loop {
+            match meta.refcounts.take(&self.file, io, wanted, fewer).await? {
+                Space::Found(first, length) => {
+                    return Ok(Taken { abandoned: &self.abandoned, clusters: first..first + length });
+                }
+                Space::TableTooSmall(entries) => self.grow_reftable(meta, io, entries).await?,
+            }
+        }
+    }
+
+    async fn grow_reftable(&self, meta: &mut Meta, io: &mut Io<'_, '_>, entries: u64) -> Result<()> {
+        meta.refcounts.write(&self.file, io).await?;
+        let larger = meta.refcounts.write_larger(&self.file, io, entries).await?;
+        io.flush().await?;
+        let (offset, clusters) = (larger.offset, larger.clusters as u32);
+        self.change_header(io, |header| {
+            (header.reftable_offset, header.reftable_clusters) = (offset, clusters)
+        })
+        .await?;
+        for cluster in meta.refcounts.adopt(larger) {
+            meta.refcounts.lower(&self.file, io, cluster).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes a changed header, and flushes. What it points to is durable. A failure leaves open which header
+    /// counts, so after it nothing is written any more.
+    pub(crate) async fn change_header(
+        &self,
+        io: &mut Io<'_, '_>,
+        change: impl FnOnce(&mut Header),
+    ) -> Result<()> {
+        struct Breaks<'a>(Option<&'a Qcow2>);
+        impl Drop for Breaks<'_> {
+            fn drop(&mut self) {
+                if let Some(qcow2) = self.0 {
+                    qcow2.broken.store(true, Relaxed);
+                }
+            }
+        }
+        let mut header = self.header.lock().clone();
+        change(&mut header);
+        let bytes = header.encode().map_err(|error| Error::new(22, error))?;
+        let mut breaks = Breaks(Some(self));
+        self.file.write(io, 0, &bytes).await?;
+        io.flush().await?;
+        *self.header.lock() = header;
+        breaks.0 = None;
+        Ok(())
+    }
+
+    /// Makes sure that there is an L2 table for a guest offset that no snapshot uses, and that the slice for the
+    /// offset is loaded. Returns the slice and the entry in it. A reader may push the slice out at any time.
+    pub(crate) async fn own_slice(
+        &self,
+        meta: &mut Meta,
+        io: &mut Io<'_, '_>,
+        offset: u64,
+    ) -> Result<(u64, usize)> {
+        let index = self.geometry.l1_index(offset);
+        let l1_entry = self.map.lock().l1.get(index).copied();
+        let l1_entry = l1_entry.ok_or_else(|| corrupt("the L1 table is too small"))?;
+        if l1_entry & COPIED == 0 || l1_entry & OFFSET_MASK == 0 {
+            self.own_table(meta, io, index, self.geometry.table(l1_entry)?).await?;
+        }
+        let place = self.map.lock().slice_of(offset)?.expect("the table was just made");
+        self.load_slice(io, place.0).await?;
+        Ok(place)
+    }
+
+    /// Makes a new L2 table: empty, or a copy of one that a snapshot uses, too.
+    async fn own_table(&self, meta: &mut Meta, io: &mut Io<'_, '_>, index: usize, old: u64) -> Result<()> {
+        let taken = self.take(meta, io, 1, false).await?;
+        let cluster_bytes = self.geometry.cluster_bytes();
+        let offset = taken.clusters.start * cluster_bytes;
+        let mut table = vec![0; cluster_bytes as usize];
+        if old != 0 {
+            // Nobody changes a table that is shared, so what is on disk is what it is.
+            self.file.read(io, old, &mut table).await?;
+        }
+        self.file.write(io, offset, &table).await?;
+        self.map.lock().l1[index] = offset | COPIED;
+        meta.l1_dirty.insert(index / L1_PART);
+        meta.barrier = true;
+        self.changed();
+        taken.keep();
+        if old != 0 {
+            let cluster = old / cluster_bytes;
+            meta.give_up(cluster..cluster + 1, self.epoch.now(), false);
+        }
+        Ok(())
+    }
+
+    /// Changes the entries of clusters, from a guest offset on and inside one slice: `change` gets the number of the
+    /// cluster and its entry, and returns the new one.
+    ///
+    /// What an old entry used is given up, except the cluster that the new one uses, too.
+    pub(crate) async fn remap(
+        &self,
+        meta: &mut Meta,
+        io: &mut Io<'_, '_>,
+        offset: u64,
+        clusters: usize,
+        discard: bool,
+        change: impl Fn(usize, u64) -> Result<u64>,
+    ) -> Result<()> {
+        let (old, new) = loop {
+            let (slice, first) = self.own_slice(meta, io, offset).await?;
+            let mut map = self.map.lock();
+            let Some(entries) = map.entries(slice) else { continue };
+            let old = entries[first..first + clusters].to_vec();
+            let new = old.iter().enumerate().map(|(i, &e)| change(i, e)).collect::<Result<Vec<_>>>()?;
+            if new == old {
+                return Ok(());
+            }
+            let entries = map.entries_mut(slice).expect("it is loaded");
+            entries[first..first + clusters].copy_from_slice(&new);
+            break (old, new);
+        };
+        self.changed();
+        let epoch = self.epoch.now();
+        for (old, new) in old.into_iter().zip(new) {
+            let kept = self.host(new)?;
+            if kept.is_some() && self.host(old)? != kept {
+                meta.barrier = true;
+            }
+            if old != new {
+                let used = self.uses(old)?;
+                if kept != Some(used.start) || used.end - used.start > 1 {
+                    meta.give_up(used, epoch, discard);
+                } else if old & super::layout::ZERO != new & super::layout::ZERO {
+                    meta.barrier = true;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The host cluster of a standard entry.
+    fn host(&self, entry: u64) -> Result<Option<u64>> {
+        Ok(match self.geometry.mapping(entry)? {
+            Mapping::Data { host, .. } | Mapping::Zero { host, .. } if host != 0 => {
+                Some(host >> self.geometry.cluster_bits)
+            }
+            _ => None,
+        })
+    }
+
+    /// The host clusters that an entry uses.
+    pub(crate) fn uses(&self, entry: u64) -> Result<Range<u64>> {
+        let bits = self.geometry.cluster_bits;
+        Ok(match self.geometry.mapping(entry)? {
+            Mapping::Compressed(entry) => {
+                let (offset, length) = self.geometry.compressed(entry);
+                offset >> bits..((offset + length - 1) >> bits) + 1
+            }
+            _ => self.host(entry)?.map_or(0..0, |cluster| cluster..cluster + 1),
+        })
+    }
+
+    /// Gives up clusters whose last mention in the map is changed by the caller, in the L1 table.
+    #[allow(dead_code)]
+    pub(crate) fn give_up_from_l1(
+        &self,
+        meta: &mut Meta,
+        index: usize,
+        used: impl Iterator<Item = Range<u64>>,
+    ) {
+        self.map.lock().l1[index] = 0;
+        meta.l1_dirty.insert(index / L1_PART);
+        self.changed();
+        let epoch = self.epoch.now();
+        for clusters in used.filter(|clusters| !clusters.is_empty()) {
+            meta.give_up(clusters, epoch, true);
+        }
+    }
+
+    /// Has so much been given up that it should be flushed?
+    pub(crate) fn much_given_up(&self, meta: &Meta) -> bool {
+        meta.given_up.len() > GIVEN_UP_MAX
+            || meta.given_up_clusters << self.geometry.cluster_bits > GIVEN_UP_BYTES_MAX
+    }
+
+    /// Writes what is dirty, in order, without the flush that makes it durable in the end.
+    async fn write_back(&self, meta: &mut Meta, io: &mut Io<'_, '_>) -> Result<()> {
+        meta.refcounts.write(&self.file, io).await?;
+        let slices = self.map.lock().dirty_slices();
+        if slices.is_empty() && meta.l1_dirty.is_empty() {
+            return Ok(());
+        }
+        if meta.barrier {
+            io.flush().await?;
+            meta.barrier = false;
+        }
+        let mut bytes = vec![0; self.geometry.slice_bytes() as usize];
+        for slice in slices {
+            encode_words(self.map.lock().entries(slice).expect("dirty slices stay"), &mut bytes);
+            self.file.write(io, slice, &bytes).await?;
+            self.map.lock().mark_clean(slice);
+        }
+        let l1_offset = self.header.lock().l1_offset;
+        while let Some(&part) = meta.l1_dirty.first() {
+            let mut bytes = vec![0; L1_PART * 8];
+            {
+                let map = self.map.lock();
+                let entries = &map.l1[part * L1_PART..((part + 1) * L1_PART).min(map.l1.len())];
+                bytes.truncate(entries.len() * 8);
+                encode_words(entries, &mut bytes);
+            }
+            self.file.write(io, l1_offset + (part * L1_PART * 8) as u64, &bytes).await?;
+            meta.l1_dirty.remove(&part);
+        }
+        Ok(())
+    }
+
+    /// Keeps the caches within their limit, after a change.
+    pub(crate) async fn trim(&self, meta: &mut Meta, io: &mut Io<'_, '_>) -> Result<()> {
+        if self.map.lock().needs_write_back() { self.write_back(meta, io).await } else { Ok(()) }
+    }
+
+    /// Makes everything durable that completed requests wrote.
+    pub(crate) async fn flush_all(&self, io: &mut Io<'_, '_>) -> Result<()> {
+        if self.is_clean() {
+            return io.flush().await;
+        }
+        let mut meta = self.lock(io).await?;
+        self.flush_locked(&mut meta, io).await
+    }
+
+    pub(crate) async fn flush_locked(&self, meta: &mut Meta, io: &mut Io<'_, '_>) -> Result<()> {
+        // The map is changed under the lock only, so this is all of it.
+        let changes = self.changes.load(SeqCst);
+        self.write_back(meta, io).await?;
+        io.flush().await?;
+        self.changes_durable.store(changes, SeqCst);
+        meta.waiting.append(&mut meta.given_up);
+        meta.given_up_clusters = 0;
+        self.reclaim(meta, io).await;
+        Ok(())
+    }
+
+    /// Takes back the refcounts of what was given up, as far as nobody uses it any more. A failure leaves them too high.
+    async fn reclaim(&self, meta: &mut Meta, io: &mut Io<'_, '_>) {
+        if meta.waiting.is_empty() {
+            return;
+        }
+        let settled = self.epoch.settled();
+        let (now, later) =
+            std::mem::take(&mut meta.waiting).into_iter().partition(|given| given.epoch < settled);
+        meta.waiting = later;
+        let now: Vec<GivenUp> = now;
+        for given in now {
+            if let Err(error) = self.lower(meta, io, &given).await {
+                tracing::warn!(%error, clusters = ?given.clusters, "clusters of a qcow2 image stay allocated");
+            }
+        }
+    }
+
+    async fn lower(&self, meta: &mut Meta, io: &mut Io<'_, '_>, given: &GivenUp) -> Result<()> {
+        let bits = self.geometry.cluster_bits;
+        if given.discard {
+            let mut free = given.clusters.start..given.clusters.start;
+            for cluster in given.clusters.clone() {
+                if meta.refcounts.get(&self.file, io, cluster).await? == 1 {
+                    free.end = cluster + 1;
+                    continue;
+                }
+                self.discard_file(io, free.start << bits..free.end << bits).await;
+                free = cluster + 1..cluster + 1;
+            }
+            self.discard_file(io, free.start << bits..free.end << bits).await;
+        }
+        for cluster in given.clusters.clone() {
+            if meta.refcounts.lower(&self.file, io, cluster).await? == 0 {
+                self.map.lock().forget(cluster << bits);
+                meta.refcounts.forget(cluster << bits);
+            }
+        }
+        Ok(())
+    }
+
+    async fn discard_file(&self, io: &mut Io<'_, '_>, range: Range<u64>) {
+        let range = range.start..range.end.min(self.file.end());
+        if range.start < range.end && io.info(FILE).is_some() {
+            io.discard(range).await;
+        }
+    }
+
+    /// Writes everything, so that the image is as it will be found.
+    pub(crate) async fn settle(&self, io: &mut Io<'_, '_>) -> Result<()> {
+        let mut meta = self.lock(io).await?;
+        self.flush_locked(&mut meta, io).await?;
+        if meta.refcounts.is_dirty() {
+            meta.refcounts.write(&self.file, io).await?;
+            io.flush().await?;
+        }
+        Ok(())
+    }
+}

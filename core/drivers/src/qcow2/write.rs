@@ -1,0 +1,231 @@
+//! Writes: in place where that is possible, else to clusters that are allocated for them.
+
+use super::{
+    Qcow2,
+    io::Io,
+    layout::{COPIED, Mapping},
+    meta::Taken,
+};
+use driveline_op::{FlushRequest, Next, Result, WriteRequest, flag};
+use std::ops::Range;
+
+/// Up to so many bytes are copied together with what surrounds them, to be one write.
+const MERGE_BYTES_MAX: u64 = 64 << 10;
+
+/// What is written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Payload<'a> {
+    /// Data of a request, from so many bytes after its beginning.
+    Of(&'a WriteRequest<'a>, u64),
+    Zeroes,
+}
+
+impl Payload<'_> {
+    fn copy_to(self, data: &mut [u8]) {
+        match self {
+            Payload::Of(request, at) => request.copy_to(at, data),
+            Payload::Zeroes => data.fill(0),
+        }
+    }
+}
+
+/// Where a stretch of guest clusters is going to be.
+struct Place<'a> {
+    taken: Option<Taken<'a>>,
+    host: u64,
+    clusters: u64,
+    /// Nothing was ever written there, so it reads as zeroes.
+    fresh: bool,
+}
+
+impl Qcow2 {
+    pub(crate) async fn flush(&self, next: &mut Next<'_>, request: &FlushRequest<'_>) -> Result<()> {
+        if self.is_clean() {
+            return next.flush(request).await;
+        }
+        Box::pin(self.flush_all(&mut Io::Next(next))).await
+    }
+
+    pub(crate) async fn write(&self, next: &mut Next<'_>, request: &WriteRequest<'_>) -> Result<()> {
+        self.check_writable()?;
+        self.check_range(request.range())?;
+        let durable = request.flags() & flag::FUA != 0;
+        // If the map is durable, the file's own FUA is enough for what is written in place.
+        let mut flush = durable && !self.is_clean();
+        // Data of ours that does not change for our reader does change for the file's.
+        let flags = if flush { 0 } else { request.flags() & flag::FUA };
+        {
+            let _pin = self.epoch.pin();
+            let (mut at, length) = (0, request.length());
+            while at < length {
+                let start = request.offset() + at;
+                let Some(run) = self.look(start, length - at, true)? else {
+                    Box::pin(self.load(&mut Io::Next(next), start)).await?;
+                    continue;
+                };
+                if let Mapping::Data { copied: true, .. } = run.mapping {
+                    if run.length == length {
+                        next.write(&request.at(run.host).with_flags(flags).with_scope(0)).await?;
+                    } else {
+                        let memory = request.part(at..at + run.length);
+                        next.write(&memory.write_request(run.host, flags)).await?;
+                    }
+                    self.file.grown(run.host + run.length);
+                    at += run.length;
+                } else {
+                    let payload = Payload::Of(request, at);
+                    at += Box::pin(self.allocate(&mut Io::Next(next), payload, start, run.length)).await?;
+                    flush |= durable;
+                }
+            }
+        }
+        if flush { Box::pin(self.flush_all(&mut Io::Next(next))).await } else { Ok(()) }
+    }
+
+    /// Writes zeroes as data.
+    pub(crate) async fn write_plain_zeroes(&self, io: &mut Io<'_, '_>, range: Range<u64>) -> Result<()> {
+        let mut at = range.start;
+        while at < range.end {
+            let Some(run) = self.look(at, range.end - at, true)? else {
+                self.load(io, at).await?;
+                continue;
+            };
+            at += if let Mapping::Data { copied: true, .. } = run.mapping {
+                self.file.zero(io, run.host..run.host + run.length).await?;
+                run.length
+            } else {
+                self.allocate(io, Payload::Zeroes, at, run.length).await?
+            };
+        }
+        Ok(())
+    }
+
+    /// Writes to clusters that cannot be written in place. Returns how many bytes it did, perhaps none.
+    async fn allocate(
+        &self,
+        io: &mut Io<'_, '_>,
+        payload: Payload<'_>,
+        offset: u64,
+        length: u64,
+    ) -> Result<u64> {
+        let geometry = self.geometry;
+        let start = geometry.align_down(offset);
+        let slice_end = (offset / geometry.slice_coverage() + 1).saturating_mul(geometry.slice_coverage());
+        let end = geometry.align_up(offset + length).min(slice_end);
+        let _held = self.ranges.hold(start..end).await;
+        let Some(place) = self.place(io, start..end).await? else { return Ok(0) };
+
+        let end = start + place.clusters * geometry.cluster_bytes();
+        let length = length.min(end - offset);
+        let (head, tail) = (start..offset, offset + length..end);
+        let skip = |range: &Range<u64>, zero: bool| range.is_empty() || zero && place.fresh;
+        let skip_head = skip(&head, self.old_is_zero(io, &head).await?);
+        let skip_tail = skip(&tail, self.old_is_zero(io, &tail).await?);
+        let at = |guest: u64| place.host + (guest - start);
+        if (!skip_head || !skip_tail) && length <= MERGE_BYTES_MAX {
+            let from = if skip_head { offset } else { start };
+            let to = if skip_tail { offset + length } else { end };
+            let mut buffer = vec![0; (to - from) as usize];
+            let (before, rest) = buffer.split_at_mut((offset - from) as usize);
+            let (data, after) = rest.split_at_mut(length as usize);
+            self.read_old(io, from, before).await?;
+            payload.copy_to(data);
+            self.read_old(io, offset + length, after).await?;
+            self.file.write(io, at(from), &buffer).await?;
+        } else {
+            for (range, skip) in [(head, skip_head), (tail, skip_tail)] {
+                if !skip {
+                    let mut buffer = vec![0; (range.end - range.start) as usize];
+                    self.read_old(io, range.start, &mut buffer).await?;
+                    self.file.write(io, at(range.start), &buffer).await?;
+                }
+            }
+            self.put(io, payload, at(offset), length).await?;
+        }
+        self.link(io, start, place).await?;
+        Ok(length)
+    }
+
+    /// Finds room for guest clusters, the first of them at least. `None`: they may be written in place by now.
+    async fn place(&self, io: &mut Io<'_, '_>, range: Range<u64>) -> Result<Option<Place<'_>>> {
+        let cluster_bytes = self.geometry.cluster_bytes();
+        let count = ((range.end - range.start) / cluster_bytes) as usize;
+        let mut meta = self.lock(io).await?;
+        let mappings = loop {
+            let (slice, first) = self.own_slice(&mut meta, io, range.start).await?;
+            let map = self.map.lock();
+            let Some(entries) = map.entries(slice) else { continue };
+            let mappings = entries[first..first + count].iter().map(|&entry| self.geometry.mapping(entry));
+            break mappings.collect::<Result<Vec<_>>>()?;
+        };
+        match mappings[0] {
+            Mapping::Data { copied: true, .. } => Ok(None),
+            // Room that was kept, and follows each other.
+            Mapping::Zero { host, copied: true } if host != 0 => {
+                let same = |(i, mapping): &(usize, &Mapping)| {
+                    **mapping == Mapping::Zero { host: host + *i as u64 * cluster_bytes, copied: true }
+                };
+                let clusters = mappings.iter().enumerate().take_while(same).count() as u64;
+                Ok(Some(Place { taken: None, host, clusters, fresh: false }))
+            }
+            _ => {
+                let needs = |mapping: &&Mapping| match mapping {
+                    Mapping::Data { copied, .. } => !copied,
+                    Mapping::Zero { host, copied } => *host == 0 || !copied,
+                    _ => true,
+                };
+                let wanted = mappings.iter().take_while(needs).count() as u64;
+                let taken = self.take(&mut meta, io, wanted, true).await?;
+                let host = taken.clusters.start * cluster_bytes;
+                let clusters = taken.clusters.end - taken.clusters.start;
+                let fresh = host >= self.file.touched();
+                Ok(Some(Place { taken: Some(taken), host, clusters, fresh }))
+            }
+        }
+    }
+
+    /// Does all of a range inside one cluster read as zeroes now?
+    async fn old_is_zero(&self, io: &mut Io<'_, '_>, range: &Range<u64>) -> Result<bool> {
+        if range.is_empty() {
+            return Ok(true);
+        }
+        loop {
+            let Some(run) = self.look(range.start, range.end - range.start, false)? else {
+                self.load(io, range.start).await?;
+                continue;
+            };
+            return Ok(match run.mapping {
+                Mapping::Zero { .. } => true,
+                Mapping::Unallocated => self.in_backing(io, range.clone()) == 0,
+                _ => false,
+            });
+        }
+    }
+
+    async fn put(&self, io: &mut Io<'_, '_>, payload: Payload<'_>, host: u64, length: u64) -> Result<()> {
+        match (payload, io) {
+            (Payload::Of(request, at), Io::Next(next)) => {
+                self.file.touch(host + length);
+                let memory = request.part(at..at + length);
+                next.write(&memory.write_request(host, 0)).await?;
+                self.file.grown(host + length);
+                Ok(())
+            }
+            (Payload::Of(..), Io::Edges(_)) => unreachable!("requests come through Next"),
+            (Payload::Zeroes, io) => self.file.zero(io, host..host + length).await,
+        }
+    }
+
+    /// Lets the map point to where the data was written.
+    async fn link(&self, io: &mut Io<'_, '_>, start: u64, place: Place<'_>) -> Result<()> {
+        let mut meta = self.lock(io).await?;
+        let bits = self.geometry.cluster_bits;
+        let entry = |i, _| Ok((place.host + ((i as u64) << bits)) | COPIED);
+        self.remap(&mut meta, io, start, place.clusters as usize, false, entry).await?;
+        if let Some(taken) = place.taken {
+            taken.keep();
+        }
+        self.trim(&mut meta, io).await?;
+        if self.much_given_up(&meta) { self.flush_locked(&mut meta, io).await } else { Ok(()) }
+    }
+}

@@ -1,0 +1,179 @@
+//! Zeroes and discards: changes of the map, without data.
+
+use super::{
+    Qcow2,
+    io::{BACKING, Io},
+    layout::{Mapping, ZERO},
+};
+use driveline_op::{DiscardRequest, Error, Next, Result, WriteZeroesRequest, flag};
+use std::ops::Range;
+
+impl Qcow2 {
+    pub(crate) async fn write_zeroes(
+        &self,
+        next: &mut Next<'_>,
+        request: &WriteZeroesRequest<'_>,
+    ) -> Result<()> {
+        self.check_writable()?;
+        self.check_range(request.range())?;
+        let io = &mut Io::Next(next);
+        {
+            let _pin = self.epoch.pin();
+            Box::pin(self.zero_range(io, request.range(), request.flags())).await?;
+        }
+        self.finish(io, request.flags()).await
+    }
+
+    pub(crate) async fn discard(&self, next: &mut Next<'_>, request: &DiscardRequest<'_>) -> Result<()> {
+        self.check_writable()?;
+        self.check_range(request.range())?;
+        let io = &mut Io::Next(next);
+        // Version 2 has no zero clusters, so what is unmapped would show what the backing file has.
+        if self.geometry.version >= 3 || io.info(BACKING).is_none() {
+            let _pin = self.epoch.pin();
+            Box::pin(self.discard_range(io, request.range())).await?;
+        }
+        self.finish(io, request.flags()).await
+    }
+
+    /// Ends a change of the map: durable if asked for, and not too much held back.
+    async fn finish(&self, io: &mut Io<'_, '_>, flags: u32) -> Result<()> {
+        if flags & flag::FUA != 0 { Box::pin(self.flush_all(io)).await } else { Ok(()) }
+    }
+
+    /// The whole clusters in a range; the image's last one is whole if it is covered as far as it goes.
+    fn whole_clusters(&self, range: &Range<u64>) -> Range<u64> {
+        let end =
+            if range.end >= self.size_bytes() { range.end } else { self.geometry.align_down(range.end) };
+        let start = self.geometry.align_up(range.start);
+        start..end.max(start)
+    }
+
+    /// Makes a range read as zeroes.
+    pub(crate) async fn zero_range(&self, io: &mut Io<'_, '_>, range: Range<u64>, flags: u32) -> Result<()> {
+        let whole = self.whole_clusters(&range);
+        let head = range.start..whole.start.min(range.end);
+        let tail = whole.end.min(range.end).max(head.end)..range.end;
+        let mut plain = Vec::new();
+        for part in [head, tail] {
+            if !part.is_empty() && !self.is_zero(io, part.clone()).await? {
+                plain.push(part);
+            }
+        }
+        if flags & flag::NO_FALLBACK != 0 && !plain.is_empty() {
+            return Err(Error::NOT_SUPPORTED);
+        }
+        let mut at = whole.start;
+        while at < whole.end.min(range.end) {
+            at = match self.geometry.version {
+                2 => self.zero_clusters_v2(io, at..whole.end, flags).await?,
+                _ => self.zero_clusters(io, at..whole.end, flags & flag::MAY_UNMAP != 0).await?,
+            };
+        }
+        for part in plain {
+            self.write_plain_zeroes(io, part).await?;
+        }
+        Ok(())
+    }
+
+    /// Is a range zero, as far as the map says?
+    async fn is_zero(&self, io: &mut Io<'_, '_>, range: Range<u64>) -> Result<bool> {
+        let mut at = range.start;
+        while at < range.end {
+            let Some(run) = self.look(at, range.end - at, false)? else {
+                self.load(io, at).await?;
+                continue;
+            };
+            let zero = match run.mapping {
+                Mapping::Zero { .. } => true,
+                Mapping::Unallocated => self.in_backing(io, at..at + run.length) == 0,
+                _ => false,
+            };
+            if !zero {
+                return Ok(false);
+            }
+            at += run.length;
+        }
+        Ok(true)
+    }
+
+    /// The part of a range that one slice stands for.
+    fn in_slice(&self, range: &Range<u64>) -> (Range<u64>, usize) {
+        let coverage = self.geometry.slice_coverage();
+        let end = range.end.min((range.start / coverage + 1).saturating_mul(coverage));
+        (range.start..end, (end - range.start).div_ceil(self.geometry.cluster_bytes()) as usize)
+    }
+
+    /// Turns the first clusters of a range into zero clusters; returns where it stopped.
+    async fn zero_clusters(&self, io: &mut Io<'_, '_>, range: Range<u64>, unmap: bool) -> Result<u64> {
+        let (range, clusters) = self.in_slice(&range);
+        let _held = self.ranges.hold(range.clone()).await;
+        let mut meta = self.lock(io).await?;
+        let zero = |_, entry| {
+            Ok(match self.geometry.mapping(entry)? {
+                Mapping::Zero { .. } | Mapping::Data { .. } if !unmap => entry | ZERO,
+                _ => ZERO,
+            })
+        };
+        self.remap(&mut meta, io, range.start, clusters, true, zero).await?;
+        self.after_remap(meta, io).await?;
+        Ok(range.end)
+    }
+
+    /// Version 2 has no zero clusters: what cannot be unmapped is written.
+    async fn zero_clusters_v2(&self, io: &mut Io<'_, '_>, range: Range<u64>, flags: u32) -> Result<u64> {
+        let (range, _) = self.in_slice(&range);
+        if self.is_zero(io, range.clone()).await? {
+            return Ok(range.end);
+        }
+        if flags & flag::MAY_UNMAP != 0 && self.in_backing(io, range.clone()) == 0 {
+            return self.unmap(io, range, 0).await;
+        }
+        if flags & flag::NO_FALLBACK != 0 {
+            return Err(Error::NOT_SUPPORTED);
+        }
+        self.write_plain_zeroes(io, range.clone()).await?;
+        Ok(range.end)
+    }
+
+    /// Unmaps the whole clusters of a range.
+    pub(crate) async fn discard_range(&self, io: &mut Io<'_, '_>, range: Range<u64>) -> Result<()> {
+        let whole = self.whole_clusters(&range);
+        // What the backing file has must not come to light.
+        let unmapped = if io.info(BACKING).is_some() { ZERO } else { 0 };
+        let mut at = whole.start;
+        while at < whole.end {
+            at = self.unmap(io, at..whole.end, unmapped).await?;
+        }
+        Ok(())
+    }
+
+    /// Sets the entries of the first clusters of a range to `unmapped`; returns where it stopped.
+    async fn unmap(&self, io: &mut Io<'_, '_>, range: Range<u64>, unmapped: u64) -> Result<u64> {
+        let (part, clusters) = self.in_slice(&range);
+        if unmapped == 0
+            && let Some(run) = self.look(part.start, range.end - part.start, false)?
+            && run.mapping == Mapping::Unallocated
+        {
+            return Ok(part.start + run.length);
+        }
+        let _held = self.ranges.hold(part.clone()).await;
+        let mut meta = self.lock(io).await?;
+        let unmap = |_, entry| {
+            self.geometry.mapping(entry)?;
+            Ok(if entry == ZERO { entry } else { unmapped })
+        };
+        self.remap(&mut meta, io, part.start, clusters, true, unmap).await?;
+        self.after_remap(meta, io).await?;
+        Ok(part.end)
+    }
+
+    async fn after_remap(
+        &self,
+        mut meta: async_lock::MutexGuard<'_, super::meta::Meta>,
+        io: &mut Io<'_, '_>,
+    ) -> Result<()> {
+        self.trim(&mut meta, io).await?;
+        if self.much_given_up(&meta) { self.flush_locked(&mut meta, io).await } else { Ok(()) }
+    }
+}
