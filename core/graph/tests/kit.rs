@@ -1,0 +1,275 @@
+//! Small drivers for tests of the graph: `memory`, a leaf; filters that pass, deny, or know old operations only.
+
+use driveline_graph::*;
+use driveline_op::{
+    BlockStatus, BlockStatusRequest, Body, Buffer, DiscardRequest, FlushRequest, Info, Instance, Next,
+    OpTable, ReadRequest, WriteRequest, WriteZeroesRequest, status,
+};
+use parking_lot::Mutex;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::SeqCst},
+};
+
+type OpResult = driveline_op::Result<()>;
+
+/// A leaf that keeps its bytes, and remembers what it was asked.
+pub struct Memory {
+    bytes: Mutex<Vec<u8>>,
+    pub log: Arc<Mutex<Vec<String>>>,
+    alignment: u32,
+    transfer_max: u64,
+}
+
+static MEMORY: OpTable<Memory> = OpTable::new()
+    .read(Memory::read)
+    .write(Memory::write)
+    .flush(Memory::flush)
+    .write_zeroes(Memory::write_zeroes)
+    .discard(Memory::discard)
+    .block_status(Memory::block_status);
+
+impl Memory {
+    fn note(&self, op: &str, range: std::ops::Range<u64>, flags: u32) {
+        assert_eq!(range.start % u64::from(self.alignment), 0, "aligned, as it asked");
+        assert_eq!(range.end % u64::from(self.alignment), 0, "aligned, as it asked");
+        self.log.lock().push(format!("{op} {}+{} flags {flags}", range.start, range.end - range.start));
+    }
+    async fn read(&self, _: &mut Next<'_>, r: &ReadRequest<'_>) -> OpResult {
+        self.note("read", r.range(), r.flags());
+        assert!(self.transfer_max == 0 || r.length() <= self.transfer_max);
+        r.fill(0, &self.bytes.lock()[r.offset() as usize..][..r.length() as usize]);
+        Ok(())
+    }
+    async fn write(&self, _: &mut Next<'_>, r: &WriteRequest<'_>) -> OpResult {
+        self.note("write", r.range(), r.flags());
+        assert!(self.transfer_max == 0 || r.length() <= self.transfer_max);
+        r.copy_to(0, &mut self.bytes.lock()[r.offset() as usize..][..r.length() as usize]);
+        Ok(())
+    }
+    async fn write_zeroes(&self, _: &mut Next<'_>, r: &WriteZeroesRequest<'_>) -> OpResult {
+        self.note("write_zeroes", r.range(), r.flags());
+        self.bytes.lock()[r.offset() as usize..][..r.length() as usize].fill(0);
+        Ok(())
+    }
+    async fn discard(&self, _: &mut Next<'_>, r: &DiscardRequest<'_>) -> OpResult {
+        self.note("discard", r.range(), r.flags());
+        Ok(())
+    }
+    async fn flush(&self, _: &mut Next<'_>, _: &FlushRequest<'_>) -> OpResult {
+        self.log.lock().push("flush".into());
+        Ok(())
+    }
+    async fn block_status(&self, _: &mut Next<'_>, r: &BlockStatusRequest<'_>) -> OpResult {
+        self.note("block_status", r.range(), 0);
+        r.answer(BlockStatus { flags: status::ZERO, depth: 0, length: r.length(), ..Default::default() });
+        Ok(())
+    }
+}
+
+/// A filter that has the operations of its table, and notes what passes.
+pub struct Note(pub &'static str, Arc<Mutex<Vec<String>>>);
+
+impl Note {
+    async fn read(&self, next: &mut Next<'_>, r: &ReadRequest<'_>) -> OpResult {
+        self.1.lock().push(format!("{}.read", self.0));
+        next.read(r).await
+    }
+    async fn write(&self, next: &mut Next<'_>, r: &WriteRequest<'_>) -> OpResult {
+        self.1.lock().push(format!("{}.write {}+{}", self.0, r.offset(), r.length()));
+        next.write(r).await
+    }
+    async fn panic(&self, _: &mut Next<'_>, _: &WriteRequest<'_>) -> OpResult {
+        panic!("I cannot write")
+    }
+    async fn own_write(&self, next: &mut Next<'_>, r: &ReadRequest<'_>) -> OpResult {
+        next.read(r).await?;
+        next.write_at(0, r.offset(), &vec![0; r.length() as usize], driveline_op::flag::UNCHANGED).await
+    }
+}
+
+static NOTHING: OpTable<Note> = OpTable::new();
+static READ_WRITE: OpTable<Note> = OpTable::new().read(Note::read).write(Note::write);
+static READ: OpTable<Note> = OpTable::new().read(Note::read);
+static PANIC: OpTable<Note> = OpTable::new().write(Note::panic);
+static POPULATE: OpTable<Note> = OpTable::new().read(Note::own_write);
+
+struct Open {
+    instance: Instance,
+    info: Option<Arc<(AtomicU64, Info)>>,
+    closed: Arc<AtomicU64>,
+}
+
+impl OpenNode for Open {
+    fn instance(&self) -> Instance {
+        self.instance.clone()
+    }
+    fn info(&self, children: &[Info]) -> Info {
+        match &self.info {
+            Some(own) => Info { size_bytes: own.0.load(SeqCst), ..own.1 },
+            None => children[0],
+        }
+    }
+    fn resize<'a>(&'a self, _: &'a [OpenChild], size: u64) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            let own =
+                self.info.as_ref().ok_or_else(|| Error::new(Kind::NotSupported, "no size of its own"))?;
+            own.0.store(size, SeqCst);
+            Ok(())
+        })
+    }
+    fn set_read_only<'a>(&'a self, _: &'a [OpenChild], _: bool) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async { Ok(()) })
+    }
+    fn close<'a>(&'a self, _: &'a [OpenChild]) -> BoxFuture<'a, Result<()>> {
+        self.closed.fetch_add(1, SeqCst);
+        Box::pin(async { Ok(()) })
+    }
+}
+
+struct Kind0 {
+    description: Description,
+    table: Option<&'static OpTable<Note>>,
+    bench: Bench,
+}
+
+/// A graph with the drivers, and what they noted.
+#[derive(Clone)]
+pub struct Bench {
+    pub graph: Graph,
+    pub log: Arc<Mutex<Vec<String>>>,
+    pub closed: Arc<AtomicU64>,
+}
+
+impl Driver for Kind0 {
+    fn description(&self) -> &Description {
+        &self.description
+    }
+    fn check(&self, options: &Options) -> Result<()> {
+        match options.keys().find(|key| !self.description.options.iter().any(|o| o == *key)) {
+            Some(key) => Err(Error::new(Kind::Invalid, "unknown option").key(key)),
+            None => Ok(()),
+        }
+    }
+    fn open<'a>(&'a self, args: OpenArgs<'a>) -> BoxFuture<'a, Result<Arc<dyn OpenNode>>> {
+        Box::pin(async move {
+            let number = |key: &str, or: u64| args.options.get(key).and_then(|v| v.as_u64()).unwrap_or(or);
+            let (cookie, log, closed) = (args.cookie, self.bench.log.clone(), self.bench.closed.clone());
+            let open = match self.table {
+                Some(table) => {
+                    let name: &'static str = args.node_name.to_owned().leak();
+                    let body = Arc::new(Body { cookie, driver: Note(name, log) });
+                    Open { instance: Instance::new(body, table), info: None, closed }
+                }
+                None => {
+                    let (size, alignment) = (number("size", 1 << 20), number("alignment", 1) as u32);
+                    let transfer_max = number("transfer-max", 0);
+                    let bytes = Mutex::new(vec![0; 4 << 20]);
+                    let body =
+                        Arc::new(Body { cookie, driver: Memory { bytes, log, alignment, transfer_max } });
+                    let info = Info {
+                        request_alignment: alignment,
+                        transfer_bytes_max: transfer_max,
+                        ..Info::default()
+                    };
+                    let info = Some(Arc::new((AtomicU64::new(size), info)));
+                    Open { instance: Instance::new(body, &MEMORY), info, closed }
+                }
+            };
+            Ok(Arc::new(open) as Arc<dyn OpenNode>)
+        })
+    }
+}
+
+impl Bench {
+    pub fn new() -> Self {
+        let graph = Graph::new(GraphOptions::default());
+        let bench = Self { graph, log: Default::default(), closed: Default::default() };
+        let mut leaf = Description::builtin("memory", DriverKind::Protocol, "");
+        leaf.options = ["size", "alignment", "transfer-max"].map(Into::into).to_vec();
+        bench.driver(leaf, None);
+        let overlay = {
+            let mut overlay = Description::builtin("overlay", DriverKind::Format, "");
+            overlay.children = vec![
+                ChildSpec::required("file", Role::Storage),
+                ChildSpec::optional("backing", Role::Backing),
+            ];
+            overlay
+        };
+        bench.driver(overlay, Some(&READ_WRITE));
+        let filter = |name, missing, known, table, effects| {
+            let mut filter = Description::builtin(name, DriverKind::Filter, "");
+            filter.children = vec![ChildSpec::required("child", Role::Filtered)];
+            (filter.missing, filter.operations_known, filter.effects) = (missing, known, effects);
+            bench.driver(filter, Some(table));
+        };
+        let all = driveline_op::op::COUNT as u32;
+        filter("holder", Missing::Pass, all, &NOTHING, 0);
+        filter("pass", Missing::Pass, all, &READ_WRITE, 0);
+        filter("deny", Missing::Deny, all, &READ_WRITE, 0);
+        filter("read-only-deny", Missing::Deny, all, &READ, 0);
+        filter("old", Missing::Pass, 2, &READ_WRITE, 0);
+        filter("panic", Missing::Pass, all, &PANIC, 0);
+        filter("populate", Missing::Pass, all, &POPULATE, driveline_op::effect::OWN_WRITES);
+        filter("not-live", Missing::Pass, all, &NOTHING, driveline_op::effect::NOT_LIVE);
+        bench
+    }
+
+    fn driver(&self, description: Description, table: Option<&'static OpTable<Note>>) {
+        self.graph.register(Arc::new(Kind0 { description, table, bench: self.clone() })).unwrap();
+    }
+
+    pub fn run<T>(&self, future: impl Future<Output = T>) -> T {
+        futures::executor::block_on(future)
+    }
+
+    /// Adds nodes, given as JSON objects.
+    pub fn add(&self, nodes: serde_json::Value) -> Result<()> {
+        self.run(async {
+            let mut change = self.graph.change().await;
+            let nodes: Vec<Options> =
+                nodes.as_array().unwrap().iter().map(|n| n.as_object().unwrap().clone()).collect();
+            let names: Vec<String> =
+                nodes.iter().filter_map(|n| n.get("node-name")?.as_str().map(str::to_owned)).collect();
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            let definitions =
+                nodes.into_iter().map(|n| self.graph.parse(n, &names)).collect::<Result<_>>()?;
+            change.add_nodes(definitions).await?;
+            change.commit().await
+        })
+    }
+
+    pub fn change(&self, edit: impl FnOnce(&mut Change) -> Result<()>) -> Result<()> {
+        self.run(async {
+            let mut change = self.graph.change().await;
+            edit(&mut change)?;
+            change.commit().await
+        })
+    }
+
+    pub fn insert(&self, driver: &str, name: &str, above: &str) -> Result<()> {
+        self.run(async {
+            let mut change = self.graph.change().await;
+            let filter = serde_json::json!({ "driver": driver, "node-name": name });
+            change.insert_filter(filter.as_object().unwrap().clone(), above).await?;
+            change.commit().await
+        })
+    }
+
+    pub fn root(&self, on: &str) -> Root {
+        self.run(self.graph.open_root(on, RootOptions::writer("a guest"))).unwrap()
+    }
+
+    pub fn take_log(&self) -> Vec<String> {
+        std::mem::take(&mut self.log.lock())
+    }
+
+    pub fn bytes(&self, root: &Root, range: std::ops::Range<u64>) -> Buffer {
+        self.run(root.read(range)).unwrap()
+    }
+
+    pub fn dirty(&self, target: &str, name: &str) -> Vec<(u64, u64)> {
+        let bitmap = self.graph.bitmap(target, name).unwrap();
+        bitmap.bits().iter_dirty().map(|r| (r.start, r.end)).collect()
+    }
+}
