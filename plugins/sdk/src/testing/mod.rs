@@ -27,8 +27,10 @@
 mod clock;
 mod leaf;
 mod node;
+mod readme;
 
 pub use clock::{block_on, join};
 pub use leaf::{Leaf, memory};
 pub use node::{Below, Node, check, open, open_with, option_names};
-pub use serde_json::json;
+pub use readme::{check_readme, readme_table};
+pub use serde_json::{Value, json};

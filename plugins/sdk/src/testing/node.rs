@@ -17,7 +17,7 @@ use std::{
     },
 };
 
-/// What can be below a filter under test: a [`Leaf`], or another [`Node`].
+/// What can be below a filter under test: a [`Leaf`], another [`Node`], or any edge.
 pub trait Below {
     /// An edge to it.
     fn edge(&self) -> Edge;
@@ -26,6 +26,12 @@ pub trait Below {
 impl Below for Leaf {
     fn edge(&self) -> Edge {
         self.edge()
+    }
+}
+
+impl Below for Edge {
+    fn edge(&self) -> Edge {
+        self.clone()
     }
 }
 
