@@ -1,8 +1,9 @@
 use super::BitmapHolder;
+use driveline_drivers::conformance::{Check, check};
 use driveline_sdk::{
     export::Exported,
     flag,
-    testing::{self, json},
+    testing::{self, Below, json},
 };
 
 #[test]
@@ -42,4 +43,15 @@ fn everything_passes_as_it_is() {
 fn it_has_no_options() {
     let refused = testing::check::<BitmapHolder>(json!({ "granularity": 512 })).unwrap_err();
     assert_eq!(refused.to_string(), "option 'granularity': there is no such option; it takes none");
+}
+
+#[test]
+fn the_readme_is_true() {
+    testing::check_readme::<BitmapHolder>(include_str!("../README.md"), |text| toml::from_str(text).unwrap());
+}
+
+#[test]
+fn it_conforms() {
+    let holder = testing::open::<BitmapHolder>(json!({}), &testing::memory(1 << 20)).unwrap();
+    testing::block_on(check(&holder.edge(), Check { steps: 100, ..Check::default() }));
 }
