@@ -1,0 +1,280 @@
+//! Those who share limits, and whose turn it is.
+
+use crate::{
+    bucket::Bucket,
+    limits::{Direction, Limits},
+};
+use driveline_sdk::{Error, Result, Sleep, now, sleep_until};
+use std::{
+    collections::{HashMap, VecDeque},
+    pin::Pin,
+    sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+/// The groups that have a name and a member.
+static NAMED: LazyLock<Mutex<HashMap<String, Weak<Group>>>> = LazyLock::new(Mutex::default);
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Limits, and the requests that wait for them.
+///
+/// Requests wait in *flows*, one for each member and direction, each in the order of arrival. The flows take turns, so
+/// a member with many requests takes nothing from one with few.
+#[derive(Debug)]
+pub(crate) struct Group {
+    /// Empty until a member gives limits.
+    limits: OnceLock<Limits>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// In all, reads, writes.
+    operations: [Bucket; 3],
+    /// In all, reads, writes.
+    bytes: [Bucket; 3],
+    /// When the buckets were looked at last.
+    leaked_at: Duration,
+    /// Those with waiting requests; the first is the one whose turn it is.
+    flows: VecDeque<Flow>,
+    last_id: u64,
+}
+
+#[derive(Debug)]
+struct Flow {
+    member: u64,
+    direction: Direction,
+    waiting: VecDeque<Waiting>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    id: u64,
+    length_bytes: u64,
+    waker: Waker,
+}
+
+/// A node that takes part in a group.
+#[derive(Debug)]
+pub(crate) struct Member {
+    group: Arc<Group>,
+    id: u64,
+}
+
+impl Member {
+    /// Joins the group of that name, or one of its own. Limits that are given are those of the group from then on,
+    /// and must be the same as those that another member gave.
+    pub(crate) fn join(name: Option<&str>, limits: Option<Limits>) -> Result<Self> {
+        let group = match name {
+            None => Arc::default(),
+            Some(name) => {
+                let mut named = lock(&NAMED);
+                named.retain(|_, group| group.strong_count() > 0);
+                let known = named.get(name).and_then(Weak::upgrade);
+                known.unwrap_or_else(|| {
+                    let group = Arc::default();
+                    named.insert(name.to_owned(), Arc::downgrade(&group));
+                    group
+                })
+            }
+        };
+        if let Some(limits) = limits {
+            group.set_limits(limits)?;
+        }
+        let id = lock(&group.state).new_id();
+        Ok(Self { group, id })
+    }
+
+    /// Waits for a request's turn. `length_bytes`: those that it transfers.
+    pub(crate) async fn pass(&self, direction: Direction, length_bytes: u64) {
+        // One load, as long as nobody has set a limit.
+        let Some(limits) = self.group.limits.get() else { return };
+        if limits.concern(direction) {
+            Passing { member: self, limits, direction, length_bytes, id: None, sleep: None }.await;
+        }
+    }
+}
+
+impl Default for Group {
+    fn default() -> Self {
+        let buckets = || std::array::from_fn(|_| Bucket::new(Default::default()));
+        let state = State {
+            operations: buckets(),
+            bytes: buckets(),
+            leaked_at: Duration::ZERO,
+            flows: VecDeque::new(),
+            last_id: 0,
+        };
+        Self { limits: OnceLock::new(), state: Mutex::new(state) }
+    }
+}
+
+impl Group {
+    fn set_limits(&self, limits: Limits) -> Result<()> {
+        let mut state = lock(&self.state);
+        if let Some(known) = self.limits.get() {
+            return if *known == limits {
+                Ok(())
+            } else {
+                Err(Error::option(
+                    "group",
+                    "other limits are in force in this group, expected the same ones or none",
+                ))
+            };
+        }
+        state.operations = limits.operations.map(Bucket::new);
+        state.bytes = limits.bytes.map(Bucket::new);
+        state.leaked_at = now();
+        self.limits.set(limits).expect("they are set under the mutex only");
+        Ok(())
+    }
+}
+
+impl State {
+    fn new_id(&mut self) -> u64 {
+        self.last_id += 1;
+        self.last_id
+    }
+
+    fn leak(&mut self) {
+        let now = now();
+        let elapsed = now.saturating_sub(self.leaked_at);
+        self.operations.iter_mut().chain(&mut self.bytes).for_each(|bucket| bucket.leak(elapsed));
+        self.leaked_at = self.leaked_at.max(now);
+    }
+
+    /// How long until a request of that direction may pass, if it is the next.
+    fn wait(&self, direction: Direction) -> Duration {
+        let concerned = [0, 1 + direction as usize];
+        let waits = concerned.into_iter().map(|at| self.operations[at].wait().max(self.bytes[at].wait()));
+        waits.max().unwrap_or_default()
+    }
+
+    fn pour(&mut self, limits: &Limits, direction: Direction, length_bytes: u64) {
+        for at in [0, 1 + direction as usize] {
+            self.operations[at].pour(limits.operations_of(length_bytes));
+            self.bytes[at].pour(length_bytes as f64);
+        }
+    }
+
+    /// Lets pass what may pass now, in turn. Returns whom to wake: those that passed, and those that come next.
+    fn turn(&mut self, limits: &Limits) -> Vec<Waker> {
+        self.leak();
+        let mut woken = Vec::new();
+        while let Some(at) = self.flows.iter().position(|flow| self.wait(flow.direction).is_zero()) {
+            let mut flow = self.flows.remove(at).expect("it was just found");
+            let passed = flow.waiting.pop_front().expect("a flow has somebody waiting");
+            self.pour(limits, flow.direction, passed.length_bytes);
+            woken.push(passed.waker);
+            // The next one has to set its timer.
+            woken.extend(flow.waiting.front().map(|next| next.waker.clone()));
+            if !flow.waiting.is_empty() {
+                self.flows.push_back(flow);
+            }
+        }
+        woken
+    }
+
+    fn find(&mut self, member: u64, direction: Direction) -> Option<usize> {
+        self.flows.iter().position(|flow| flow.member == member && flow.direction == direction)
+    }
+}
+
+/// The future of [`Member::pass`].
+struct Passing<'a> {
+    member: &'a Member,
+    limits: &'a Limits,
+    direction: Direction,
+    length_bytes: u64,
+    /// While it waits.
+    id: Option<u64>,
+    /// Of the first of a flow.
+    sleep: Option<Sleep>,
+}
+
+impl Future for Passing<'_> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let me = &mut *self;
+        let mut state = lock(&me.member.group.state);
+        let id = match me.id {
+            Some(id) => id,
+            None => {
+                // Nobody waits whom it could overtake, and there is room: no queue, no timer.
+                if state.flows.is_empty() {
+                    state.leak();
+                    if state.wait(me.direction).is_zero() {
+                        state.pour(me.limits, me.direction, me.length_bytes);
+                        return Poll::Ready(());
+                    }
+                }
+                let id = state.new_id();
+                let waiting = Waiting { id, length_bytes: me.length_bytes, waker: cx.waker().clone() };
+                match state.find(me.member.id, me.direction) {
+                    Some(at) => state.flows[at].waiting.push_back(waiting),
+                    None => {
+                        let (member, direction) = (me.member.id, me.direction);
+                        state.flows.push_back(Flow { member, direction, waiting: [waiting].into() });
+                    }
+                }
+                me.id = Some(id);
+                id
+            }
+        };
+        loop {
+            let woken = state.turn(me.limits);
+            let (position, wait) = match state.find(me.member.id, me.direction) {
+                Some(at) => {
+                    let flow = &mut state.flows[at];
+                    let position = flow.waiting.iter().position(|waiting| waiting.id == id);
+                    if let Some(position) = position {
+                        flow.waiting[position].waker.clone_from(cx.waker());
+                    }
+                    (position, state.wait(me.direction))
+                }
+                None => (None, Duration::ZERO),
+            };
+            let deadline = state.leaked_at + wait;
+            drop(state);
+            // Wakers run code of others, so never under the mutex.
+            woken.into_iter().for_each(Waker::wake);
+            match position {
+                None => {
+                    me.id = None;
+                    return Poll::Ready(());
+                }
+                // Its time comes with its place.
+                Some(1..) => return Poll::Pending,
+                Some(0) => {}
+            }
+            me.sleep = Some(sleep_until(deadline));
+            match Pin::new(me.sleep.as_mut().expect("just set")).poll(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(()) => state = lock(&me.member.group.state),
+            }
+        }
+    }
+}
+
+impl Drop for Passing<'_> {
+    fn drop(&mut self) {
+        let Some(id) = self.id else { return };
+        let mut state = lock(&self.member.group.state);
+        let Some(at) = state.find(self.member.id, self.direction) else { return };
+        let flow = &mut state.flows[at];
+        // If it passed meanwhile, what it took stays taken: it is as if it had been done.
+        let Some(position) = flow.waiting.iter().position(|waiting| waiting.id == id) else { return };
+        flow.waiting.remove(position);
+        let next = flow.waiting.front().filter(|_| position == 0).map(|next| next.waker.clone());
+        if flow.waiting.is_empty() {
+            state.flows.remove(at);
+        }
+        drop(state);
+        next.into_iter().for_each(Waker::wake);
+    }
+}
