@@ -21,7 +21,7 @@ fn main() -> Result<(), Error> {
         return Err("usage: serve DEFINITION ADDRESS [BITMAP]...".into());
     };
     let mut definition: Options = serde_json::from_str(definition)?;
-    definition.insert("node-name".into(), "disk".into());
+    definition.insert("node-name".into(), "storage".into());
     let address = match address.parse() {
         Ok(address) => Address::Tcp(address),
         Err(_) => Address::Unix(address.into()),
@@ -36,7 +36,7 @@ fn main() -> Result<(), Error> {
         graph.register(Arc::new(RawDriver::default()))?;
         let mut change = graph.change().await;
         change.add_node(graph.parse(definition, &[])?).await?;
-        change.set_drive("disk", "disk")?;
+        change.set_drive("disk", "storage")?;
         for name in bitmaps {
             change.add_bitmap("disk", NewBitmap::named(name))?;
         }

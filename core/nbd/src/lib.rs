@@ -1,6 +1,63 @@
-//! Network block device: the protocol as a pure codec, and (on top of it) the server that exports drives.
+//! Network block device: the protocol as a pure codec, and the server that exports drives over it.
 //!
-//! [`wire`] knows the bytes and nothing else: no socket, no storage, no thread. Server and client share it.
+//! It is fixed newstyle with everything that clients use today: structured replies and extended headers, block sizes, FUA,
+//! fast zeroes, many connections, and block status with `base:allocation`, `qemu:allocation-depth` and
+//! `qemu:dirty-bitmap:NAME`. It is not a client, and it has no TLS: `STARTTLS` is refused.
+//!
+//! Three nouns:
+//! * [`wire`]: the bytes and nothing else; no socket, no storage, no thread. A client can use it as well.
+//! * an [`Export`]: a root of a graph (or other [`Storage`]) with what clients may do and see, under a name in
+//!   [`Exports`], which change while clients are connected;
+//! * a *session*: one connection to one export, from [`serve`]. A [`Server`] accepts connections and gives each a session
+//!   on one of the engine's threads.
+//!
+//! ```
+//! # use std::sync::Arc;
+//! use driveline_engine::{Config, Engine};
+//! use driveline_graph::{Graph, GraphOptions, RootOptions};
+//! use driveline_nbd::{Address, Export, Server, ServerOptions};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+//! # let directory = tempfile::tempdir()?;
+//! let engine = Engine::start(Config::default())?;
+//! let server = Server::new(engine.handle(), ServerOptions::default());
+//! let socket = Address::Unix(directory.path().join("vda.sock"));
+//! engine.block_on(async {
+//!     let graph = Graph::new(GraphOptions::default());
+//!     graph.register(Arc::new(driveline_drivers::MemoryDriver::default()))?;
+//!     let disk = serde_json::json!({ "driver": "memory", "size": "1GiB", "node-name": "disk" });
+//!     let mut change = graph.change().await;
+//!     change.add_node(graph.parse(disk.as_object().unwrap().clone(), &[])?).await?;
+//!     change.set_drive("vda", "disk")?;
+//!     change.commit().await?;
+//!
+//!     let root = graph.open_root("vda", RootOptions::writer("export 'vda'")).await?;
+//!     server.add_export("vda", Export::new(root.clone()).writable(true))?;
+//!     println!("serving {}", server.listen(&socket)?); // for as long as you like
+//!     server.close().await;
+//!     root.close().await?;
+//!     graph.close().await?;
+//! #   Ok(())
+//! })
+//! # }
+//! ```
+//!
+//! # What a client can and cannot do
+//!
+//! Whatever bytes it sends, it gets an error or is disconnected. It can make the server hold [`REQUESTS_MAX`] requests and
+//! [`PAYLOAD_BYTES_MAX`] bytes of payload; then it has to take answers before more is read from it. It has to choose
+//! an export in [`ServerOptions::handshake_limit`], and may then stay for ever. A request that began runs to its end,
+//! even if its client vanishes.
+//!
+//! The size of an export is what it was when the session began: NBD has no way to tell of a change. Requests beyond the end of
+//! an export that has shrunk fail, and what has grown is seen by those who connect anew.
+//!
+//! # What it costs
+//!
+//! A session is one task. Requests are begun where they are read, 32 pipelined ones out of a single `recv`; those that storage
+//! completes at once are answered without a queue, a task or an allocation; all answers go out in a single `sendmsg`. So
+//! of 4 KiB random reads at depth 32 from the page cache, each needs one `preadv2` and a sixteenth of a socket call, and
+//! what a profile shows is the kernel copying data.
 
 #![forbid(unsafe_code)]
 

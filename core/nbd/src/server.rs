@@ -22,6 +22,9 @@ use crate::serve::serve;
 
 /// After an accept that failed, for lack of descriptors say, this long nothing is accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// What is asked for as buffers of a unix socket; the system's limit is less. What it starts with is less than one answer of
+/// 256 KiB, so that each would take two system calls and a wait. (TCP finds its own size, if it is left alone.)
+const UNIX_SOCKET_BYTES: usize = 1 << 20;
 
 impl Storage for Root {
     fn info(&self) -> Info {
@@ -291,10 +294,14 @@ struct Connected<S: Storage> {
 impl<S: Storage> Connected<S> {
     async fn run(self, stream: Stream) {
         let Shared { options, exports, .. } = &*self.shared;
-        if let Err(error) = stream.set_keepalive(true) {
-            tracing::debug!(target: "driveline::nbd", %error, "no keepalive");
-        }
         let peer = stream.peer();
+        let tuned = match stream.is_tcp() {
+            true => stream.set_keepalive(true),
+            false => stream.set_buffer_sizes(UNIX_SOCKET_BYTES, UNIX_SOCKET_BYTES),
+        };
+        if let Err(error) = tuned {
+            tracing::debug!(target: "driveline::nbd", peer, %error, "the socket stays as it is");
+        }
         tracing::debug!(target: "driveline::nbd", peer, thread = self.thread, "connected");
         let too_long = async {
             match options.handshake_limit {
@@ -308,6 +315,7 @@ impl<S: Storage> Connected<S> {
             Err(Fault::Io(error)) => {
                 tracing::debug!(target: "driveline::nbd", peer, %error, "connection lost")
             }
+            Err(Fault::HandshakeTimeout) if self.shared.connections.lock().closing => {}
             Err(fault) => {
                 let because: Option<&dyn std::error::Error> = std::error::Error::source(&fault);
                 tracing::warn!(target: "driveline::nbd", peer, %fault, because, "client disconnected");

@@ -1,5 +1,8 @@
 //! Bytes that no client should send: an error or a closed connection, never a crash or a hang.
 
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::time::{Duration, Instant};
+
 use driveline_nbd::wire::*;
 use driveline_nbd::{Fault, Transport};
 use rand::rngs::SmallRng;
@@ -91,6 +94,58 @@ fn noise_instead_of_requests_ends_the_session() {
             });
         }
     }
+}
+
+/// `DRIVELINE_FUZZ_SECONDS` (default 1) says for how long, `DRIVELINE_FUZZ_SEED` repeats a run.
+#[test]
+fn mutated_conversations_end() {
+    let setting = |name| std::env::var(name).ok().and_then(|value| value.parse().ok());
+    let seed = setting("DRIVELINE_FUZZ_SEED").unwrap_or_else(|| RandomState::new().build_hasher().finish());
+    let duration = Duration::from_secs(setting("DRIVELINE_FUZZ_SECONDS").unwrap_or(1));
+    println!("DRIVELINE_FUZZ_SEED={seed}");
+    let mut random = SmallRng::seed_from_u64(seed);
+    let exports = exports_of(Memory::new(1 << 16).slow(2));
+    let start = Instant::now();
+    while start.elapsed() < duration {
+        let mut bytes = conversation(&mut random);
+        for _ in 0..random.random_range(0..4) {
+            let at = random.random_range(0..bytes.len());
+            match random.random_range(0..4) {
+                0 => bytes[at] ^= 1 << random.random_range(0..8),
+                1 => bytes[at] = random.random(),
+                2 => drop(bytes.remove(at)),
+                _ => bytes.insert(at, random.random()),
+            }
+        }
+        let _ = connect(&exports, async |pipe| pour(pipe, &bytes).await);
+        assert_eq!(exports.sessions("disk"), Some(0));
+    }
+}
+
+/// What a good client might send, handshake and all.
+fn conversation(random: &mut SmallRng) -> Vec<u8> {
+    let mut bytes = start_of_handshake();
+    let mode = MODES[random.random_range(0..3)];
+    match mode {
+        Mode::Simple => {}
+        Mode::Structured => OptionRequest::StructuredReply.encode(&mut bytes),
+        Mode::Extended => OptionRequest::ExtendedHeaders.encode(&mut bytes),
+    }
+    let queries = vec!["base:allocation", "qemu:allocation-depth"];
+    OptionRequest::SetMetaContext(MetaContextRequest { export: "disk", queries }).encode(&mut bytes);
+    OptionRequest::List.encode(&mut bytes);
+    OptionRequest::Go(InfoRequest { export: "disk", infos: vec![InfoType::BLOCK_SIZE] }).encode(&mut bytes);
+    let headers = if mode == Mode::Extended { Headers::Extended } else { Headers::Compact };
+    for cookie in 0..random.random_range(0..20) {
+        let command = Command(random.random_range(0..8));
+        let (offset, length) = (random.random_range(0..60_000), random.random_range(0..5_000));
+        let flags = CommandFlags::EMPTY.with(CommandFlags::PAYLOAD_LEN, command == Command::WRITE);
+        let flags = if headers == Headers::Extended { flags } else { CommandFlags::EMPTY };
+        let request = Request { flags, command, cookie: Cookie(cookie), offset, length };
+        request.encode(headers, &mut bytes);
+        bytes.resize(bytes.len() + request.payload_length(headers) as usize, 7);
+    }
+    bytes
 }
 
 #[test]
