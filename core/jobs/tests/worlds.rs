@@ -4,6 +4,8 @@
 //!
 //! `WORLDS_SEED=n` replays one world, `WORLDS=n` runs that many.
 
+#![allow(unreachable_pub, missing_debug_implementations, missing_docs)]
+
 mod kit;
 
 use driveline_graph::{Graph, GraphOptions, Kind, NewBitmap, Options, Root, RootOptions};
@@ -93,7 +95,7 @@ impl Run {
             }
         });
         let oracle = Arc::new(Mutex::new(Oracle::default()));
-        let mut run = Self { sim, world, graph, jobs, guest, oracle, names: 0, log: Vec::new() };
+        let run = Self { sim, world, graph, jobs, guest, oracle, names: 0, log: Vec::new() };
         let content = run.read_all();
         run.oracle.lock().content = content.iter().step_by(SECTOR as usize).map(|byte| Some(*byte)).collect();
         run
