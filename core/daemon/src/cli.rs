@@ -1,0 +1,135 @@
+//! The command line.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Serves graphs of disk images over NBD, with filters as plugins and dirty bitmaps that stay exact.
+#[derive(Debug, Parser)]
+#[command(name = "driveline", version, max_term_width = 100, arg_required_else_help = true)]
+#[command(after_help = "\
+Examples:
+  driveline demo                         see what it is about, in three seconds
+  driveline check vm.toml                every mistake of a file, and what it would do
+  driveline run vm.toml                  serve it until Ctrl-C
+  driveline graph vm.toml --format svg > vm.svg
+  DRIVELINE_LOG=info driveline run vm.toml
+
+Exit status: 0 when all went well, 1 when something failed, 2 when the command line makes no sense.
+
+Environment:
+  DRIVELINE_LOG          what to log, unless --log says it
+  DRIVELINE_PLUGIN_PATH  directories with filters, separated by colons
+  DRIVELINE_ENGINE       io_uring or epoll, unless the file says it")]
+pub struct Cli {
+    /// What to log to stderr: a level (error, warn, info, debug, trace), or levels by target, as in
+    /// `driveline::nbd=debug,warn`. With `driveline::io=trace` every node tells of every request.
+    #[arg(long, global = true, value_name = "FILTER")]
+    pub log: Option<String>,
+
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve what a file describes, until SIGINT, SIGTERM or a monitor's quit.
+    ///
+    /// Prints one line for each export once all of them can be reached: its name, and an address that nbdinfo,
+    /// nbdcopy and qemu-img take. Ends in good order: jobs are cancelled, bitmaps go home, clients get
+    /// their answers, images are closed. A second signal ends it at once.
+    #[command(after_help = "\
+Example:
+  driveline run vm.toml &
+  nbdinfo 'nbd+unix:///vda?socket=vda.sock'")]
+    Run(File),
+    /// Report every mistake of a file, or what running it would do.
+    ///
+    /// Images are opened read-only and without locks, nothing is written, nothing is served: a file can be checked
+    /// while it is in use.
+    Check(File),
+    /// Draw the graph that a file describes.
+    #[command(after_help = "\
+Examples:
+  driveline graph vm.toml
+  driveline graph vm.toml --format dot | dot -Tpng > vm.png
+  driveline graph vm.toml --format svg > vm.svg")]
+    Graph {
+        /// The file.
+        #[command(flatten)]
+        file: File,
+        /// How to draw it.
+        #[arg(long, value_enum, default_value_t)]
+        format: PictureFormat,
+    },
+    /// Show what a drive bitmap records while a guest writes and jobs rearrange the images below.
+    ///
+    /// Makes a chain of three small images in a temporary folder and serves it over NBD. A writer writes through NBD
+    /// while a stream and then a commit run. Fails if the bitmap is not exactly what was written.
+    Demo,
+    /// Look at filters.
+    #[command(subcommand)]
+    Plugin(Plugin),
+    /// Print a completion script for a shell.
+    #[command(after_help = "\
+Examples:
+  source <(driveline completions bash)
+  driveline completions fish > ~/.config/fish/completions/driveline.fish")]
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// A file that describes a graph.
+#[derive(Args, Clone, Debug)]
+pub struct File {
+    /// A TOML file that describes a graph. Paths in it are relative to it.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+}
+
+/// How a graph is drawn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum PictureFormat {
+    /// A tree for the terminal.
+    #[default]
+    Text,
+    /// For Graphviz.
+    Dot,
+    /// A picture for a browser.
+    Svg,
+}
+
+/// Looking at filters.
+#[derive(Debug, Subcommand)]
+pub enum Plugin {
+    /// List the filters that are found, and where they are looked for.
+    List {
+        /// Look here, too: a library, or a directory of them.
+        #[arg(value_name = "PATH")]
+        path: Vec<PathBuf>,
+    },
+    /// Load a plugin, and print what its filters say about themselves.
+    Inspect {
+        /// A shared library.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// Print it as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Try a plugin in a process of its own, which survives corrupt files, and say whether it can be used.
+    Check {
+        /// Shared libraries.
+        #[arg(value_name = "FILE", required = true)]
+        files: Vec<PathBuf>,
+    },
+    /// What `check` runs as its child.
+    #[command(hide = true)]
+    Probe {
+        /// A shared library.
+        file: PathBuf,
+    },
+}

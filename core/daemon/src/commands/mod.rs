@@ -1,0 +1,41 @@
+//! The commands of the program. Each prints, and says how it went by an exit code.
+
+mod check;
+mod graph;
+mod plugin;
+mod run;
+
+pub use check::{Failed, check, rehearse};
+pub use graph::graph;
+pub use plugin::plugin;
+pub use run::run;
+
+pub use crate::demo::demo;
+
+use crate::config::{Config, Mistakes};
+use std::{
+    io::{self, Write},
+    path::Path,
+    process::ExitCode,
+};
+
+/// Reads a file, or says why it cannot be read.
+fn read(file: &Path) -> Result<(Config, Mistakes), ExitCode> {
+    Config::read(file).map_err(|error| fail(format_args!("{}: {error}", file.display())))
+}
+
+/// Says what went wrong.
+pub(crate) fn fail(message: impl std::fmt::Display) -> ExitCode {
+    eprintln!("driveline: {message}");
+    ExitCode::FAILURE
+}
+
+/// Prints text. A reader that has gone, as in `| head`, is no failure.
+pub(crate) fn print(text: &str) -> ExitCode {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => fail(format_args!("cannot write to stdout: {error}")),
+    }
+}

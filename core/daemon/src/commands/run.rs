@@ -1,0 +1,59 @@
+//! `driveline run`.
+
+use super::{fail, print, read};
+use crate::daemon::{Daemon, StartError};
+use driveline_engine::signal::Signals;
+use futures::future::{Either, select};
+use std::{path::Path, pin::pin, process::ExitCode};
+
+/// Serves a file until a signal or a monitor ends it.
+pub fn run(file: &Path) -> ExitCode {
+    let (config, mistakes) = match read(file) {
+        Ok(read) => read,
+        Err(code) => return code,
+    };
+    // Caught before anything is open, so that whatever was started is ended in order.
+    let mut signals = match Signals::terminate() {
+        Ok(signals) => signals,
+        Err(error) => return fail(format_args!("cannot catch signals: {error}")),
+    };
+    let daemon = match Daemon::start(&config, mistakes) {
+        Ok(daemon) => daemon,
+        Err(StartError::Config(mistakes)) => {
+            mistakes.print();
+            return ExitCode::FAILURE;
+        }
+        Err(error) => return fail(format_args!("{}: {error}", file.display())),
+    };
+    let lines: String = daemon.exports().iter().map(|export| format!("{}: {}\n", export.id, export.uri)).collect();
+    print(&lines);
+    tracing::info!("serving");
+    let closed = daemon.engine().block_on_local(|| serve(&daemon, &mut signals));
+    let Some(closed) = closed else {
+        eprintln!("driveline: ended at once, by a second signal");
+        // Images are left as after a power cut, which they are made for.
+        std::process::exit(1);
+    };
+    let stopped = daemon.stop();
+    match closed.and(stopped) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(format_args!("while closing: {error}")),
+    }
+}
+
+/// Waits for the end, and ends everything in order. `None`: there was a signal meanwhile.
+async fn serve(daemon: &Daemon, signals: &mut Signals) -> Option<driveline_graph::Result<()>> {
+    {
+        let (signal, quit) = (pin!(signals.next()), pin!(daemon.quit_asked()));
+        match select(signal, quit).await {
+            Either::Left((Ok(signal), _)) => tracing::info!(signal, "ending"),
+            Either::Left((Err(error), _)) => tracing::error!("cannot wait for signals: {error}"),
+            Either::Right(_) => tracing::info!("ending, as a monitor asked"),
+        }
+    }
+    let (close, signal) = (pin!(daemon.close()), pin!(signals.next()));
+    match select(close, signal).await {
+        Either::Left((closed, _)) => Some(closed),
+        Either::Right(_) => None,
+    }
+}

@@ -1,0 +1,102 @@
+//! Names of a file against each other: what drives, exports and the monitor refer to.
+
+use super::{
+    Config,
+    mistake::{Mistake, Mistakes},
+    sections::{Address, ExportSection, ExportTarget},
+    value::{Value, get},
+};
+use std::collections::BTreeMap;
+use toml::Spanned;
+
+/// Checks drives, exports and the monitor.
+pub(super) fn check(config: &Config, mistakes: &mut Mistakes) {
+    let nodes = config.nodes.iter().map(|node| node.name.get_ref().as_str());
+    let drives = config.drives.iter().map(|drive| drive.name.get_ref().as_str());
+    for drive in &config.drives {
+        let (name, root) = (&drive.name, &drive.root);
+        if nodes.clone().any(|node| node == name.get_ref()) {
+            let message = format_args!("there is a node '{}' too; nodes and drives share their names", name.get_ref());
+            mistakes.add(Mistake::new(name.span(), message).label("a second one"));
+        }
+        if !nodes.clone().any(|node| node == root.get_ref()) {
+            let message =
+                format_args!("drive '{}' leads to a node '{}' that there is not", name.get_ref(), root.get_ref());
+            mistakes.add(Mistake::new(root.span(), message).nearest(root.get_ref(), nodes.clone()));
+        }
+    }
+    let mut taken: BTreeMap<(&Address, &str), &str> = BTreeMap::new();
+    for export in &config.exports {
+        let id = export.id.get_ref();
+        let (known, kind, name): (Vec<&str>, _, _) = match &export.target {
+            ExportTarget::Drive(name) => (drives.clone().collect(), "drive", name),
+            ExportTarget::Node(name) => (nodes.clone().collect(), "node", name),
+        };
+        if known.contains(&name.get_ref().as_str()) {
+            check_bitmaps(config, export, mistakes);
+            check_writable(config, export, mistakes);
+        } else {
+            let message = format_args!("export '{id}' serves a {kind} '{}' that there is not", name.get_ref());
+            mistakes.add(Mistake::new(name.span(), message).nearest(name.get_ref(), known.into_iter()));
+        }
+        if let Some(other) = taken.insert((export.address.get_ref(), export.name.get_ref()), id) {
+            let message = format_args!(
+                "export '{id}' has the socket of export '{other}', and the same name '{}'",
+                export.name.get_ref()
+            );
+            let mistake = Mistake::new(export.address.span(), message);
+            mistakes.add(mistake.help("give one of them another 'name' or another socket"));
+        }
+        if let Some(monitor) = &config.monitor
+            && monitor.get_ref() == export.address.get_ref()
+        {
+            let message = format_args!("the monitor listens where export '{id}' does");
+            mistakes.add(Mistake::new(monitor.span(), message));
+        }
+    }
+}
+
+/// An export shows bitmaps of its drive, or of the drives whose root its node is.
+fn check_bitmaps(config: &Config, export: &ExportSection, mistakes: &mut Mistakes) {
+    let target = export.target.name().get_ref();
+    let of_drive = |drive: &&super::DriveSection| match &export.target {
+        ExportTarget::Drive(_) => drive.name.get_ref() == target,
+        ExportTarget::Node(_) => drive.root.get_ref() == target,
+    };
+    let known: Vec<&str> = config
+        .drives
+        .iter()
+        .filter(of_drive)
+        .flat_map(|drive| drive.bitmaps.iter().map(|bitmap| bitmap.name.get_ref().as_str()))
+        .collect();
+    for (index, bitmap) in export.bitmaps.iter().enumerate() {
+        if !known.contains(&bitmap.get_ref().as_str()) {
+            let message = format_args!("'{target}' has no bitmap '{}'", bitmap.get_ref());
+            mistakes.add(Mistake::new(bitmap.span(), message).nearest(bitmap.get_ref(), known.iter().copied()));
+        }
+        if export.bitmaps[..index].iter().any(|other| other.get_ref() == bitmap.get_ref()) {
+            let message = format_args!("bitmap '{}' is exported twice", bitmap.get_ref());
+            mistakes.add(Mistake::new(bitmap.span(), message));
+        }
+    }
+}
+
+/// A writable export of a node that says it is read-only.
+fn check_writable(config: &Config, export: &ExportSection, mistakes: &mut Mistakes) {
+    let find = |name: &str| config.nodes.iter().find(|node| node.name.get_ref() == name);
+    let name = match &export.target {
+        ExportTarget::Drive(name) => {
+            let drive = config.drives.iter().find(|drive| drive.name.get_ref() == name.get_ref());
+            drive.map(|drive| drive.root.get_ref().as_str())
+        }
+        ExportTarget::Node(name) => Some(name.get_ref().as_str()),
+    };
+    let Some(node) = name.and_then(find) else { return };
+    let Value::Table(table) = node.value.get_ref() else { return };
+    let read_only: Option<&Spanned<Value>> = get(table, "read-only").map(|(_, value)| value);
+    if let Some(flag) = read_only.filter(|flag| export.writable && *flag.get_ref() == Value::Boolean(true)) {
+        let (id, node) = (export.id.get_ref(), node.name.get_ref());
+        let message = format_args!("export '{id}' is writable, and node '{node}' that it leads to is read-only");
+        mistakes.add(Mistake::new(flag.span(), message));
+    }
+}

@@ -1,0 +1,121 @@
+//! A TOML file that describes a whole graph: what it says, and everything that is wrong with it.
+//!
+//! ```toml
+//! [plugins]            path = ["filters"]           # where filters are looked for, too
+//! [engine]             threads = 2, backend = "auto"
+//! [node.NAME]          driver = "qcow2", and what that driver takes
+//! [drive.NAME]         root = "NODE", bitmaps = [{ name = "daily" }]
+//! [export.NAME]        type = "nbd", drive = "NAME", socket = "PATH"
+//! [monitor]            qmp = "PATH"
+//! ```
+//!
+//! Reading has two steps, because drivers come from plugins that the file names: [`Config::parse`] reads what needs no
+//! driver, and [`Config::check`] holds the nodes against the drivers and names against each other. Both put what they
+//! find into one list of [`Mistakes`], so that all of them are seen at once.
+
+mod cycles;
+mod links;
+mod mistake;
+mod nodes;
+mod section;
+mod sections;
+mod value;
+
+pub use mistake::{Mistake, Mistakes, Span};
+pub use sections::{
+    Address, BitmapSection, DriveSection, EngineSection, ExportSection, ExportTarget, NodeSection,
+};
+pub use toml::Spanned;
+pub use value::{Table, Value};
+
+use driveline_graph::{Definition, Graph, Options};
+use section::Section;
+use std::path::{Path, PathBuf};
+
+/// What a file says. Parts that are wrong are left out; then there are [`Mistakes`], and it is not to be run.
+#[derive(Clone, Debug, Default)]
+pub struct Config {
+    /// The file.
+    pub file: PathBuf,
+    /// Its directory, absolute: where its relative paths start.
+    pub directory: PathBuf,
+    /// Where filters are looked for: directories or libraries.
+    pub plugins: Vec<Spanned<PathBuf>>,
+    /// The I/O threads.
+    pub engine: EngineSection,
+    /// The nodes, in the order of the file.
+    pub nodes: Vec<NodeSection>,
+    /// The drives.
+    pub drives: Vec<DriveSection>,
+    /// The exports.
+    pub exports: Vec<ExportSection>,
+    /// Where QMP is spoken.
+    pub monitor: Option<Spanned<Address>>,
+}
+
+impl Config {
+    /// Reads a file. Errors: it cannot be read; mistakes in it are no error here.
+    pub fn read(file: &Path) -> std::io::Result<(Self, Mistakes)> {
+        let text = std::fs::read_to_string(file)?;
+        Ok(Self::parse(file, &text))
+    }
+
+    /// Reads the text of a file.
+    pub fn parse(file: &Path, text: &str) -> (Self, Mistakes) {
+        let mut mistakes = Mistakes::new(file, text);
+        let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
+        let directory = file.parent().unwrap_or(Path::new("/")).to_owned();
+        let mut config = Self { file, directory, ..Self::default() };
+        let root = Value::Table(value::parse(text, &mut mistakes));
+        let root = Spanned::new(0..0, root);
+        let mut top = Section::new("the file", 0..0, &root, &mut mistakes);
+        let parts = ["plugins", "engine", "node", "drive", "export", "monitor"].map(|name| top.take(name));
+        top.finish();
+        for (key, value) in parts.into_iter().flatten() {
+            config.read_part(key, value, &mut mistakes);
+        }
+        (config, mistakes)
+    }
+
+    /// Holds the nodes against the drivers that `graph` knows, and all names against each other.
+    pub fn check(&self, graph: &Graph, mistakes: &mut Mistakes) {
+        nodes::check(self, graph, mistakes);
+        links::check(self, mistakes);
+    }
+
+    /// The nodes, as the graph takes them. Errors: what [`Config::check`] would have found.
+    pub fn definitions(&self, graph: &Graph) -> driveline_graph::Result<Vec<Definition>> {
+        let names: Vec<&str> = self.nodes.iter().map(|node| node.name.get_ref().as_str()).collect();
+        self.nodes.iter().map(|node| graph.parse(node.options(), &names)).collect()
+    }
+
+    /// A path of the file, made absolute.
+    pub fn path(&self, path: &Path) -> PathBuf {
+        self.directory.join(path)
+    }
+}
+
+impl NodeSection {
+    /// The node as a JSON object, its name included.
+    pub fn options(&self) -> Options {
+        let Value::Table(table) = self.value.get_ref() else { return Options::new() };
+        let mut options = Options::new();
+        options.insert("node-name".into(), self.name.get_ref().as_str().into());
+        options.extend(nodes::to_options(table));
+        options
+    }
+}
+
+impl Config {
+    /// The place in the file that an error of the graph is about, if it names a node of the file.
+    pub fn locate(&self, error: &driveline_graph::Error) -> Option<Mistake> {
+        let name = error.node()?;
+        let node = self.nodes.iter().find(|node| node.name.get_ref() == name)?;
+        let of_option = |key: &str| match node.value.get_ref() {
+            Value::Table(table) => value::get(table, key).map(|(_, value)| value.span()),
+            _ => None,
+        };
+        let span = error.option().and_then(of_option).unwrap_or(node.name.span());
+        Some(Mistake::new(span, format_args!("node '{name}': {}", error.message())))
+    }
+}

@@ -1,0 +1,229 @@
+//! Nodes of a file against the drivers that there are.
+
+use super::{
+    Config,
+    mistake::{Mistake, Mistakes, Span},
+    sections::unknown_option,
+    value::{Table, Value, get},
+};
+use driveline_graph::{Description, Driver, Graph, Options, Role, check_name};
+use std::sync::Arc;
+use toml::Spanned;
+
+/// A table as the graph takes it. `backing = false` says that there is none, where JSON has `null`.
+pub(super) fn to_options(table: &Table) -> Options {
+    fn convert(value: &Value) -> serde_json::Value {
+        match value {
+            Value::Table(table) if get(table, "driver").is_some() => to_options(table).into(),
+            other => other.to_json(),
+        }
+    }
+    let entry = |(key, value): &(Spanned<String>, Spanned<Value>)| {
+        let none = key.get_ref() == "backing" && *value.get_ref() == Value::Boolean(false);
+        (key.get_ref().clone(), if none { serde_json::Value::Null } else { convert(value.get_ref()) })
+    };
+    table.iter().map(entry).collect()
+}
+
+/// Checks every node: its driver, its keys, their values, and the children it names.
+pub(super) fn check(config: &Config, graph: &Graph, mistakes: &mut Mistakes) {
+    let mut check = Check { config, graph, drivers: graph.drivers(), mistakes, names: Vec::new() };
+    check.names = config.nodes.iter().map(|node| node.name.get_ref().clone()).collect();
+    for node in &config.nodes {
+        let what = format!("node '{}'", node.name.get_ref());
+        check.node(&what, node.name.span(), &node.value, false);
+    }
+    super::cycles::check(config, check.mistakes);
+}
+
+struct Check<'a> {
+    config: &'a Config,
+    graph: &'a Graph,
+    drivers: Vec<Description>,
+    mistakes: &'a mut Mistakes,
+    /// The names of all nodes, those in children included as they are met.
+    names: Vec<String>,
+}
+
+impl Check<'_> {
+    fn node(&mut self, what: &str, span: Span, value: &Spanned<Value>, inline: bool) {
+        let Value::Table(table) = value.get_ref() else {
+            return; // said when the file was read
+        };
+        let Some(driver) = self.driver(what, span.clone(), table) else { return };
+        let description = driver.description();
+        let mut options = Options::new();
+        for (key, value) in table {
+            match key.get_ref().as_str() {
+                "driver" => {}
+                "read-only" => self.expect_boolean(what, key, value),
+                "node-name" if inline => self.inline_name(value),
+                "node-name" => {
+                    let message = format_args!("the name of {what} is in its header already");
+                    self.mistakes.add(Mistake::new(key.span(), message));
+                }
+                name => match child_role(description, name) {
+                    Some((role, required)) => self.child(what, role, required, key, value),
+                    None if description.options.iter().any(|option| option == name) => {
+                        let options_of = to_options(&vec![(key.clone(), value.clone())]);
+                        options.extend(options_of);
+                    }
+                    None => {
+                        let known = known_keys(description, inline);
+                        self.mistakes.add(unknown_option(key, what, &description.name, &known));
+                    }
+                },
+            }
+        }
+        for spec in description.children.iter().filter(|spec| spec.required) {
+            let also = if spec.role == Role::Filtered { "file" } else { "" };
+            if get(table, &spec.name).is_none() && get(table, also).is_none() {
+                let message = format_args!("{what} has no '{}', and driver '{}' needs it", spec.name, description.name);
+                let help = format_args!("for example: {} = \"NODE\"", spec.name);
+                self.mistakes.add(Mistake::new(span.clone(), message).label("missing here").help(help));
+            }
+        }
+        self.options(what, span, table, &*driver, options);
+    }
+
+    fn driver(&mut self, what: &str, span: Span, table: &Table) -> Option<Arc<dyn Driver>> {
+        let Some((_, value)) = get(table, "driver") else {
+            let message = format_args!("{what} has no 'driver'");
+            let mistake = Mistake::new(span, message).label("missing here");
+            self.mistakes.add(mistake.help("for example: driver = \"qcow2\""));
+            return None;
+        };
+        let Value::String(name) = value.get_ref() else {
+            let message = format_args!("'driver' of {what} is a string, but this is {}", value.get_ref().kind());
+            self.mistakes.add(Mistake::new(value.span(), message));
+            return None;
+        };
+        let driver = self.graph.driver(name).ok();
+        if driver.is_none() {
+            let names = self.drivers.iter().map(|description| &*description.name);
+            let mistake = Mistake::new(value.span(), format_args!("unknown driver '{name}'"));
+            let mut mistake = mistake.nearest(name, names);
+            if mistake.label.is_empty() {
+                let known: Vec<_> = self.drivers.iter().map(|d| &*d.name).collect();
+                let known = if known.is_empty() { "none".into() } else { known.join(", ") };
+                mistake.help = Some(format!(
+                    "drivers that were found: {known}; 'driveline plugin list' says where filters are looked for"
+                ));
+            }
+            self.mistakes.add(mistake);
+        }
+        driver
+    }
+
+    fn expect_boolean(&mut self, what: &str, key: &Spanned<String>, value: &Spanned<Value>) {
+        if !matches!(value.get_ref(), Value::Boolean(_)) {
+            let (key, kind) = (key.get_ref(), value.get_ref().kind());
+            let message = format_args!("'{key}' of {what} is true or false, but this is {kind}");
+            self.mistakes.add(Mistake::new(value.span(), message));
+        }
+    }
+
+    fn inline_name(&mut self, value: &Spanned<Value>) {
+        let Value::String(name) = value.get_ref() else {
+            let message = format_args!("a node's name is a string, but this is {}", value.get_ref().kind());
+            return self.mistakes.add(Mistake::new(value.span(), message));
+        };
+        if let Err(error) = check_name(name) {
+            self.mistakes.add(Mistake::new(value.span(), error.message()));
+        }
+        let drive = self.config.drives.iter().any(|drive| drive.name.get_ref() == name);
+        if drive || self.names.contains(name) {
+            let message = format_args!("the name '{name}' is taken");
+            self.mistakes.add(Mistake::new(value.span(), message).label("a second one"));
+        }
+        self.names.push(name.clone());
+    }
+
+    fn child(
+        &mut self,
+        what: &str,
+        role: Role,
+        required: bool,
+        key: &Spanned<String>,
+        value: &Spanned<Value>,
+    ) {
+        match value.get_ref() {
+            Value::Table(_) => {
+                let inner = format!("'{}' of {what}", key.get_ref());
+                self.node(&inner, key.span(), value, true);
+            }
+            // A path, or a node; which of them, is known by whether there is such a node.
+            Value::String(_) if role == Role::Storage => {}
+            Value::String(name) => self.reference(what, key, name, value.span()),
+            Value::Boolean(false) if key.get_ref() == "backing" && !required => {}
+            other => {
+                let message = format_args!(
+                    "'{}' of {what} is the name of a node, or a table that defines one, but this is {}",
+                    key.get_ref(),
+                    other.kind()
+                );
+                self.mistakes.add(Mistake::new(value.span(), message));
+            }
+        }
+    }
+
+    fn reference(&mut self, what: &str, key: &Spanned<String>, name: &str, span: Span) {
+        let nodes = self.config.nodes.iter().map(|node| node.name.get_ref().as_str());
+        if nodes.clone().any(|node| node == name) {
+            return;
+        }
+        let message = format_args!("'{}' of {what} names a node '{name}' that there is not", key.get_ref());
+        let mistake = Mistake::new(span, message);
+        let is_drive = self.config.drives.iter().any(|drive| drive.name.get_ref() == name);
+        self.mistakes.add(if is_drive {
+            mistake.label("a drive, not a node")
+        } else {
+            mistake.nearest(name, nodes)
+        });
+    }
+
+    /// Asks the driver about its options. It tells the first mistake only, so what it refused is left out and it is
+    /// asked again: one wrong value does not hide the next.
+    fn options(&mut self, what: &str, span: Span, table: &Table, driver: &dyn Driver, mut options: Options) {
+        let mut left_out = Vec::new();
+        while let Err(error) = driver.check(&options) {
+            let key = error.option().unwrap_or_default();
+            let first = key.split(['.', '[']).next().unwrap_or_default().to_owned();
+            if left_out.contains(&first) {
+                return; // it is missing only because it was wrong
+            }
+            let place = get(table, &first);
+            let message = match place {
+                Some(_) => format!("'{key}' of {what}: {}", error.message()),
+                None => format!("{what}: {error}"),
+            };
+            let mistake = match place {
+                Some((_, value)) => Mistake::new(value.span(), message),
+                None => Mistake::new(span.clone(), message).label("in this node"),
+            };
+            self.mistakes.add(mistake);
+            if options.shift_remove(&first).is_none() {
+                return;
+            }
+            left_out.push(first);
+        }
+    }
+}
+
+/// Role of a child, and whether it must be there. QEMU calls a filter's child `file`; both words are taken.
+fn child_role(description: &Description, name: &str) -> Option<(Role, bool)> {
+    let spec = description.children.iter().find(|spec| spec.name == name).or_else(|| {
+        let filtered = description.children.iter().find(|spec| spec.role == Role::Filtered);
+        filtered.filter(|_| name == "file")
+    })?;
+    Some((spec.role, spec.required))
+}
+
+fn known_keys(description: &Description, inline: bool) -> Vec<String> {
+    let children = description.children.iter().map(|spec| spec.name.to_string());
+    let options = description.options.iter().map(|option| option.to_string());
+    let common = ["driver", "read-only", if inline { "node-name" } else { "" }];
+    let common = common.into_iter().filter(|key| !key.is_empty()).map(String::from);
+    children.chain(options).chain(common).collect()
+}
+

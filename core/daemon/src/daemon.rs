@@ -1,0 +1,242 @@
+//! A running graph: started from a configuration as a whole, ended in good order.
+
+use crate::{
+    config::{Config, Mistake, Mistakes},
+    drivers,
+    exports::{ExportView, Exports, NewExport},
+    logging,
+    runtime::EngineRuntime,
+};
+use driveline_engine::{Engine, Handle};
+use driveline_graph::{Change, Error, Graph, GraphOptions, Kind, NewBitmap, Result};
+use driveline_jobs::{HOLDER_DRIVER, Jobs};
+use std::{fmt, sync::Arc};
+
+/// Why nothing was started.
+#[derive(Debug)]
+pub enum StartError {
+    /// The configuration is wrong, or names what cannot be opened: every mistake with its place in the file.
+    Config(Mistakes),
+    /// The world is not as it should be.
+    World(String),
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StartError::Config(mistakes) => mistakes.fmt(f),
+            StartError::World(message) => f.write_str(message),
+        }
+    }
+}
+
+impl std::error::Error for StartError {}
+
+/// A graph with its jobs, exports and monitor, on an engine.
+#[derive(Debug)]
+pub struct Daemon {
+    engine: Engine,
+    inner: Arc<Inner>,
+}
+
+/// What monitors and signals share.
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) graph: Graph,
+    pub(crate) jobs: Jobs,
+    pub(crate) exports: Exports,
+    /// Somebody wants the program to end.
+    pub(crate) quit: Quit,
+}
+
+/// A bell that rings once.
+#[derive(Debug, Default)]
+pub(crate) struct Quit {
+    rung: std::sync::atomic::AtomicBool,
+    waiting: parking_lot::Mutex<Vec<std::task::Waker>>,
+}
+
+impl Quit {
+    pub(crate) fn ring(&self) {
+        self.rung.store(true, std::sync::atomic::Ordering::SeqCst);
+        self.waiting.lock().drain(..).for_each(std::task::Waker::wake);
+    }
+
+    pub(crate) async fn heard(&self) {
+        std::future::poll_fn(|cx| {
+            self.waiting.lock().push(cx.waker().clone());
+            match self.rung.load(std::sync::atomic::Ordering::SeqCst) {
+                true => std::task::Poll::Ready(()),
+                false => std::task::Poll::Pending,
+            }
+        })
+        .await;
+    }
+}
+
+impl Daemon {
+    /// Starts what a configuration says. It has been read without mistakes. If anything fails, all of it is undone.
+    pub fn start(config: &Config, mut mistakes: Mistakes) -> Result<Self, StartError> {
+        let graph = graph_for(config, &mut mistakes);
+        config.check(&graph, &mut mistakes);
+        if !mistakes.is_empty() {
+            return Err(StartError::Config(mistakes));
+        }
+        let engine = start_engine(config).map_err(StartError::World)?;
+        let jobs = Jobs::new(graph.clone(), Arc::new(EngineRuntime::new(engine.handle())));
+        let exports = Exports::new(engine.handle(), graph.clone());
+        let inner = Arc::new(Inner { graph, jobs, exports, quit: Quit::default() });
+        let daemon = Self { engine, inner };
+        match daemon.engine.block_on_local(|| daemon.inner.open(config)) {
+            Ok(()) => Ok(daemon),
+            Err(error) => {
+                drop(daemon.stop());
+                Err(match config.locate(&error) {
+                    Some(mistake) => {
+                        mistakes.add(mistake);
+                        StartError::Config(mistakes)
+                    }
+                    None => StartError::World(error.to_string()),
+                })
+            }
+        }
+    }
+
+    /// The graph.
+    pub fn graph(&self) -> &Graph {
+        &self.inner.graph
+    }
+
+    /// The jobs.
+    pub fn jobs(&self) -> &Jobs {
+        &self.inner.jobs
+    }
+
+    /// What is served.
+    pub fn exports(&self) -> Vec<ExportView> {
+        self.inner.exports.list()
+    }
+
+    /// The engine's handle.
+    pub fn handle(&self) -> Handle {
+        self.engine.handle()
+    }
+
+    /// The engine that it runs on.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Is ready when a monitor says `quit`.
+    pub async fn quit_asked(&self) {
+        self.inner.quit.heard().await;
+    }
+
+    /// Ends everything in order: jobs are cancelled and bitmaps go home, clients get their last answers, images are
+    /// closed. Returns the first error, after all has been tried.
+    pub fn stop(self) -> Result<()> {
+        let result = self.engine.block_on_local(|| self.inner.close());
+        self.engine.shutdown();
+        result
+    }
+
+    /// The same as a future, for those who wait for something else meanwhile. Afterwards only [`Daemon::stop`] is left.
+    pub async fn close(&self) -> Result<()> {
+        self.inner.close().await
+    }
+}
+
+impl Inner {
+    async fn open(self: &Arc<Self>, config: &Config) -> Result<()> {
+        build(config, &self.graph, |definition| definition, false).await?;
+        let new_export = |export: &crate::config::ExportSection| {
+            let new = NewExport {
+                id: export.id.get_ref().clone(),
+                target: export.target.name().get_ref().clone(),
+                name: export.name.get_ref().clone(),
+                description: export.description.clone(),
+                writable: export.writable,
+                bitmaps: export.bitmaps.iter().map(|bitmap| (None, bitmap.get_ref().clone())).collect(),
+                allocation_depth: export.allocation_depth,
+            };
+            (export.address.get_ref().clone(), new)
+        };
+        self.exports.start(config.exports.iter().map(new_export).collect()).await
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.jobs.shutdown().await;
+        self.exports.close().await;
+        self.graph.close().await
+    }
+}
+
+/// A graph without nodes that knows all drivers that `config` can use. Filters that it names and that cannot be used
+/// are mistakes; others are only warned of.
+pub(crate) fn graph_for(config: &Config, mistakes: &mut Mistakes) -> Graph {
+    let graph = Graph::new(GraphOptions { trace: logging::traces_requests() });
+    drivers::register_builtin(&graph);
+    let given: Vec<_> = config.plugins.iter().map(|path| path.get_ref().clone()).collect();
+    let mut filters = drivers::load_filters(&given);
+    drivers::register_filters(&graph, &mut filters);
+    for (path, why) in &filters.refused {
+        let place = config.plugins.iter().find(|given| given.get_ref() == path);
+        let span = place.map(|place| place.span()).unwrap_or_default();
+        mistakes.add(Mistake::new(span, format_args!("filters cannot be loaded from here: {why}")));
+    }
+    for warning in &filters.warnings {
+        tracing::warn!("{warning}");
+    }
+    graph
+}
+
+/// Starts the engine that the configuration asks for.
+pub(crate) fn start_engine(config: &Config) -> Result<Engine, String> {
+    let defaults = driveline_engine::Config::default();
+    let threads = config.engine.threads.unwrap_or(defaults.threads);
+    let wanted = driveline_engine::Config { threads, backend: config.engine.backend, ..defaults };
+    Engine::start(wanted).map_err(|error| format!("the engine does not start: {error}"))
+}
+
+/// Makes the nodes, drives and bitmaps of a configuration, in one change. `edit` may alter definitions first.
+pub(crate) async fn build(
+    config: &Config,
+    graph: &Graph,
+    edit: impl Fn(driveline_graph::Definition) -> driveline_graph::Definition,
+    rehearsal: bool,
+) -> Result<()> {
+    let mut change = graph.change().await;
+    change.set_directory(&config.directory);
+    let definitions = config.definitions(graph)?.into_iter().map(edit).collect();
+    change.add_nodes(definitions).await?;
+    for drive in &config.drives {
+        change.set_drive(drive.name.get_ref(), drive.root.get_ref())?;
+    }
+    for drive in &config.drives {
+        add_bitmaps(&mut change, drive, rehearsal).await?;
+    }
+    change.commit().await
+}
+
+async fn add_bitmaps(change: &mut Change, drive: &crate::config::DriveSection, rehearsal: bool) -> Result<()> {
+    let name = drive.name.get_ref();
+    if drive.permanent_holder && !rehearsal {
+        let mut holder = driveline_graph::Options::new();
+        holder.insert("driver".into(), HOLDER_DRIVER.into());
+        holder.insert("node-name".into(), format!("{name}-holder").into());
+        change.insert_filter(holder, name).await.map_err(|error| {
+            let why = format_args!("the permanent holder of drive '{name}': {error}");
+            Error::new(Kind::Invalid, why).at(drive.root.get_ref())
+        })?;
+    }
+    for bitmap in &drive.bitmaps {
+        let new = NewBitmap {
+            name: bitmap.name.get_ref().clone(),
+            granularity: bitmap.granularity,
+            view: bitmap.view,
+            recording: bitmap.recording,
+        };
+        change.add_bitmap(name, new)?;
+    }
+    Ok(())
+}

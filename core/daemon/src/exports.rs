@@ -1,0 +1,310 @@
+//! What is served: exports by id, on servers by address.
+
+use crate::config::Address;
+use driveline_engine::Handle;
+use driveline_graph::{Error, Graph, Kind, Result, RootOptions};
+use driveline_nbd::{Address as Socket, Export, Server, ServerOptions};
+use parking_lot::Mutex;
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{SocketAddr, ToSocketAddrs},
+    sync::Arc,
+};
+
+/// An export to be added.
+#[derive(Clone, Debug)]
+pub struct NewExport {
+    /// Its id.
+    pub id: String,
+    /// The drive or node that it shows.
+    pub target: String,
+    /// Its name for clients.
+    pub name: String,
+    /// A text that clients show.
+    pub description: String,
+    /// May clients write?
+    pub writable: bool,
+    /// Bitmaps that clients may look at: the drive or node (the export's own, if none is said), and the name.
+    pub bitmaps: Vec<(Option<String>, String)>,
+    /// May clients ask in which layer data is?
+    pub allocation_depth: bool,
+}
+
+/// An export that is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExportView {
+    /// Its id.
+    pub id: String,
+    /// The drive or node that it shows.
+    pub target: String,
+    /// Its name for clients.
+    pub name: String,
+    /// Where clients find it.
+    pub uri: String,
+    /// It is on its way out.
+    pub shutting_down: bool,
+}
+
+/// The exports of a program, and the servers that offer them.
+pub struct Exports {
+    engine: Handle,
+    graph: Graph,
+    /// Whoever adds or removes something waits for its turn.
+    turn: futures::lock::Mutex<()>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    servers: BTreeMap<Address, Arc<Listening>>,
+    /// The server that was started by a monitor.
+    of_monitor: Option<Address>,
+    exports: BTreeMap<String, Entry>,
+}
+
+struct Listening {
+    server: Server,
+    /// As it is bound: port 0 is a real one here.
+    socket: Socket,
+}
+
+struct Entry {
+    target: String,
+    name: String,
+    at: Address,
+    shutting_down: bool,
+}
+
+impl fmt::Debug for Exports {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.state.lock().exports.keys()).finish()
+    }
+}
+
+impl Exports {
+    /// None yet, of this graph.
+    pub fn new(engine: Handle, graph: Graph) -> Self {
+        Self { engine, graph, turn: Default::default(), state: Mutex::default() }
+    }
+
+    /// Serves all of these at once, or none: nobody can connect before all are there.
+    pub async fn start(&self, exports: Vec<(Address, NewExport)>) -> Result<()> {
+        let _turn = self.turn.lock().await;
+        let mut servers: BTreeMap<Address, Server> = BTreeMap::new();
+        let mut entries = Vec::new();
+        for (address, new) in exports {
+            let server = servers
+                .entry(address.clone())
+                .or_insert_with(|| Server::new(self.engine.clone(), ServerOptions::default()));
+            add(&self.graph, server, &new).await?;
+            let entry = Entry { target: new.target, name: new.name, at: address, shutting_down: false };
+            entries.push((new.id, entry));
+        }
+        let mut listening = BTreeMap::new();
+        for (address, server) in servers {
+            let socket = listen(&server, &address)?;
+            listening.insert(address, Arc::new(Listening { server, socket }));
+        }
+        let mut state = self.state.lock();
+        state.servers.extend(listening);
+        state.exports.extend(entries);
+        Ok(())
+    }
+
+    /// Adds an export for a monitor: on the server that a monitor started, or else on the only one there is.
+    pub async fn add(&self, new: NewExport) -> Result<()> {
+        let _turn = self.turn.lock().await;
+        let (at, listening) = {
+            let state = self.state.lock();
+            if state.exports.contains_key(&new.id) {
+                let message = format_args!("an export with the id '{}' exists already", new.id);
+                return Err(Error::new(Kind::Exists, message));
+            }
+            let at = match (&state.of_monitor, state.servers.len()) {
+                (Some(address), _) => address.clone(),
+                (None, 1) => state.servers.keys().next().expect("there is one").clone(),
+                (None, _) => return Err(Error::new(Kind::Invalid, "NBD server not running")),
+            };
+            (at.clone(), state.servers[&at].clone())
+        };
+        add(&self.graph, &listening.server, &new).await?;
+        let entry = Entry { target: new.target, name: new.name, at, shutting_down: false };
+        self.state.lock().exports.insert(new.id, entry);
+        Ok(())
+    }
+
+    /// Takes an export away; its clients are disconnected. With `safe`, only if it has none.
+    pub async fn remove(&self, id: &str, safe: bool) -> Result<()> {
+        let _turn = self.turn.lock().await;
+        let (name, listening) = {
+            let mut state = self.state.lock();
+            let unknown = || Error::new(Kind::NotFound, format_args!("export '{id}' is not found"));
+            let State { servers, exports, .. } = &mut *state;
+            let entry = exports.get_mut(id).ok_or_else(unknown)?;
+            let listening = servers[&entry.at].clone();
+            if safe && listening.server.exports().sessions(&entry.name).is_some_and(|count| count > 0) {
+                let message = format_args!("export '{id}' still has clients connected");
+                return Err(Error::new(Kind::Busy, message));
+            }
+            entry.shutting_down = true;
+            (entry.name.clone(), listening)
+        };
+        listening.server.remove_export(&name).await;
+        self.state.lock().exports.remove(id);
+        Ok(())
+    }
+
+    /// Starts a server for exports that monitors add.
+    pub async fn start_server(&self, address: Address, options: ServerOptions) -> Result<()> {
+        let _turn = self.turn.lock().await;
+        if self.state.lock().of_monitor.is_some() {
+            return Err(Error::new(Kind::Exists, "NBD server already running"));
+        }
+        if self.state.lock().servers.contains_key(&address) {
+            let message = format_args!("exports of the configuration are served at {address} already");
+            return Err(Error::new(Kind::Exists, message));
+        }
+        let server = Server::new(self.engine.clone(), options);
+        let socket = listen(&server, &address)?;
+        let mut state = self.state.lock();
+        state.servers.insert(address.clone(), Arc::new(Listening { server, socket }));
+        state.of_monitor = Some(address);
+        Ok(())
+    }
+
+    /// Stops that server, with its exports. Returns their ids.
+    pub async fn stop_server(&self) -> Result<Vec<String>> {
+        let _turn = self.turn.lock().await;
+        let Some(address) = self.state.lock().of_monitor.take() else {
+            return Err(Error::new(Kind::Invalid, "NBD server not running"));
+        };
+        Ok(self.close_server(&address).await)
+    }
+
+    /// Ends all servers: what was accepted is answered, then clients are disconnected and the sockets are gone.
+    pub async fn close(&self) {
+        let _turn = self.turn.lock().await;
+        let addresses: Vec<Address> = self.state.lock().servers.keys().cloned().collect();
+        for address in addresses {
+            self.close_server(&address).await;
+        }
+        self.state.lock().of_monitor = None;
+    }
+
+    async fn close_server(&self, address: &Address) -> Vec<String> {
+        let listening = {
+            let mut state = self.state.lock();
+            state.exports.values_mut().filter(|entry| entry.at == *address).for_each(|e| e.shutting_down = true);
+            state.servers.remove(address)
+        };
+        if let Some(listening) = listening {
+            listening.server.close().await;
+        }
+        let mut state = self.state.lock();
+        let (gone, left) =
+            std::mem::take(&mut state.exports).into_iter().partition(|(_, entry)| entry.at == *address);
+        state.exports = left;
+        let gone: BTreeMap<String, Entry> = gone;
+        gone.into_keys().collect()
+    }
+
+    /// All exports, by id.
+    pub fn list(&self) -> Vec<ExportView> {
+        let state = self.state.lock();
+        let view = |(id, entry): (&String, &Entry)| ExportView {
+            id: id.clone(),
+            target: entry.target.clone(),
+            name: entry.name.clone(),
+            uri: state.servers.get(&entry.at).map(|l| uri(&l.socket, &entry.name)).unwrap_or_default(),
+            shutting_down: entry.shutting_down,
+        };
+        state.exports.iter().map(view).collect()
+    }
+}
+
+async fn add(graph: &Graph, server: &Server, new: &NewExport) -> Result<()> {
+    let mut bitmaps = Vec::new();
+    for (of, name) in &new.bitmaps {
+        bitmaps.push(graph.bitmap(of.as_ref().unwrap_or(&new.target), name)?);
+    }
+    let user = format!("export '{}'", new.id);
+    let options = if new.writable { RootOptions::writer(user) } else { RootOptions::reader(user) };
+    let root = graph.open_root(&new.target, options).await?;
+    let export = Export {
+        storage: root,
+        writable: new.writable,
+        description: new.description.clone(),
+        bitmaps,
+        allocation_depth: new.allocation_depth,
+    };
+    server.add_export(&new.name, export).map_err(|error| Error::new(Kind::Exists, error))
+}
+
+fn listen(server: &Server, address: &Address) -> Result<Socket> {
+    let failed = |error: std::io::Error| {
+        let message = format_args!("cannot listen on {address}: {error}");
+        Error::new(Kind::of_errno(error.raw_os_error().unwrap_or_default()), message)
+    };
+    match address {
+        Address::Unix(path) => server.listen(&Socket::Unix(path.clone())).map_err(failed),
+        Address::Tcp(text) => {
+            let mut last = std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address");
+            for found in text.to_socket_addrs().map_err(failed)? {
+                match server.listen(&Socket::Tcp(found)) {
+                    Ok(socket) => return Ok(socket),
+                    Err(error) => last = error,
+                }
+            }
+            Err(failed(last))
+        }
+    }
+}
+
+/// An address that NBD's clients take.
+pub fn uri(socket: &Socket, name: &str) -> String {
+    match socket {
+        Socket::Unix(path) => {
+            format!("nbd+unix:///{}?socket={}", escape(name.as_bytes()), escape_path(path))
+        }
+        Socket::Tcp(SocketAddr::V6(address)) if address.ip().is_unspecified() => {
+            format!("nbd://[::1]:{}/{}", address.port(), escape(name.as_bytes()))
+        }
+        Socket::Tcp(SocketAddr::V4(address)) if address.ip().is_unspecified() => {
+            format!("nbd://127.0.0.1:{}/{}", address.port(), escape(name.as_bytes()))
+        }
+        Socket::Tcp(address) => format!("nbd://{address}/{}", escape(name.as_bytes())),
+    }
+}
+
+fn escape_path(path: &std::path::Path) -> String {
+    use std::os::unix::ffi::OsStrExt;
+    escape(path.as_os_str().as_bytes())
+}
+
+/// Percent-encoding of what a URI takes neither in a path nor in a query.
+fn escape(bytes: &[u8]) -> String {
+    let mut out = String::new();
+    for byte in bytes {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' | b':' => {
+                out.push(char::from(*byte));
+            }
+            other => out.push_str(&format!("%{other:02X}")),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_uri_escapes_what_clients_would_take_apart() {
+        let unix = Socket::Unix("/run/a b?/x.sock".into());
+        assert_eq!(uri(&unix, "v&da"), "nbd+unix:///v%26da?socket=/run/a%20b%3F/x.sock");
+        assert_eq!(uri(&Socket::Tcp("0.0.0.0:10809".parse().unwrap()), ""), "nbd://127.0.0.1:10809/");
+        assert_eq!(uri(&Socket::Tcp("[::1]:1".parse().unwrap()), "d"), "nbd://[::1]:1/d");
+    }
+}

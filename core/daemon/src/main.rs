@@ -1,0 +1,27 @@
+//! The program `driveline`.
+
+use clap::{CommandFactory, Parser};
+use driveline_daemon::{
+    cli::{Cli, Command},
+    commands, logging,
+};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if let Err(message) = logging::start(cli.log.as_deref()) {
+        eprintln!("driveline: {message}");
+        return ExitCode::from(2);
+    }
+    match cli.command {
+        Command::Run(file) => commands::run(&file.file),
+        Command::Check(file) => commands::check(&file.file),
+        Command::Graph { file, format } => commands::graph(&file.file, format),
+        Command::Demo => commands::demo(),
+        Command::Plugin(plugin) => commands::plugin(plugin),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "driveline", &mut std::io::stdout());
+            ExitCode::SUCCESS
+        }
+    }
+}
