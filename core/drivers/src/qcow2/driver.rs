@@ -205,6 +205,28 @@ impl OpenNode for Qcow2Node {
         }
     }
 
+    fn details(&self) -> serde_json::Value {
+        self.0.driver.details()
+    }
+
+    fn resize<'a>(&'a self, children: &'a [OpenChild], size_bytes: u64) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move { self.0.driver.resize(&mut Io::Edges(&edges(children)?), size_bytes).await })
+    }
+
+    fn set_backing_file<'a>(
+        &'a self,
+        children: &'a [OpenChild],
+        backing: Option<(&'a str, &'a str)>,
+    ) -> BoxFuture<'a, Result<()>> {
+        Box::pin(
+            async move { self.0.driver.set_backing_file(&mut Io::Edges(&edges(children)?), backing).await },
+        )
+    }
+
+    fn make_empty<'a>(&'a self, children: &'a [OpenChild]) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move { self.0.driver.make_empty(&mut Io::Edges(&edges(children)?)).await })
+    }
+
     fn set_read_only<'a>(&'a self, children: &'a [OpenChild], read_only: bool) -> BoxFuture<'a, Result<()>> {
         Box::pin(
             async move { self.0.driver.set_read_only(&mut Io::Edges(&edges(children)?), read_only).await },

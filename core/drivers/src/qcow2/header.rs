@@ -440,7 +440,6 @@ fn check_incompatible(bits: u64, extensions: &[Extension]) -> Result<()> {
 }
 
 /// The feature name table that new images get.
-#[allow(dead_code)]
 pub(crate) fn feature_names() -> Extension {
     const NAMES: [(u8, u8, &str); 8] = [
         (0, 0, "dirty bit"),

@@ -290,7 +290,6 @@ impl Qcow2 {
     }
 
     /// Gives up clusters whose last mention in the map is changed by the caller, in the L1 table.
-    #[allow(dead_code)]
     pub(crate) fn give_up_from_l1(
         &self,
         meta: &mut Meta,

@@ -30,6 +30,7 @@
 //! Source: QEMU docs/interop/qcow2.txt.
 
 mod compressed;
+mod create;
 mod driver;
 mod epoch;
 mod header;
@@ -41,11 +42,15 @@ mod open;
 mod ranges;
 mod read;
 mod refcount;
+mod resize;
 mod snapshot;
 mod write;
 mod zero;
 
-pub use self::driver::Qcow2Driver;
+pub use self::{
+    create::{CreateOptions, Preallocation, create, create_file},
+    driver::Qcow2Driver,
+};
 
 use self::{
     epoch::Epoch,
@@ -89,6 +94,7 @@ pub(crate) struct Qcow2 {
     changes_durable: AtomicU64,
     /// The last compressed cluster that was read, by its L2 entry.
     unpacked: Mutex<Option<(u64, Arc<[u8]>)>>,
+    snapshots: Vec<snapshot::Snapshot>,
 }
 
 impl Qcow2 {

@@ -3,7 +3,7 @@
 use super::{
     Qcow2,
     epoch::Epoch,
-    header::Header,
+    header::{Compression, Header, incompatible},
     io::{FILE, File, Io},
     layout::decode_words,
     map::Map,
@@ -51,7 +51,7 @@ impl Qcow2 {
         }
         let geometry = header.geometry();
         let file = File::new(io.info(FILE).map_or(0, |info| info.size_bytes));
-        snapshot::read(io, &file, &header).await?;
+        let snapshots = snapshot::read(io, &file, &header).await?;
         let l1 = read_table(io, &file, header.l1_offset, header.l1_entries as usize).await?;
         let reftable_entries = u64::from(header.reftable_clusters) * geometry.cluster_bytes() / 8;
         let reftable = read_table(io, &file, header.reftable_offset, reftable_entries as usize).await?;
@@ -71,6 +71,7 @@ impl Qcow2 {
             changes: AtomicU64::new(0),
             changes_durable: AtomicU64::new(0),
             unpacked: Mutex::new(None),
+            snapshots,
             header: Mutex::new(header),
         };
         if !read_only {
@@ -101,5 +102,28 @@ impl Qcow2 {
         }
         self.read_only.store(read_only, Relaxed);
         Ok(())
+    }
+
+    /// What there is to say about the image.
+    pub(crate) fn details(&self) -> serde_json::Value {
+        let header = self.header.lock();
+        let snapshots = self.snapshots.iter().map(|snapshot| {
+            serde_json::json!({ "id": snapshot.id, "name": snapshot.name, "virtual-size": snapshot.size_bytes })
+        });
+        serde_json::json!({
+            "compat": if header.version == 2 { "0.10" } else { "1.1" },
+            "cluster-size": self.geometry.cluster_bytes(),
+            "refcount-bits": 1u32 << header.refcount_order,
+            "compression-type": match self.compression {
+                Compression::Zlib => "zlib",
+                Compression::Zstd => "zstd",
+            },
+            "lazy-refcounts": header.compatible & 1 != 0,
+            "corrupt": header.incompatible & incompatible::CORRUPT != 0,
+            "dirty": header.incompatible & incompatible::DIRTY != 0,
+            "backing-file": header.backing,
+            "backing-format": header.backing_format,
+            "snapshots": snapshots.collect::<Vec<_>>(),
+        })
     }
 }

@@ -31,7 +31,9 @@ impl Qcow2 {
         // Version 2 has no zero clusters, so what is unmapped would show what the backing file has.
         if self.geometry.version >= 3 || io.info(BACKING).is_none() {
             let _pin = self.epoch.pin();
-            Box::pin(self.discard_range(io, request.range())).await?;
+            // What the backing file has must not come to light.
+            let unmapped = if io.info(BACKING).is_some() { ZERO } else { 0 };
+            Box::pin(self.discard_range(io, request.range(), unmapped)).await?;
         }
         self.finish(io, request.flags()).await
     }
@@ -77,7 +79,7 @@ impl Qcow2 {
     }
 
     /// Is a range zero, as far as the map says?
-    async fn is_zero(&self, io: &mut Io<'_, '_>, range: Range<u64>) -> Result<bool> {
+    pub(crate) async fn is_zero(&self, io: &mut Io<'_, '_>, range: Range<u64>) -> Result<bool> {
         let mut at = range.start;
         while at < range.end {
             let Some(run) = self.look(at, range.end - at, false)? else {
@@ -136,11 +138,14 @@ impl Qcow2 {
         Ok(range.end)
     }
 
-    /// Unmaps the whole clusters of a range.
-    pub(crate) async fn discard_range(&self, io: &mut Io<'_, '_>, range: Range<u64>) -> Result<()> {
+    /// Sets the entries of the whole clusters of a range to `unmapped`.
+    pub(crate) async fn discard_range(
+        &self,
+        io: &mut Io<'_, '_>,
+        range: Range<u64>,
+        unmapped: u64,
+    ) -> Result<()> {
         let whole = self.whole_clusters(&range);
-        // What the backing file has must not come to light.
-        let unmapped = if io.info(BACKING).is_some() { ZERO } else { 0 };
         let mut at = whole.start;
         while at < whole.end {
             at = self.unmap(io, at..whole.end, unmapped).await?;
@@ -161,7 +166,7 @@ impl Qcow2 {
         let mut meta = self.lock(io).await?;
         let unmap = |_, entry| {
             self.geometry.mapping(entry)?;
-            Ok(if entry == ZERO { entry } else { unmapped })
+            Ok(unmapped)
         };
         self.remap(&mut meta, io, part.start, clusters, true, unmap).await?;
         self.after_remap(meta, io).await?;

@@ -1,5 +1,6 @@
 //! Whole images: against QEMU, against crashes, against damage.
 
+mod changes;
 mod crash;
 mod harness;
 mod interop;
