@@ -108,26 +108,46 @@ const SETS: &[Set] = &[
 /// The crates of an SDK.
 const SDK: [&str; 4] = ["abi", "op", "macros", "sdk"];
 
+/// How a set is built.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) enum Profile {
+    Debug,
+    #[allow(dead_code)] // for benchmarks
+    Release,
+}
+
 /// The directory with the libraries of a set (`current`, `major`, ..., `old`), built on first use.
-pub(crate) fn set(name: &str) -> PathBuf {
-    static BUILT: OnceLock<Mutex<HashMap<String, Arc<OnceLock<()>>>>> = OnceLock::new();
-    let built =
-        BUILT.get_or_init(Default::default).lock().unwrap().entry(name.to_owned()).or_default().clone();
-    built.get_or_init(|| build(name));
-    target().join("debug")
+pub(crate) fn set(name: &str, profile: Profile) -> PathBuf {
+    static BUILT: OnceLock<Mutex<HashMap<(String, Profile), Arc<OnceLock<()>>>>> = OnceLock::new();
+    let built = BUILT.get_or_init(Default::default).lock().unwrap();
+    let built = { built }.entry((name.to_owned(), profile)).or_default().clone();
+    built.get_or_init(|| build(name, profile));
+    target().join(match profile {
+        Profile::Debug => "debug",
+        Profile::Release => "release",
+    })
 }
 
 /// A library of a set.
 pub(crate) fn library(set_name: &str, filter: &str) -> PathBuf {
-    set(set_name).join(format!("libdriveline_filter_{}.so", filter.replace('-', "_")))
+    file(&set(set_name, Profile::Debug), filter)
+}
+
+/// The library of a filter in a directory.
+pub(crate) fn file(directory: &Path, filter: &str) -> PathBuf {
+    directory.join(format!("libdriveline_filter_{}.so", filter.replace('-', "_")))
 }
 
 fn target() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("plugin-sets/target")
 }
 
-fn build(name: &str) {
-    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ is in the repository");
+fn build(name: &str, profile: Profile) {
+    // The benchmarks of the loader use this file, too.
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .ancestors()
+        .find(|folder| folder.join("tests/plugin-sets").is_dir())
+        .expect("this crate is in the repository");
     let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join("plugin-sets").join(name);
     // The folder inside has the set's name too: the paths inside a workspace are what tells cargo its crates apart.
     let crates = place.join(name);
@@ -165,14 +185,14 @@ fn build(name: &str) {
     if write(&place.join("Cargo.lock.repository"), &lock) {
         write(&place.join("Cargo.lock"), &lock);
     }
-    cargo(&place, &["build", "--workspace", "--exclude", "driveline-filter-aborts"]);
+    cargo(&place, profile, &["build", "--workspace", "--exclude", "driveline-filter-aborts"]);
     if name == "current" {
         // The filter alone: what it is made of need not abort for the whole to do so.
-        cargo(&place, &["rustc", "-p", "driveline-filter-aborts", "--", "-Cpanic=abort"]);
+        cargo(&place, profile, &["rustc", "-p", "driveline-filter-aborts", "--", "-Cpanic=abort"]);
     }
 }
 
-fn cargo(place: &Path, arguments: &[&str]) {
+fn cargo(place: &Path, profile: Profile, arguments: &[&str]) {
     // One at a time: they would wait for each other's locks anyway, and say so.
     static ONE: Mutex<()> = Mutex::new(());
     let _one = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -182,6 +202,7 @@ fn cargo(place: &Path, arguments: &[&str]) {
     };
     let output = Command::new(env!("CARGO"))
         .args(cargo_arguments)
+        .args((profile == Profile::Release).then_some("--release"))
         .args(["--offline", "--quiet", "--target-dir"])
         .arg(target())
         .args(rest)
