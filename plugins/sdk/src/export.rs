@@ -123,9 +123,12 @@ pub extern "C" fn init(host: HostApiRef) -> RResult<(), FfiError> {
     guard(|| {
         start(host);
         log::install(host);
-        // A library has a panic hook of its own, which would write to stderr.
+        // A library has a panic hook of its own, which would write to stderr. Threads of the filter's own have
+        // nobody else to tell of their panics.
         std::panic::set_hook(Box::new(|info| {
             let place = info.location().map(|place| format!("{}:{}", place.file(), place.line()));
+            let text = info.payload_as_str().unwrap_or("(no text)");
+            tracing::error!(place, "a panic: {text}");
             PANICKED_AT.with(|last| last.set(place));
         }));
         Ok(())

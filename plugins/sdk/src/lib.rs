@@ -59,6 +59,14 @@
 //! | `children("target", ..)` | children beside the filtered one, each given by its name in a configuration |
 //! | `effects(..)` | `changes_data`, `changes_offsets`, `own_writes` (writes of its own accord), `not_live` (not to be inserted above a node in use) |
 //!
+//! # Options
+//!
+//! [`options`](macro@options) makes a struct of them. Keys are the fields' names with `-` for `_`; unknown keys are
+//! refused; a field that may be left out has `#[serde(default)]`, as with serde, whose other attributes work too.
+//! What is inside (lists of structs, enums) gets `#[options]` as well. [`Bytes`] and [`Time`] have units. A
+//! mistake is reported with its key (`rules[1].event`) and what was expected; values that no type can refuse are
+//! refused in [`Filter::check`], with [`Error::option`].
+//!
 //! # What it can use
 //!
 //! Waiting: [`sleep`], [`now`]. Calling children: [`Next`]. Ranges: [`RangeLock`]. Memory: [`Buffer`]. Logging:
