@@ -1,0 +1,249 @@
+//! Commands on bitmaps. Each is an action in a change of the graph: alone it has a change of its own, and in a
+//! `transaction` it shares one with others.
+
+use crate::{
+    command::Done,
+    error::{Error, Result},
+    monitor::Monitor,
+};
+use driveline_bitmap::View;
+use driveline_graph::{Change, Graph, Kind, NewBitmap};
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, MapAccess, Visitor},
+};
+use std::fmt;
+
+/// An action on a bitmap, checked but not done.
+pub(crate) trait Action {
+    /// Puts it into a change.
+    fn stage(&self, graph: &Graph, change: &mut Change) -> Result<()>;
+
+    /// The node or drive and the bitmap that it is about.
+    fn about(&self) -> (&str, &str);
+}
+
+/// A bitmap by its node or drive and its name.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct BitmapRef {
+    pub(crate) node: String,
+    pub(crate) name: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct Add {
+    node: String,
+    name: String,
+    granularity: Option<u32>,
+    persistent: Option<bool>,
+    disabled: Option<bool>,
+    x_driveline_view: Option<ViewName>,
+}
+
+/// Whose changes a bitmap records.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum ViewName {
+    Drive,
+    Node,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Merge {
+    node: String,
+    target: String,
+    bitmaps: Vec<Source>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Move {
+    node: String,
+    name: String,
+    target: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct Rename {
+    node: String,
+    name: String,
+    new_name: String,
+}
+
+impl Action for Add {
+    fn stage(&self, graph: &Graph, change: &mut Change) -> Result<()> {
+        if self.persistent == Some(true) {
+            return Err(Error::generic(
+                "Parameter 'persistent' does not accept value 'true': this version keeps bitmaps in memory only",
+            ));
+        }
+        // A drive's user wants to know what changed on the drive; who names a node wants what changed in the node.
+        let drive = graph.is_drive(&self.node) && graph.node(&self.node).is_err();
+        let view = match self.x_driveline_view {
+            Some(ViewName::Drive) => View::Drive,
+            Some(ViewName::Node) => View::Node,
+            None if drive => View::Drive,
+            None => View::Node,
+        };
+        let granularity = self.granularity.map(u64::from);
+        if granularity.is_some_and(|bytes| !bytes.is_power_of_two() || bytes < 512) {
+            return Err(Error::generic("Granularity must be power of 2 and at least 512"));
+        }
+        if self.name.is_empty() {
+            return Err(Error::generic("Bitmap name cannot be empty"));
+        }
+        let recording = self.disabled != Some(true);
+        let new = NewBitmap { name: self.name.clone(), granularity, view, recording };
+        change.add_bitmap(&self.node, new).map_err(Error::from)
+    }
+
+    fn about(&self) -> (&str, &str) {
+        (&self.node, &self.name)
+    }
+}
+
+impl Action for Merge {
+    fn stage(&self, graph: &Graph, change: &mut Change) -> Result<()> {
+        let of = |source: &Source| match source {
+            Source::Name(name) => (self.node.clone(), name.clone()),
+            Source::Bitmap(BitmapRef { node, name }) => (node.clone(), name.clone()),
+        };
+        let sources: Vec<_> = self.bitmaps.iter().map(of).collect();
+        if let Some((node, _)) = sources.iter().find(|(node, _)| graph.node_or_drive(node).is_err()) {
+            return Err(Error::no_node(node));
+        }
+        change.merge_bitmaps(&self.node, &self.target, sources).map_err(Error::from)
+    }
+
+    fn about(&self) -> (&str, &str) {
+        (&self.node, &self.target)
+    }
+}
+
+impl Action for Move {
+    fn stage(&self, graph: &Graph, change: &mut Change) -> Result<()> {
+        graph.node_or_drive(&self.target).map_err(|_| Error::no_node(&self.target))?;
+        change.move_bitmap(&self.node, &self.name, &self.target).map_err(Error::from)
+    }
+
+    fn about(&self) -> (&str, &str) {
+        (&self.node, &self.name)
+    }
+}
+
+impl Action for Rename {
+    fn stage(&self, _: &Graph, change: &mut Change) -> Result<()> {
+        change.rename_bitmap(&self.node, &self.name, &self.new_name).map_err(Error::from)
+    }
+
+    fn about(&self) -> (&str, &str) {
+        (&self.node, &self.name)
+    }
+}
+
+/// What is done to a bitmap that needs no more than its name.
+type Simple = fn(&mut Change, &str, &str) -> driveline_graph::Result<()>;
+
+/// [`Simple`], with the bitmap.
+pub(crate) struct Of(pub(crate) BitmapRef, pub(crate) Simple);
+
+impl Action for Of {
+    fn stage(&self, _: &Graph, change: &mut Change) -> Result<()> {
+        self.1(change, &self.0.node, &self.0.name).map_err(Error::from)
+    }
+
+    fn about(&self) -> (&str, &str) {
+        (&self.0.node, &self.0.name)
+    }
+}
+
+pub(crate) async fn add(monitor: &Monitor, add: Add) -> Result<Done> {
+    alone(monitor, add).await
+}
+
+pub(crate) async fn remove(monitor: &Monitor, bitmap: BitmapRef) -> Result<Done> {
+    alone(monitor, Of(bitmap, Change::remove_bitmap)).await
+}
+
+pub(crate) async fn clear(monitor: &Monitor, bitmap: BitmapRef) -> Result<Done> {
+    alone(monitor, Of(bitmap, Change::clear_bitmap)).await
+}
+
+pub(crate) async fn enable(monitor: &Monitor, bitmap: BitmapRef) -> Result<Done> {
+    alone(monitor, Of(bitmap, Change::enable_bitmap)).await
+}
+
+pub(crate) async fn disable(monitor: &Monitor, bitmap: BitmapRef) -> Result<Done> {
+    alone(monitor, Of(bitmap, Change::disable_bitmap)).await
+}
+
+pub(crate) async fn populate(monitor: &Monitor, bitmap: BitmapRef) -> Result<Done> {
+    alone(monitor, Of(bitmap, Change::populate_bitmap)).await
+}
+
+pub(crate) async fn merge(monitor: &Monitor, merge: Merge) -> Result<Done> {
+    alone(monitor, merge).await
+}
+
+pub(crate) async fn move_to(monitor: &Monitor, moved: Move) -> Result<Done> {
+    alone(monitor, moved).await
+}
+
+pub(crate) async fn rename(monitor: &Monitor, rename: Rename) -> Result<Done> {
+    alone(monitor, rename).await
+}
+
+async fn alone(monitor: &Monitor, action: impl Action) -> Result<Done> {
+    let graph = monitor.graph();
+    let mut change = graph.change().await;
+    stage(graph, &mut change, &action)?;
+    change.commit().await.map_err(|error| in_qemus_words(graph, &action, error))?;
+    Ok(Done {})
+}
+
+/// Puts an action into a change, if there is such a node or drive.
+pub(crate) fn stage(graph: &Graph, change: &mut Change, action: &dyn Action) -> Result<()> {
+    let (node, _) = action.about();
+    graph.node_or_drive(node).map_err(|_| Error::no_node(node))?;
+    action.stage(graph, change)
+}
+
+/// Two errors that everybody makes read as in QEMU.
+fn in_qemus_words(graph: &Graph, action: &dyn Action, error: driveline_graph::Error) -> Error {
+    let (node, name) = action.about();
+    match (error.kind(), graph.bitmap(node, name)) {
+        (Kind::NotFound, Err(_)) => Error::generic(format_args!("Dirty bitmap '{name}' not found")),
+        (Kind::Exists, Ok(_)) => Error::generic(format_args!("Bitmap already exists: {name}")),
+        _ => error.into(),
+    }
+}
+
+/// QAPI's `BlockDirtyBitmapOrStr`: a bitmap of the same node by name, or one of any node.
+#[derive(Clone, Debug)]
+pub(crate) enum Source {
+    Name(String),
+    Bitmap(BitmapRef),
+}
+
+impl<'de> Deserialize<'de> for Source {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+        impl<'de> Visitor<'de> for Either {
+            type Value = Source;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("BlockDirtyBitmapOrStr")
+            }
+            fn visit_str<E>(self, name: &str) -> Result<Source, E> {
+                Ok(Source::Name(name.to_owned()))
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Source, A::Error> {
+                BitmapRef::deserialize(de::value::MapAccessDeserializer::new(map)).map(Source::Bitmap)
+            }
+        }
+        deserializer.deserialize_any(Either)
+    }
+}

@@ -1,0 +1,95 @@
+//! The table of commands: what can be called by which name. Dispatch and `query-commands` both come from it, so that
+//! they cannot say different things.
+
+use crate::{
+    arguments, bitmaps,
+    error::{Class, Error, Result},
+    exports,
+    monitor::{self, Monitor},
+    nodes, session, transaction,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+/// No arguments.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Nothing {}
+
+/// Nothing to say but that it is done.
+#[derive(Serialize)]
+pub(crate) struct Done {}
+
+/// Each command is a function of a monitor and of its arguments, whose type says what they are.
+macro_rules! commands {
+    ($($name:literal => $function:path,)*) => {
+        /// The names of all commands.
+        pub(crate) const NAMES: &[&str] = &[$($name),*];
+
+        /// Runs a command. Nothing is changed unless all arguments are right.
+        pub(crate) async fn execute(monitor: &Monitor, name: &str, arguments: Value) -> Result<Value> {
+            match name {
+                // Boxed one by one, or each command's future would be as large as the largest.
+                $($name => Box::pin(async move {
+                    answer($function(monitor, arguments::parse(arguments, "")?).await?)
+                }).await,)*
+                _ => {
+                    let text = format_args!("The command {name} has not been found");
+                    Err(Error::new(Class::CommandNotFound, text))
+                }
+            }
+        }
+    };
+}
+
+commands! {
+    "qmp_capabilities" => session::capabilities,
+    "query-version" => query_version,
+    "query-commands" => query_commands,
+    "quit" => monitor::quit,
+
+    "query-block" => nodes::query_block,
+    "query-named-block-nodes" => nodes::query_named_block_nodes,
+    "blockdev-add" => nodes::blockdev_add,
+    "blockdev-del" => nodes::blockdev_del,
+    "block_resize" => nodes::block_resize,
+    "x-driveline-blockdev-insert-filter" => nodes::insert_filter,
+    "x-driveline-blockdev-remove-filter" => nodes::remove_filter,
+
+    "block-dirty-bitmap-add" => bitmaps::add,
+    "block-dirty-bitmap-remove" => bitmaps::remove,
+    "block-dirty-bitmap-clear" => bitmaps::clear,
+    "block-dirty-bitmap-enable" => bitmaps::enable,
+    "block-dirty-bitmap-disable" => bitmaps::disable,
+    "block-dirty-bitmap-merge" => bitmaps::merge,
+    "x-driveline-block-dirty-bitmap-move" => bitmaps::move_to,
+    "x-driveline-block-dirty-bitmap-rename" => bitmaps::rename,
+    "x-driveline-block-dirty-bitmap-populate" => bitmaps::populate,
+    "transaction" => transaction::transaction,
+
+    "query-block-exports" => exports::query_block_exports,
+    "block-export-add" => exports::block_export_add,
+    "block-export-del" => exports::block_export_del,
+    "nbd-server-start" => exports::nbd_server_start,
+    "nbd-server-stop" => exports::nbd_server_stop,
+}
+
+fn answer(reply: impl Serialize) -> Result<Value> {
+    serde_json::to_value(reply).map_err(Error::generic)
+}
+
+/// The version of QEMU whose commands these are, because clients compare it, and Driveline's own as the package.
+pub(crate) fn version() -> Value {
+    json!({
+        "qemu": { "major": 10, "minor": 0, "micro": 2 },
+        "package": concat!("Driveline ", env!("CARGO_PKG_VERSION")),
+    })
+}
+
+async fn query_version(_: &Monitor, _: Nothing) -> Result<Value> {
+    Ok(version())
+}
+
+async fn query_commands(_: &Monitor, _: Nothing) -> Result<Value> {
+    Ok(NAMES.iter().map(|name| json!({ "name": name })).collect())
+}

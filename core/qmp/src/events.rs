@@ -1,0 +1,80 @@
+//! Events: what happened, as QMP tells it to every monitor that has finished its negotiation.
+
+use serde_json::{Value, json};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Something that monitors hear of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// The program ends.
+    Shutdown(Reason),
+    /// An export is gone, and its id is free.
+    ExportDeleted {
+        /// Its id.
+        id: String,
+    },
+    /// An operation of a node panicked; requests that it had got an I/O error.
+    NodeFailed {
+        /// The node.
+        node: String,
+        /// The text of the panic.
+        message: String,
+    },
+}
+
+/// Why the program ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// The command `quit`.
+    Quit,
+    /// A signal.
+    Signal,
+    /// An error that it cannot go on after.
+    Error,
+}
+
+impl Reason {
+    /// Its word in QMP (`ShutdownCause`).
+    pub fn name(self) -> &'static str {
+        match self {
+            Reason::Quit => "host-qmp-quit",
+            Reason::Signal => "host-signal",
+            Reason::Error => "host-error",
+        }
+    }
+}
+
+impl Event {
+    fn name(&self) -> &'static str {
+        match self {
+            Event::Shutdown(_) => "SHUTDOWN",
+            Event::ExportDeleted { .. } => "BLOCK_EXPORT_DELETED",
+            Event::NodeFailed { .. } => "X_DRIVELINE_NODE_FAILED",
+        }
+    }
+
+    fn data(&self) -> Value {
+        match self {
+            Event::Shutdown(reason) => json!({ "guest": false, "reason": reason.name() }),
+            Event::ExportDeleted { id } => json!({ "id": id }),
+            Event::NodeFailed { node, message } => json!({ "node-name": node, "message": message }),
+        }
+    }
+
+    /// The event as a message, as of now.
+    pub(crate) fn message(&self) -> Value {
+        message(self.name(), self.data())
+    }
+}
+
+/// A message about an event of a name that happens now.
+pub(crate) fn message(name: &str, data: Value) -> Value {
+    // A clock before 1970 is no reason to lose an event.
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    json!({
+        "timestamp": { "seconds": now.as_secs(), "microseconds": now.subsec_micros() },
+        "event": name,
+        "data": data,
+    })
+}

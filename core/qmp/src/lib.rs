@@ -1,0 +1,78 @@
+//! The control socket: QMP, the protocol of QEMU's monitors, with QEMU's commands for block devices.
+//!
+//! Clients written for QEMU work: arguments, results, errors and events are those of its schema, version 10.0. It is no
+//! complete QMP: what it knows is the table in `command.rs`, which `query-commands` prints, and what it does not know is refused
+//! by name. What QEMU does not have is prefixed with `x-driveline-`. Where a command on bitmaps or jobs takes a node,
+//! the name of a drive does as well.
+//!
+//! Its nouns:
+//! * [`Monitor`]: all connections to one graph; takes clients and tells them of events;
+//! * a *session*: one connection; negotiates, then does one command after the other;
+//! * [`Control`]: what commands need of the program around the graph.
+//!
+//! Bytes become messages in `wire.rs`, messages become arguments in `arguments.rs`, and QEMU's node definitions become
+//! Driveline's in `translate.rs`. Bad input changes nothing.
+//!
+//! ```
+//! use driveline_engine::{Config, Engine, net::Stream};
+//! use driveline_graph::{BoxFuture, Graph, GraphOptions};
+//! use driveline_qmp::{Control, ExportInfo, Monitor, NbdExport, NbdServer, RemoveMode, Result};
+//! use std::sync::Arc;
+//!
+//! struct Program;
+//! impl Control for Program {
+//!     fn exports(&self) -> Vec<ExportInfo> { Vec::new() }
+//! #   fn add_export(&self, _: NbdExport) -> BoxFuture<'_, Result<()>> { unimplemented!() }
+//! #   fn remove_export<'a>(&'a self, _: &'a str, _: RemoveMode) -> BoxFuture<'a, Result<()>> { unimplemented!() }
+//! #   fn start_nbd_server(&self, _: NbdServer) -> BoxFuture<'_, Result<()>> { unimplemented!() }
+//! #   fn stop_nbd_server(&self) -> BoxFuture<'_, Result<()>> { unimplemented!() }
+//!     fn quit(&self) {}
+//!     // ...
+//! }
+//!
+//! let engine = Engine::start(Config::default())?;
+//! let graph = Graph::new(GraphOptions::default());
+//! let reply = engine.block_on(async {
+//!     let monitor = Monitor::new(graph, Arc::new(Program));
+//!     let (client, server) = Stream::pair()?;
+//!     let session = async { monitor.session(server).await };
+//!     let talk = async {
+//!         client.write_all(br#"{"execute": "qmp_capabilities"} {"execute": "query-block", "id": 1}"#).await?;
+//!         client.shutdown(std::net::Shutdown::Write)?;
+//!         let mut text = vec![0; 4096];
+//!         let mut length = 0;
+//!         loop {
+//!             match client.read(&mut text[length..]).await? {
+//!                 0 => return std::io::Result::Ok(String::from_utf8_lossy(&text[..length]).into_owned()),
+//!                 count => length += count,
+//!             }
+//!         }
+//!     };
+//!     futures::join!(session, talk).1
+//! })?;
+//! assert!(reply.starts_with(r#"{"QMP":"#));
+//! assert!(reply.ends_with("{\"return\":[],\"id\":1}\r\n"));
+//! # Ok::<(), std::io::Error>(())
+//! ```
+#![forbid(unsafe_code)]
+
+mod arguments;
+mod bitmaps;
+mod command;
+mod control;
+mod error;
+mod events;
+mod exports;
+mod image;
+mod monitor;
+mod nodes;
+mod outbox;
+mod session;
+mod transaction;
+mod translate;
+mod wire;
+
+pub use control::{Address, Control, ExportInfo, NbdExport, NbdServer, RemoveMode};
+pub use error::{Class, Error, Result};
+pub use events::{Event, Reason};
+pub use monitor::{Listener, Monitor};

@@ -1,0 +1,182 @@
+//! All monitors together: what they control, where they connect, and what they all hear of.
+
+use crate::{
+    command::{Done, Nothing},
+    control::Control,
+    error::Result,
+    events::{Event, Reason},
+    session::Session,
+};
+use driveline_engine::net::{Stream, TcpListener, UnixListener};
+use driveline_graph::Graph;
+use futures::future::{join_all, select};
+use parking_lot::Mutex;
+use serde_json::Value;
+use std::{
+    fmt, io,
+    pin::pin,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+/// As many connections at once; one more is refused.
+const SESSIONS_MAX: usize = 64;
+/// At the end a client has this long to read its last replies.
+const CLOSE_WAIT: Duration = Duration::from_secs(1);
+
+/// Controls a graph over QMP. Cheap to clone; all clones are the same.
+#[derive(Clone)]
+pub struct Monitor(Arc<Inner>);
+
+struct Inner {
+    graph: Graph,
+    control: Arc<dyn Control>,
+    sessions: Mutex<Vec<Arc<Session>>>,
+    /// Monitors know that the program ends.
+    ending: AtomicBool,
+}
+
+impl fmt::Debug for Monitor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Monitor").field("sessions", &self.0.sessions.lock().len()).finish_non_exhaustive()
+    }
+}
+
+/// Where clients connect.
+#[derive(Debug)]
+pub enum Listener {
+    /// A unix socket.
+    Unix(UnixListener),
+    /// A TCP port. Whoever reaches it has full control.
+    Tcp(TcpListener),
+}
+
+impl From<UnixListener> for Listener {
+    fn from(listener: UnixListener) -> Self {
+        Self::Unix(listener)
+    }
+}
+
+impl From<TcpListener> for Listener {
+    fn from(listener: TcpListener) -> Self {
+        Self::Tcp(listener)
+    }
+}
+
+impl Listener {
+    async fn accept(&self) -> io::Result<Stream> {
+        match self {
+            Self::Unix(listener) => listener.accept().await,
+            Self::Tcp(listener) => listener.accept().await,
+        }
+    }
+}
+
+impl Monitor {
+    /// Monitors for a graph, in a program that does the rest.
+    pub fn new(graph: Graph, control: Arc<dyn Control>) -> Self {
+        let (sessions, ending) = (Mutex::default(), AtomicBool::new(false));
+        let monitor = Self(Arc::new(Inner { graph, control, sessions, ending }));
+        let weak = Arc::downgrade(&monitor.0);
+        monitor.0.graph.on_event(move |event| {
+            if let (Some(monitor), driveline_graph::Event::NodeFailed { node, message }) =
+                (Self::upgrade(&weak), event)
+            {
+                monitor.emit(&Event::NodeFailed { node: node.to_string(), message: message.clone() });
+            }
+        });
+        monitor
+    }
+
+    fn upgrade(weak: &Weak<Inner>) -> Option<Self> {
+        weak.upgrade().map(Self)
+    }
+
+    /// Takes connections, each as a task on the thread that this runs on. It does not end by itself.
+    pub async fn serve(&self, listener: impl Into<Listener>) {
+        let listener = listener.into();
+        loop {
+            match listener.accept().await {
+                Ok(_) if self.0.sessions.lock().len() >= SESSIONS_MAX => {
+                    tracing::warn!(target: "driveline::qmp", "there are {SESSIONS_MAX} monitors already");
+                }
+                Ok(stream) => {
+                    let monitor = self.clone();
+                    driveline_engine::spawn_local(async move { monitor.session(stream).await }).detach();
+                }
+                Err(error) => {
+                    tracing::warn!(target: "driveline::qmp", %error, "accepting a monitor");
+                    driveline_engine::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    /// Serves one connection until it ends.
+    pub async fn session(&self, stream: Stream) {
+        let session = Session::new(stream);
+        self.0.sessions.lock().push(session.clone());
+        // Taken out again even if a command panics.
+        let _listed = Listed(self, &session);
+        session.run(self).await;
+    }
+
+    /// Tells all monitors of an event.
+    pub fn emit(&self, event: &Event) {
+        self.tell(&event.message());
+    }
+
+    pub(crate) fn tell(&self, event: &Value) {
+        for session in self.sessions() {
+            session.notify(event);
+        }
+    }
+
+    /// Says why the program ends (unless `quit` was the reason, which has been said), waits a little until all clients
+    /// have read that, and hangs up.
+    pub async fn close(&self, reason: Reason) {
+        if !self.0.ending.swap(true, Relaxed) {
+            self.emit(&Event::Shutdown(reason));
+        }
+        let sessions = self.sessions();
+        let written = pin!(join_all(sessions.iter().map(|session| session.written())));
+        select(written, pin!(driveline_engine::sleep(CLOSE_WAIT))).await;
+        sessions.iter().for_each(|session| session.hang_up());
+    }
+
+    fn sessions(&self) -> Vec<Arc<Session>> {
+        self.0.sessions.lock().clone()
+    }
+
+    pub(crate) fn graph(&self) -> &Graph {
+        &self.0.graph
+    }
+
+    pub(crate) fn control(&self) -> &dyn Control {
+        &*self.0.control
+    }
+
+    /// Does what `quit` asks for, once its reply is on its way.
+    pub(crate) fn quit(&self) {
+        if !self.0.ending.swap(true, Relaxed) {
+            self.emit(&Event::Shutdown(Reason::Quit));
+        }
+        self.0.control.quit();
+    }
+}
+
+struct Listed<'a>(&'a Monitor, &'a Arc<Session>);
+
+impl Drop for Listed<'_> {
+    fn drop(&mut self) {
+        self.0.0.sessions.lock().retain(|session| !Arc::ptr_eq(session, self.1));
+    }
+}
+
+/// `quit`. The session does it when it has replied: see [`Monitor::quit`].
+pub(crate) async fn quit(_: &Monitor, _: Nothing) -> Result<Done> {
+    Ok(Done {})
+}

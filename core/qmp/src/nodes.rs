@@ -1,0 +1,149 @@
+//! Commands on nodes: what there is, and adding, removing, resizing, and filters put in and taken out.
+
+use crate::{
+    command::{Done, Nothing},
+    error::{Error, Result},
+    image::{self, BlockDeviceInfo, BlockInfo, Depth},
+    monitor::Monitor,
+    translate::{AutoReadOnly, Translator},
+};
+use driveline_graph::{Kind, Options};
+use serde::{Deserialize, Serialize};
+
+pub(crate) async fn query_block(monitor: &Monitor, _: Nothing) -> Result<Vec<BlockInfo>> {
+    Ok(image::drives(monitor.graph()))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct QueryNamedBlockNodes {
+    flat: Option<bool>,
+}
+
+pub(crate) async fn query_named_block_nodes(
+    monitor: &Monitor,
+    query: QueryNamedBlockNodes,
+) -> Result<Vec<BlockDeviceInfo>> {
+    let depth = if query.flat == Some(true) { Depth::Flat } else { Depth::Chain };
+    Ok(image::nodes(monitor.graph(), depth))
+}
+
+/// A node as QEMU's clients write it.
+#[derive(Deserialize)]
+pub(crate) struct BlockdevOptions(Options);
+
+pub(crate) async fn blockdev_add(
+    monitor: &Monitor,
+    BlockdevOptions(options): BlockdevOptions,
+) -> Result<Done> {
+    let Some(name) = options.get("node-name").and_then(|name| name.as_str()) else {
+        // A driver that is missing, or a name that is no string, is said first.
+        Translator::new(monitor.graph()).node(options)?;
+        return Err(Error::generic("'node-name' must be specified for the root node"));
+    };
+    if monitor.graph().node_or_drive(name).is_ok() {
+        return Err(Error::generic(format_args!("Duplicate nodes with node-name='{name}'")));
+    }
+    let translator = Translator::new(monitor.graph());
+    let first = add_node(monitor, translator.node(options.clone())?).await;
+    match first {
+        Err(error) if write_denied(&error) && translator.saw_auto_read_only() => {
+            let translator = translator.with(AutoReadOnly::Yes);
+            add_node(monitor, translator.node(options)?).await?;
+        }
+        other => other?,
+    }
+    Ok(Done {})
+}
+
+async fn add_node(monitor: &Monitor, definition: Options) -> driveline_graph::Result<()> {
+    let graph = monitor.graph();
+    let mut change = graph.change().await;
+    let definition = graph.parse(definition, &[])?;
+    change.add_node(definition).await?;
+    change.commit().await
+}
+
+/// A file that cannot be opened for writing: no permission, or a read-only file system.
+fn write_denied(error: &driveline_graph::Error) -> bool {
+    const EPERM: i32 = 1;
+    const EACCES: i32 = 13;
+    const EROFS: i32 = 30;
+    [EPERM, EACCES, EROFS].contains(&error.errno_code())
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct NodeName {
+    node_name: String,
+}
+
+pub(crate) async fn blockdev_del(monitor: &Monitor, del: NodeName) -> Result<Done> {
+    let NodeName { node_name: name } = del;
+    let mut change = monitor.graph().change().await;
+    change.remove_node(&name).map_err(|error| match error.kind() {
+        Kind::NotFound => Error::generic(format_args!("Failed to find node with node-name='{name}'")),
+        _ => error.into(),
+    })?;
+    change.commit().await?;
+    Ok(Done {})
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct BlockResize {
+    device: Option<String>,
+    node_name: Option<String>,
+    size: i64,
+}
+
+pub(crate) async fn block_resize(monitor: &Monitor, resize: BlockResize) -> Result<Done> {
+    let graph = monitor.graph();
+    let (device, node) = (resize.device.unwrap_or_default(), resize.node_name.unwrap_or_default());
+    let there = |name: &&&str| !name.is_empty() && graph.node_or_drive(name).is_ok();
+    let Some(name) = [&*device, &*node].iter().find(there).copied() else {
+        let text = format_args!("Cannot find device='{device}' nor node-name='{node}'");
+        return Err(Error::generic(text));
+    };
+    let size =
+        u64::try_from(resize.size).map_err(|_| Error::generic("Parameter 'size' expects a >0 size"))?;
+    let mut change = graph.change().await;
+    change.resize(name, size)?;
+    change.commit().await?;
+    Ok(Done {})
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct InsertFilter {
+    options: Options,
+    above: String,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) struct Inserted {
+    node_name: String,
+}
+
+pub(crate) async fn insert_filter(monitor: &Monitor, insert: InsertFilter) -> Result<Inserted> {
+    let graph = monitor.graph();
+    graph.node_or_drive(&insert.above).map_err(|_| Error::no_node(&insert.above))?;
+    let definition = Translator::new(graph).filter(insert.options, "options")?;
+    let mut change = graph.change().await;
+    let filter = change.insert_filter(definition, &insert.above).await?;
+    change.commit().await?;
+    Ok(Inserted { node_name: filter.name().to_owned() })
+}
+
+pub(crate) async fn remove_filter(monitor: &Monitor, filter: NodeName) -> Result<Done> {
+    let NodeName { node_name: name } = filter;
+    let graph = monitor.graph();
+    let mut change = graph.change().await;
+    change.remove_filter(&name).map_err(|error| match error.kind() {
+        Kind::NotFound => Error::generic(format_args!("Failed to find node with node-name='{name}'")),
+        _ => error.into(),
+    })?;
+    change.commit().await?;
+    Ok(Done {})
+}

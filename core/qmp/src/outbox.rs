@@ -1,0 +1,104 @@
+//! What a monitor is to be sent: replies in their order, and events in between.
+
+use event_listener::Event;
+use parking_lot::Mutex;
+use serde_json::Value;
+
+/// A monitor that leaves more than this unread gets no new command done.
+const FULL_BYTES: usize = 1 << 20;
+/// A monitor that leaves more than this unread is hung up on: events are not held back for anybody for ever.
+const DEAD_BYTES: usize = 16 << 20;
+
+/// Messages on their way out.
+#[derive(Debug, Default)]
+pub(crate) struct Outbox {
+    state: Mutex<State>,
+    changed: Event,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    waiting: Vec<u8>,
+    /// Bytes that are being written now.
+    writing: usize,
+    /// Nothing more will be put in.
+    closed: bool,
+    /// Nothing more can be sent.
+    dead: bool,
+}
+
+impl Outbox {
+    /// Puts a message in. Says whether the other side still reads.
+    pub(crate) fn put(&self, message: &Value) -> bool {
+        let mut state = self.state.lock();
+        if state.closed {
+            return true;
+        }
+        serde_json::to_writer(&mut state.waiting, message).expect("a value can be written to memory");
+        state.waiting.extend_from_slice(b"\r\n");
+        let alive = !state.dead && state.waiting.len() <= DEAD_BYTES;
+        if !alive {
+            state.kill();
+        }
+        drop(state);
+        self.changed.notify(usize::MAX);
+        alive
+    }
+
+    /// Bytes to write, all that there are; `None` once it is closed and empty. What was taken before is written.
+    pub(crate) async fn take(&self) -> Option<Vec<u8>> {
+        self.state.lock().writing = 0;
+        self.changed.notify(usize::MAX);
+        self.until(|state| {
+            if state.waiting.is_empty() {
+                return state.closed.then_some(None);
+            }
+            state.writing = state.waiting.len();
+            Some(Some(std::mem::take(&mut state.waiting)))
+        })
+        .await
+    }
+
+    /// Waits until there is room for another reply.
+    pub(crate) async fn room(&self) {
+        self.until(|state| (state.dead || state.waiting.len() + state.writing <= FULL_BYTES).then_some(()))
+            .await;
+    }
+
+    /// Waits until all is written, or cannot be.
+    pub(crate) async fn written(&self) {
+        self.until(|state| (state.dead || state.waiting.is_empty() && state.writing == 0).then_some(()))
+            .await;
+    }
+
+    /// Takes nothing more; what is in it is still written.
+    pub(crate) fn close(&self) {
+        self.state.lock().closed = true;
+        self.changed.notify(usize::MAX);
+    }
+
+    /// Nothing can be written any more.
+    pub(crate) fn kill(&self) {
+        self.state.lock().kill();
+        self.changed.notify(usize::MAX);
+    }
+
+    async fn until<T>(&self, mut ready: impl FnMut(&mut State) -> Option<T>) -> T {
+        loop {
+            // Listening first: a change between the look and the wait is not missed.
+            let change = self.changed.listen();
+            if let Some(value) = ready(&mut self.state.lock()) {
+                return value;
+            }
+            change.await;
+        }
+    }
+}
+
+impl State {
+    fn kill(&mut self) {
+        self.closed = true;
+        self.dead = true;
+        self.waiting = Vec::new();
+    }
+}

@@ -1,0 +1,90 @@
+use super::*;
+use driveline_drivers::{MemoryDriver, NullDriver, RawDriver};
+use driveline_graph::GraphOptions;
+use serde_json::json;
+use std::sync::Arc;
+
+fn graph() -> Graph {
+    let graph = Graph::new(GraphOptions::default());
+    graph.register(Arc::new(NullDriver::default())).unwrap();
+    graph.register(Arc::new(MemoryDriver::default())).unwrap();
+    graph.register(Arc::new(RawDriver::default())).unwrap();
+    graph
+}
+
+fn translate(options: Value) -> Result<Value, String> {
+    let Value::Object(options) = options else { panic!("an object") };
+    Translator::new(&graph()).node(options).map(Value::from).map_err(|error| error.desc)
+}
+
+#[test]
+fn qemus_names_become_ours() {
+    let qemu = json!({ "driver": "null-co", "node-name": "n", "size": 512, "read-only": true, "discard": "unmap",
+        "detect-zeroes": "off", "force-share": false, "active": true, "auto-read-only": true,
+        "cache": { "direct": false, "no-flush": false } });
+    let ours = json!({ "driver": "null", "node-name": "n", "size": 512, "read-only": true });
+    assert_eq!(translate(qemu), Ok(ours));
+}
+
+#[test]
+fn flattened_keys_are_nested_again() {
+    let flat = json!({ "driver": "raw", "file.driver": "raw", "file.file.driver": "null-co", "file.file.size": 512,
+        "cache.direct": true });
+    let nested =
+        json!({ "driver": "raw", "file": { "driver": "raw", "file": { "driver": "null", "size": 512 } } });
+    assert_eq!(translate(flat), Ok(nested));
+    let lists = nested_of(json!({ "rule.0.event": "read", "rule.1.event": "write", "deep.er.0": 1 }));
+    assert_eq!(lists, json!({ "rule": [{ "event": "read" }, { "event": "write" }], "deep": { "er": [1] } }));
+    let error = translate(json!({ "driver": "raw", "file": "x", "file.driver": "null-co" })).unwrap_err();
+    assert_eq!(error, "Parameter 'file.driver' is given in two ways");
+}
+
+fn nested_of(value: Value) -> Value {
+    let Value::Object(options) = value else { panic!("an object") };
+    nested(options, "").unwrap().into()
+}
+
+#[test]
+fn what_we_do_not_have_is_refused_by_name() {
+    let wrong = [
+        (json!({}), "Parameter 'driver' is missing"),
+        (json!({ "driver": 1 }), "Invalid parameter type for 'driver', expected: string"),
+        (json!({ "driver": "quorum" }), "Parameter 'driver' does not accept value 'quorum'"),
+        (json!({ "driver": "null-co", "node-name": "1n" }), "Invalid node-name: '1n'"),
+        (json!({ "driver": "null-co", "no-such-option": 1 }), "Parameter 'no-such-option' is unexpected"),
+        (json!({ "driver": "raw" }), "Parameter 'file' is missing"),
+        (json!({ "driver": "raw", "file": 1 }), "Invalid parameter type for 'file', expected: BlockdevRef"),
+        (json!({ "driver": "raw", "file": "nofile" }), "Cannot find device='nofile' nor node-name='nofile'"),
+        (json!({ "driver": "raw", "file": {} }), "Parameter 'file.driver' is missing"),
+        (
+            json!({ "driver": "raw", "file": { "driver": "null-co", "zz": 1 } }),
+            "Parameter 'file.zz' is unexpected",
+        ),
+        (json!({ "driver": "null-co", "cache": { "zz": 1 } }), "Parameter 'cache.zz' is unexpected"),
+        (json!({ "driver": "null-co", "cache": 1 }), "Invalid parameter type for 'cache', expected: object"),
+        (
+            json!({ "driver": "null-co", "cache": { "no-flush": true } }),
+            "Parameter 'cache.no-flush' does not accept value 'true'",
+        ),
+        (
+            json!({ "driver": "null-co", "detect-zeroes": "on" }),
+            "Parameter 'detect-zeroes' does not accept value 'on'",
+        ),
+        (
+            json!({ "driver": "null-co", "force-share": true }),
+            "Parameter 'force-share' does not accept value 'true'",
+        ),
+        (json!({ "driver": "null-co", "active": false }), "Parameter 'active' does not accept value 'false'"),
+        (
+            json!({ "driver": "null-co", "discard": "maybe" }),
+            "Parameter 'discard' does not accept value 'maybe'",
+        ),
+        (
+            json!({ "driver": "null-co", "read-only": 1 }),
+            "Invalid parameter type for 'read-only', expected: boolean",
+        ),
+    ];
+    for (options, expected) in wrong {
+        assert_eq!(translate(options.clone()), Err(expected.to_owned()), "{options}");
+    }
+}
