@@ -194,8 +194,12 @@ impl Change {
         said: &BTreeSet<Cow<'static, str>>,
         children: &mut Vec<ChildEdge>,
     ) -> Result<()> {
-        let given = self.open_children(children)?;
         let specs = driver.description().children.clone();
+        // What the image names does not matter then, not even if it is not there any more.
+        if specs.iter().all(|spec| said.contains(&spec.name)) {
+            return Ok(());
+        }
+        let given = self.open_children(children)?;
         for implied in driver.implied_children(options, &given).await? {
             let Some(spec) = specs.iter().find(|spec| spec.name == implied.name) else { continue };
             if said.contains(&spec.name) {
