@@ -224,7 +224,7 @@ impl Plan {
         };
         // The entry with a number, if there are so many, points to the cluster with that number in an area.
         let entry = move |area: &Range<u64>, number: u64, flags: u64| {
-            if number < area.end - area.start { (area.start + number) * cluster_bytes | flags } else { 0 }
+            if number < area.end - area.start { ((area.start + number) * cluster_bytes) | flags } else { 0 }
         };
         let reftable = self.reftable.clone().map(move |place| {
             let first = (place - self.reftable.start) * words;

@@ -33,6 +33,8 @@ mod compressed;
 mod create;
 mod driver;
 mod epoch;
+#[doc(hidden)]
+pub mod fuzz;
 mod header;
 mod io;
 mod layout;

@@ -2,6 +2,8 @@
 
 mod changes;
 mod crash;
+mod damage;
 mod harness;
 mod interop;
 mod random;
+mod refuse;

@@ -1,0 +1,63 @@
+//! What fuzzers feed: any bytes as an image.
+
+use super::{CreateOptions, Preallocation, Qcow2Driver, create};
+use crate::{MemoryDriver, conformance::open_node};
+use driveline_op::{Ask, Buffer, Call, op};
+use futures::FutureExt;
+
+/// Images of a few shapes to begin with, by seed.
+#[doc(hidden)]
+pub fn sample(seed: u64) -> Vec<u8> {
+    let options = CreateOptions {
+        version: 2 + (seed / 2 % 2) as u32,
+        cluster_bytes: [512, 4096, 1024][(seed % 3) as usize],
+        preallocation: if seed % 5 < 3 { Preallocation::Metadata } else { Preallocation::Off },
+        ..CreateOptions::new(256 << 10)
+    };
+    let made = async {
+        let size = serde_json::json!({ "size": "1MiB" });
+        let memory = open_node(&MemoryDriver::default(), size, vec![]).await.expect("memory opens");
+        create(&memory.edge, &options).await.expect("the image is made");
+        let ask = Ask { op: op::READ, ..Ask::default() };
+        Call::new(&memory.edge, ask, Buffer::new(400 << 10)).await.buffer.to_vec()
+    };
+    made.now_or_never().expect("memory is always ready")
+}
+
+/// Opens the bytes as an image, read-only and writable, and uses it. Panics are bugs, and so is waiting for ever.
+#[doc(hidden)]
+pub fn run(bytes: &[u8]) {
+    for read_only in [true, false] {
+        use_image(bytes, read_only).now_or_never().expect("memory is always ready, so nothing waits");
+    }
+}
+
+async fn use_image(bytes: &[u8], read_only: bool) {
+    let size = (bytes.len() as u64).max(512) + (16 << 20);
+    let options = serde_json::json!({ "size": size });
+    let memory = open_node(&MemoryDriver::default(), options, vec![]).await.expect("memory opens");
+    let ask = |op, offset, length| Ask { op, offset, length, ..Ask::default() };
+    Call::new(&memory.edge, ask(op::WRITE, 0, 0), Buffer::from(bytes)).await.result.expect("memory takes it");
+    let args = crate::conformance::OpenNodeArgs { read_only, ..Default::default() };
+    let Ok(image) = args.open(&Qcow2Driver::new(), serde_json::json!({}), vec![memory.clone()]).await else {
+        return;
+    };
+    let size = image.edge.info().size_bytes;
+    for place in 0..4 {
+        let offset = (size / 4).saturating_mul(place);
+        let length = (size - offset).min(20_000);
+        for op in [op::READ, op::BLOCK_STATUS, op::WRITE, op::READ, op::WRITE_ZEROES, op::DISCARD, op::FLUSH]
+        {
+            let buffer = if op == op::READ || op == op::WRITE { length as usize } else { 0 };
+            if op == op::BLOCK_STATUS && length == 0 {
+                continue;
+            }
+            // Errors are fine.
+            let _ = Call::new(&image.edge, ask(op, offset, length), Buffer::new(buffer)).await;
+        }
+    }
+    let children = [memory];
+    let _ = image.node.resize(&children, size / 512 / 2 * 512).await;
+    let _ = image.node.make_empty(&children).await;
+    let _ = image.node.close(&children).await;
+}
