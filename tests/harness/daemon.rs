@@ -1,0 +1,107 @@
+//! The program, run as its users run it.
+
+use super::Qmp;
+use std::{
+    io::{BufRead, BufReader, Read},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
+
+/// A running `driveline run FILE`.
+pub(crate) struct Daemon {
+    child: Child,
+    /// One line per export, as it was printed.
+    pub(crate) exports: Vec<String>,
+    directory: PathBuf,
+}
+
+impl Daemon {
+    /// The program, with all shipped filters beside it: built once, by the cargo that runs the tests.
+    pub(crate) fn program() -> PathBuf {
+        static BUILT: OnceLock<PathBuf> = OnceLock::new();
+        BUILT
+            .get_or_init(|| {
+                let target = std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().to_owned();
+                let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("Cargo.toml");
+                let mut cargo = Command::new(env!("CARGO"));
+                cargo.args(["build", "--quiet", "--workspace", "--exclude", "driveline-tests", "--manifest-path"]);
+                cargo.arg(manifest).arg("--target-dir").arg(target.parent().unwrap());
+                if target.ends_with("release") {
+                    cargo.arg("--release");
+                }
+                assert!(cargo.status().expect("cargo runs").success(), "the program builds");
+                target.join("driveline")
+            })
+            .clone()
+    }
+
+    /// Writes the configuration into the directory and runs it; waits until every export is served.
+    pub(crate) fn start(directory: &Path, configuration: &str) -> Self {
+        let file = directory.join("drive.toml");
+        std::fs::write(&file, configuration).unwrap();
+        let exports = configuration.matches("[export.").count();
+        Self::start_file(&file, exports, &[])
+    }
+
+    pub(crate) fn start_file(file: &Path, exports: usize, environment: &[(&str, &str)]) -> Self {
+        let mut command = Command::new(Self::program());
+        command.arg("run").arg(file).stdout(Stdio::piped()).stderr(Stdio::piped()).stdin(Stdio::null());
+        command.envs(environment.iter().copied());
+        let mut child = command.spawn().expect("the program starts");
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let served: Vec<String> = lines.by_ref().take(exports).map_while(Result::ok).collect();
+        if served.len() < exports {
+            let mut errors = String::new();
+            child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
+            panic!("the program ended with {:?}:\n{errors}", child.wait());
+        }
+        // Nobody may block on a full pipe.
+        std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| eprintln!("driveline: {line}")));
+        let errors = BufReader::new(child.stderr.take().unwrap());
+        std::thread::spawn(move || {
+            errors.lines().map_while(Result::ok).for_each(|line| eprintln!("driveline: {line}"));
+        });
+        Self { child, exports: served, directory: file.parent().unwrap().to_owned() }
+    }
+
+    /// A path in its directory.
+    pub(crate) fn path(&self, name: &str) -> String {
+        self.directory.join(name).to_str().unwrap().to_owned()
+    }
+
+    /// A connection to `qmp.sock` in its directory.
+    pub(crate) fn qmp(&self) -> Qmp {
+        Qmp::connect(&self.directory.join("qmp.sock"))
+    }
+
+    /// The process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends it as an operator does, and says how it ended.
+    pub(crate) fn terminate(mut self) -> std::process::ExitStatus {
+        run_kill("-TERM", self.child.id());
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "it ends within 20 seconds of SIGTERM");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+fn run_kill(signal: &str, pid: u32) {
+    Command::new("kill").args([signal, &pid.to_string()]).status().expect("kill runs");
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,11 @@
+//! What scenario tests are made of: a daemon as a process, a QMP client, an NBD guest, and other people's tools.
+
+mod daemon;
+mod guest;
+mod qmp;
+mod tools;
+
+pub(crate) use daemon::Daemon;
+pub(crate) use guest::Guest;
+pub(crate) use qmp::Qmp;
+pub(crate) use tools::{have, output, run};

@@ -1,0 +1,78 @@
+//! A QMP client of a few lines.
+
+use serde_json::{Value, json};
+use std::{
+    io::{BufRead, BufReader, Write},
+    os::unix::net::UnixStream,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+/// A connection. Events are kept until they are asked for.
+pub(crate) struct Qmp {
+    reader: BufReader<UnixStream>,
+    writer: UnixStream,
+    events: Vec<Value>,
+}
+
+impl Qmp {
+    pub(crate) fn connect(socket: &Path) -> Self {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let writer = loop {
+            match UnixStream::connect(socket) {
+                Ok(stream) => break stream,
+                Err(error) => assert!(Instant::now() < deadline, "{}: {error}", socket.display()),
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        writer.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        let reader = BufReader::new(writer.try_clone().unwrap());
+        let mut qmp = Self { reader, writer, events: Vec::new() };
+        assert!(qmp.read()["QMP"].is_object(), "a greeting comes first");
+        qmp.run("qmp_capabilities", json!({}));
+        qmp
+    }
+
+    fn read(&mut self) -> Value {
+        let mut line = String::new();
+        assert!(self.reader.read_line(&mut line).expect("an answer within a minute") > 0, "the socket is open");
+        serde_json::from_str(&line).expect("a line is a JSON object")
+    }
+
+    /// Runs a command and returns its answer, `return` or `error`.
+    pub(crate) fn try_run(&mut self, command: &str, arguments: Value) -> Result<Value, Value> {
+        let text = json!({ "execute": command, "arguments": arguments }).to_string();
+        self.writer.write_all(format!("{text}\n").as_bytes()).unwrap();
+        loop {
+            let mut answer = self.read();
+            if answer.get("event").is_some() {
+                self.events.push(answer);
+            } else if answer.get("error").is_some() {
+                return Err(answer["error"].take());
+            } else {
+                return Ok(answer["return"].take());
+            }
+        }
+    }
+
+    /// Runs a command that must succeed.
+    pub(crate) fn run(&mut self, command: &str, arguments: Value) -> Value {
+        self.try_run(command, arguments.clone()).unwrap_or_else(|error| panic!("{command} {arguments}: {error}"))
+    }
+
+    /// Waits for an event of that name whose data has `device` (or `id`) as given, and returns its data.
+    pub(crate) fn wait_event(&mut self, name: &str, job: &str) -> Value {
+        let is_it = |event: &Value| {
+            let data = &event["data"];
+            event["event"] == name && (data["device"] == job || data["id"] == job)
+        };
+        loop {
+            if let Some(at) = self.events.iter().position(is_it) {
+                return self.events.remove(at)["data"].take();
+            }
+            let answer = self.read();
+            assert!(answer.get("event").is_some(), "only events come unasked: {answer}");
+            self.events.push(answer);
+        }
+    }
+}
