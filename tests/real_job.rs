@@ -68,7 +68,9 @@ fn make_chain(directory: &Path) {
         let image = path(name);
         match below {
             None => run("qemu-img", &["create", "-q", "-f", "qcow2", &image, &SIZE.to_string()]),
-            Some(below) => run("qemu-img", &["create", "-q", "-f", "qcow2", "-b", below, "-F", "qcow2", &image]),
+            Some(below) => {
+                run("qemu-img", &["create", "-q", "-f", "qcow2", "-b", below, "-F", "qcow2", &image])
+            }
         };
         let writes: Vec<String> = (0..12)
             .map(|i| {
@@ -148,7 +150,8 @@ fn story(configuration: &str, job: impl FnOnce(&Daemon, &AtomicU64), chain_after
     let daemon = Daemon::start(directory.path(), configuration);
     let socket = directory.path().join("vda.sock");
     let uri = format!("nbd+unix:///vda?socket={}", socket.display());
-    let oracle = std::fs::File::options().read(true).write(true).open(directory.path().join("oracle.raw")).unwrap();
+    let oracle =
+        std::fs::File::options().read(true).write(true).open(directory.path().join("oracle.raw")).unwrap();
     let oracle = Arc::new(Oracle { file: oracle, granules: Mutex::default() });
     let (stop, count) = (AtomicBool::new(false), AtomicU64::new(0));
     assert_eq!(dirty(&uri), BTreeSet::new(), "a new bitmap is clean");
@@ -177,7 +180,8 @@ fn story(configuration: &str, job: impl FnOnce(&Daemon, &AtomicU64), chain_after
 
     let mut qmp = daemon.qmp();
     let nodes = qmp.run("query-named-block-nodes", json!({ "flat": true }));
-    let names: Vec<&str> = nodes.as_array().unwrap().iter().filter_map(|node| node["node-name"].as_str()).collect();
+    let names: Vec<&str> =
+        nodes.as_array().unwrap().iter().filter_map(|node| node["node-name"].as_str()).collect();
     assert!(!names.iter().any(|name| name.contains("holder")), "the holder is gone: {names:?}");
     let node = nodes.as_array().unwrap().iter().find(|node| node["node-name"] == "limit").unwrap();
     assert_eq!(node["dirty-bitmaps"][0]["name"], "daily", "the bitmap sits on the drive's root: {node}");

@@ -26,7 +26,14 @@ impl Daemon {
                 let target = std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().to_owned();
                 let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("Cargo.toml");
                 let mut cargo = Command::new(env!("CARGO"));
-                cargo.args(["build", "--quiet", "--workspace", "--exclude", "driveline-tests", "--manifest-path"]);
+                cargo.args([
+                    "build",
+                    "--quiet",
+                    "--workspace",
+                    "--exclude",
+                    "driveline-tests",
+                    "--manifest-path",
+                ]);
                 cargo.arg(manifest).arg("--target-dir").arg(target.parent().unwrap());
                 if target.ends_with("release") {
                     cargo.arg("--release");
@@ -58,7 +65,9 @@ impl Daemon {
             panic!("the program ended with {:?}:\n{errors}", child.wait());
         }
         // Nobody may block on a full pipe.
-        std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| eprintln!("driveline: {line}")));
+        std::thread::spawn(move || {
+            lines.map_while(Result::ok).for_each(|line| eprintln!("driveline: {line}"))
+        });
         let errors = BufReader::new(child.stderr.take().unwrap());
         std::thread::spawn(move || {
             errors.lines().map_while(Result::ok).for_each(|line| eprintln!("driveline: {line}"));

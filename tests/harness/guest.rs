@@ -45,7 +45,9 @@ impl Guest {
             stream.read_exact(&mut data)?;
             match kind {
                 REPLY_ACK => return Ok(Self { stream, size, cookie: 0 }),
-                REPLY_INFO if data[..2] == [0, 0] => size = u64::from_be_bytes(data[2..10].try_into().unwrap()),
+                REPLY_INFO if data[..2] == [0, 0] => {
+                    size = u64::from_be_bytes(data[2..10].try_into().unwrap())
+                }
                 REPLY_INFO => {}
                 other => panic!("the server refused: {other:#x} {}", String::from_utf8_lossy(&data)),
             }

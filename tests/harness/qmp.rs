@@ -35,7 +35,10 @@ impl Qmp {
 
     fn read(&mut self) -> Value {
         let mut line = String::new();
-        assert!(self.reader.read_line(&mut line).expect("an answer within a minute") > 0, "the socket is open");
+        assert!(
+            self.reader.read_line(&mut line).expect("an answer within a minute") > 0,
+            "the socket is open"
+        );
         serde_json::from_str(&line).expect("a line is a JSON object")
     }
 
@@ -57,7 +60,8 @@ impl Qmp {
 
     /// Runs a command that must succeed.
     pub(crate) fn run(&mut self, command: &str, arguments: Value) -> Value {
-        self.try_run(command, arguments.clone()).unwrap_or_else(|error| panic!("{command} {arguments}: {error}"))
+        self.try_run(command, arguments.clone())
+            .unwrap_or_else(|error| panic!("{command} {arguments}: {error}"))
     }
 
     /// Waits for an event of that name whose data has `device` (or `id`) as given, and returns its data.

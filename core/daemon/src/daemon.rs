@@ -218,7 +218,11 @@ pub(crate) async fn build(
     change.commit().await
 }
 
-async fn add_bitmaps(change: &mut Change, drive: &crate::config::DriveSection, rehearsal: bool) -> Result<()> {
+async fn add_bitmaps(
+    change: &mut Change,
+    drive: &crate::config::DriveSection,
+    rehearsal: bool,
+) -> Result<()> {
     let name = drive.name.get_ref();
     if drive.permanent_holder && !rehearsal {
         let mut holder = driveline_graph::Options::new();

@@ -195,7 +195,11 @@ impl Exports {
     async fn close_server(&self, address: &Address) -> Vec<String> {
         let listening = {
             let mut state = self.state.lock();
-            state.exports.values_mut().filter(|entry| entry.at == *address).for_each(|e| e.shutting_down = true);
+            state
+                .exports
+                .values_mut()
+                .filter(|entry| entry.at == *address)
+                .for_each(|e| e.shutting_down = true);
             state.servers.remove(address)
         };
         if let Some(listening) = listening {

@@ -79,13 +79,62 @@ fn finish(root: &RootShared, ask: &Ask, answer: &Answer) {
     tracing::trace!(target: "driveline::io", stage = "finish", root = root.user(), id = ask.trace_id, errno);
 }
 
+/// The bitmaps of a node, as its hop sees them.
+#[derive(Clone)]
+pub(crate) struct Marks {
+    /// Those that do not record ignore what they are told.
+    pub(crate) bitmaps: Arc<[Arc<Bitmap>]>,
+    /// The nodes at and below this one: what the scope of UNCHANGED is looked up in.
+    pub(crate) reach: Vec<NodeId>,
+}
+
+impl Marks {
+    /// A write of data that is the same before and after marks nothing *here*; with a scope, "here" is the node of
+    /// the scope and all above it.
+    #[inline]
+    fn mark(&self, range: Range<u64>, flags: u32, scope: u64) {
+        let unchanged = flags & flag::UNCHANGED != 0;
+        if unchanged && (scope == 0 || self.reach.binary_search(&NodeId(scope)).is_ok()) {
+            return;
+        }
+        for bitmap in self.bitmaps.iter() {
+            // What a job writes below changes this node, but no drive: a drive's bitmap does not want it.
+            if unchanged && bitmap.view() == driveline_bitmap::View::Drive {
+                continue;
+            }
+            bitmap.mark(range.clone());
+        }
+    }
+}
+
+/// What stands before a node that has bitmaps and nothing else to observe: [`Hop`] with all but the marking left
+/// out, because a drive with a bitmap is the common case and must cost what one without does.
+pub(crate) struct MarkOnly(pub(crate) Marks);
+
+pub(crate) static MARK_ONLY: OpTable<MarkOnly> =
+    OpTable::new().write(MarkOnly::write).discard(MarkOnly::discard).write_zeroes(MarkOnly::write_zeroes);
+
+impl MarkOnly {
+    async fn write(&self, next: &mut Next<'_>, request: &WriteRequest<'_>) -> Result<()> {
+        self.0.mark(request.range(), request.flags(), request.scope());
+        next.write(request).await
+    }
+
+    async fn write_zeroes(&self, next: &mut Next<'_>, request: &WriteZeroesRequest<'_>) -> Result<()> {
+        self.0.mark(request.range(), request.flags(), request.scope());
+        next.write_zeroes(request).await
+    }
+
+    async fn discard(&self, next: &mut Next<'_>, request: &DiscardRequest<'_>) -> Result<()> {
+        self.0.mark(request.range(), request.flags(), request.scope());
+        next.discard(request).await
+    }
+}
+
 /// What stands before a node that has something to observe.
 pub(crate) struct Hop {
     pub(crate) node: Arc<Node>,
-    /// The node's bitmaps. Those that do not record ignore what they are told.
-    pub(crate) marks: Arc<[Arc<Bitmap>]>,
-    /// The nodes at and below this one: what the scope of UNCHANGED is looked up in.
-    pub(crate) reach: Vec<NodeId>,
+    pub(crate) marks: Marks,
     /// Changes hold their range while they run: somebody locks ranges of the node, or the node's limits make
     /// read-modify-writes. Not so for the locker's own requests, which lie in what it holds.
     pub(crate) holds: bool,
@@ -103,11 +152,16 @@ pub(crate) static HOP: OpTable<Hop> = OpTable::new()
     .cache(Hop::cache);
 
 impl Hop {
+    /// Is marking all there is to do?
+    pub(crate) fn only_marks(&self) -> bool {
+        !self.holds && self.fit.is_none()
+    }
+
     /// Does anything have to be done for this operation?
     pub(crate) fn wants(&self, op: u32) -> bool {
         let changes = matches!(op, op::WRITE | op::WRITE_ZEROES | op::DISCARD);
         let fits = matches!(op, op::READ | op::BLOCK_STATUS) || changes;
-        changes && (self.holds || !self.marks.is_empty()) || fits && self.fit.is_some()
+        changes && (self.holds || !self.marks.bitmaps.is_empty()) || fits && self.fit.is_some()
     }
 
     async fn write(&self, next: &mut Next<'_>, request: &WriteRequest<'_>) -> Result<()> {
@@ -149,7 +203,7 @@ impl Hop {
             Some((range, exclusive)) => Some(self.node.ranges.hold(range, exclusive).await),
             None => None,
         };
-        self.mark(range, flags, scope);
+        self.marks.mark(range, flags, scope);
         tracing::trace!(target: "driveline::io", stage = "drive", node = &*self.node.name, op);
         hold
     }
@@ -162,21 +216,6 @@ impl Hop {
         let blocks = self.fit.as_ref().map_or_else(|| range.clone(), |fit| fit.blocks(range));
         let exclusive = blocks != *range;
         Some((blocks, exclusive))
-    }
-
-    /// A write of data that is the same before and after marks nothing *here*; with a scope, "here" is the node of
-    /// the scope and all above it.
-    fn mark(&self, range: Range<u64>, flags: u32, scope: u64) {
-        if flags & flag::UNCHANGED != 0 && (scope == 0 || self.reach.binary_search(&NodeId(scope)).is_ok()) {
-            return;
-        }
-        for bitmap in self.marks.iter() {
-            // What a job writes below changes this node, but no drive: a drive's bitmap does not want it.
-            if flags & flag::UNCHANGED != 0 && bitmap.view() == driveline_bitmap::View::Drive {
-                continue;
-            }
-            bitmap.mark(range.clone());
-        }
     }
 
     fn finish(&self, op: &str, result: &Result<()>) {

@@ -3,7 +3,7 @@
 use crate::{
     driver::{Missing, OpenChild},
     fit::Fit,
-    io::{HOP, Hop, without_limits},
+    io::{HOP, Hop, MARK_ONLY, MarkOnly, Marks, without_limits},
     lower::{LOWER, Lower},
     node::NodeId,
     topology::{Placed, Topology},
@@ -99,15 +99,22 @@ fn interpose(
     let fit = Fit::of(&info);
     let hop = Hop {
         node: node.clone(),
-        marks: node.bitmaps.lock().snapshot(),
-        reach: topology.reach(node.id).into_iter().collect(),
+        marks: Marks {
+            bitmaps: node.bitmaps.lock().snapshot(),
+            reach: topology.reach(node.id).into_iter().collect(),
+        },
         holds: !locker && (fit.is_some() || is_locked(topology, node.id)),
         fit,
     };
     let shown = without_limits(info, placed.read_only);
     let wants: Vec<bool> =
         (0..op::COUNT as u32).map(|op| !edge.refuses(op) && (trace || hop.wants(op))).collect();
-    let hop = Instance::new(Arc::new(Body { cookie: node.id.0, driver: hop }), &HOP);
+    let cookie = node.id.0;
+    let hop = if hop.only_marks() && !trace {
+        Instance::new(Arc::new(Body { cookie, driver: MarkOnly(hop.marks) }), &MARK_ONLY)
+    } else {
+        Instance::new(Arc::new(Body { cookie, driver: hop }), &HOP)
+    };
     let hop = Target::new(hop, vec![edge.clone()]);
     Edge::new(shown, |op| if wants[op as usize] { Route::To(&hop) } else { Route::As(edge) })
 }

@@ -50,7 +50,9 @@ fn list(given: &[PathBuf]) -> ExitCode {
         out.push_str("no filters were found\n");
     }
     out.push_str("looked for in:\n");
-    for place in given.iter().filter(|path| path.is_file()).cloned().chain(drivers::places(&directories(given))) {
+    for place in
+        given.iter().filter(|path| path.is_file()).cloned().chain(drivers::places(&directories(given)))
+    {
         let _ = writeln!(out, "  {}", place.display());
     }
     let refused = filters.refused.iter().map(|(path, why)| format!("{}: {why}", path.display()));
@@ -76,7 +78,12 @@ fn describe(report: &PluginReport) -> String {
         let _ = writeln!(out, "filter {} {}: {}", filter.name, filter.version, filter.summary);
         let _ = writeln!(out, "  options     {}", list(&filter.options));
         let _ = writeln!(out, "  children    {}", list(&filter.children));
-        let _ = writeln!(out, "  operations  {} (of {} known; {missing})", list(&filter.operations), filter.operations_known);
+        let _ = writeln!(
+            out,
+            "  operations  {} (of {} known; {missing})",
+            list(&filter.operations),
+            filter.operations_known
+        );
         let _ = writeln!(out, "  effects     {}", list(&filter.effects));
     }
     out
@@ -87,7 +94,9 @@ fn check(files: &[PathBuf]) -> ExitCode {
     for file in files {
         match check_one(file) {
             Ok(verdict @ Verdict::Good(_)) => drop(print(&format!("{verdict}\n"))),
-            Ok(verdict @ Verdict::Died(_)) => code = fail(format_args!("plugin {}: {verdict}", file.display())),
+            Ok(verdict @ Verdict::Died(_)) => {
+                code = fail(format_args!("plugin {}: {verdict}", file.display()))
+            }
             Ok(verdict) => code = fail(verdict),
             Err(error) => code = fail(format_args!("plugin {}: cannot be tried: {error}", file.display())),
         }

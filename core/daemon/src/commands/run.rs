@@ -25,7 +25,8 @@ pub fn run(file: &Path) -> ExitCode {
         }
         Err(error) => return fail(format_args!("{}: {error}", file.display())),
     };
-    let lines: String = daemon.exports().iter().map(|export| format!("{}: {}\n", export.id, export.uri)).collect();
+    let lines: String =
+        daemon.exports().iter().map(|export| format!("{}: {}\n", export.id, export.uri)).collect();
     print(&lines);
     tracing::info!("serving");
     let closed = daemon.engine().block_on_local(|| serve(&daemon, &mut signals));

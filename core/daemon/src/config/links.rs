@@ -16,12 +16,16 @@ pub(super) fn check(config: &Config, mistakes: &mut Mistakes) {
     for drive in &config.drives {
         let (name, root) = (&drive.name, &drive.root);
         if nodes.clone().any(|node| node == name.get_ref()) {
-            let message = format_args!("there is a node '{}' too; nodes and drives share their names", name.get_ref());
+            let message =
+                format_args!("there is a node '{}' too; nodes and drives share their names", name.get_ref());
             mistakes.add(Mistake::new(name.span(), message).label("a second one"));
         }
         if !nodes.clone().any(|node| node == root.get_ref()) {
-            let message =
-                format_args!("drive '{}' leads to a node '{}' that there is not", name.get_ref(), root.get_ref());
+            let message = format_args!(
+                "drive '{}' leads to a node '{}' that there is not",
+                name.get_ref(),
+                root.get_ref()
+            );
             mistakes.add(Mistake::new(root.span(), message).nearest(root.get_ref(), nodes.clone()));
         }
     }
@@ -36,7 +40,8 @@ pub(super) fn check(config: &Config, mistakes: &mut Mistakes) {
             check_bitmaps(config, export, mistakes);
             check_writable(config, export, mistakes);
         } else {
-            let message = format_args!("export '{id}' serves a {kind} '{}' that there is not", name.get_ref());
+            let message =
+                format_args!("export '{id}' serves a {kind} '{}' that there is not", name.get_ref());
             mistakes.add(Mistake::new(name.span(), message).nearest(name.get_ref(), known.into_iter()));
         }
         if let Some(other) = taken.insert((export.address.get_ref(), export.name.get_ref()), id) {
@@ -72,7 +77,8 @@ fn check_bitmaps(config: &Config, export: &ExportSection, mistakes: &mut Mistake
     for (index, bitmap) in export.bitmaps.iter().enumerate() {
         if !known.contains(&bitmap.get_ref().as_str()) {
             let message = format_args!("'{target}' has no bitmap '{}'", bitmap.get_ref());
-            mistakes.add(Mistake::new(bitmap.span(), message).nearest(bitmap.get_ref(), known.iter().copied()));
+            mistakes
+                .add(Mistake::new(bitmap.span(), message).nearest(bitmap.get_ref(), known.iter().copied()));
         }
         if export.bitmaps[..index].iter().any(|other| other.get_ref() == bitmap.get_ref()) {
             let message = format_args!("bitmap '{}' is exported twice", bitmap.get_ref());
@@ -96,7 +102,8 @@ fn check_writable(config: &Config, export: &ExportSection, mistakes: &mut Mistak
     let read_only: Option<&Spanned<Value>> = get(table, "read-only").map(|(_, value)| value);
     if let Some(flag) = read_only.filter(|flag| export.writable && *flag.get_ref() == Value::Boolean(true)) {
         let (id, node) = (export.id.get_ref(), node.name.get_ref());
-        let message = format_args!("export '{id}' is writable, and node '{node}' that it leads to is read-only");
+        let message =
+            format_args!("export '{id}' is writable, and node '{node}' that it leads to is read-only");
         mistakes.add(Mistake::new(flag.span(), message));
     }
 }

@@ -78,7 +78,8 @@ impl Check<'_> {
         for spec in description.children.iter().filter(|spec| spec.required) {
             let also = if spec.role == Role::Filtered { "file" } else { "" };
             if get(table, &spec.name).is_none() && get(table, also).is_none() {
-                let message = format_args!("{what} has no '{}', and driver '{}' needs it", spec.name, description.name);
+                let message =
+                    format_args!("{what} has no '{}', and driver '{}' needs it", spec.name, description.name);
                 let help = format_args!("for example: {} = \"NODE\"", spec.name);
                 self.mistakes.add(Mistake::new(span.clone(), message).label("missing here").help(help));
             }
@@ -94,7 +95,8 @@ impl Check<'_> {
             return None;
         };
         let Value::String(name) = value.get_ref() else {
-            let message = format_args!("'driver' of {what} is a string, but this is {}", value.get_ref().kind());
+            let message =
+                format_args!("'driver' of {what} is a string, but this is {}", value.get_ref().kind());
             self.mistakes.add(Mistake::new(value.span(), message));
             return None;
         };
@@ -226,4 +228,3 @@ fn known_keys(description: &Description, inline: bool) -> Vec<String> {
     let common = common.into_iter().filter(|key| !key.is_empty()).map(String::from);
     children.chain(options).chain(common).collect()
 }
-

@@ -51,7 +51,8 @@ impl<'t, 'm> Section<'t, 'm> {
     }
 
     fn wrong(&mut self, key: &str, expected: &str, found: &Spanned<Value>) {
-        let message = format_args!("'{key}' of {} is {expected}, but this is {}", self.what, found.get_ref().kind());
+        let message =
+            format_args!("'{key}' of {} is {expected}, but this is {}", self.what, found.get_ref().kind());
         self.mistakes.add(Mistake::new(found.span(), message).label(format_args!("expected {expected}")));
     }
 
@@ -93,7 +94,11 @@ impl<'t, 'm> Section<'t, 'm> {
         }
     }
 
-    pub(crate) fn integer(&mut self, key: &'static str, valid: std::ops::RangeInclusive<i128>) -> Option<i128> {
+    pub(crate) fn integer(
+        &mut self,
+        key: &'static str,
+        valid: std::ops::RangeInclusive<i128>,
+    ) -> Option<i128> {
         let (_, value) = self.take(key)?;
         match value.get_ref() {
             Value::Integer(number) if valid.contains(number) => return Some(*number),
@@ -134,7 +139,8 @@ impl<'t, 'm> Section<'t, 'm> {
             match item.get_ref() {
                 Value::String(text) => strings.push(Spanned::new(item.span(), text.clone())),
                 other => {
-                    let message = format_args!("'{key}' of {} has strings, but this is {}", self.what, other.kind());
+                    let message =
+                        format_args!("'{key}' of {} has strings, but this is {}", self.what, other.kind());
                     self.mistakes.add(Mistake::new(item.span(), message));
                 }
             }

@@ -120,12 +120,18 @@ impl ExportTarget {
 }
 
 impl Config {
-    pub(super) fn read_part(&mut self, key: &Spanned<String>, value: &Spanned<Value>, mistakes: &mut Mistakes) {
+    pub(super) fn read_part(
+        &mut self,
+        key: &Spanned<String>,
+        value: &Spanned<Value>,
+        mistakes: &mut Mistakes,
+    ) {
         let name = key.get_ref().as_str();
         let mut section = Section::new(format!("[{name}]"), key.span(), value, mistakes);
         match name {
             "plugins" => {
-                let path = |text: Spanned<String>| Spanned::new(text.span(), self.directory.join(text.get_ref()));
+                let path =
+                    |text: Spanned<String>| Spanned::new(text.span(), self.directory.join(text.get_ref()));
                 self.plugins = section.strings("path").into_iter().map(path).collect();
                 section.finish();
             }
@@ -150,7 +156,13 @@ impl Config {
         }
     }
 
-    fn read_entry(&mut self, part: &str, name: &Spanned<String>, value: &Spanned<Value>, section: Section<'_, '_>) {
+    fn read_entry(
+        &mut self,
+        part: &str,
+        name: &Spanned<String>,
+        value: &Spanned<Value>,
+        section: Section<'_, '_>,
+    ) {
         if part != "export"
             && let Err(error) = check_name(name.get_ref())
         {
@@ -215,7 +227,11 @@ fn read_bitmap(of: &str, item: &Spanned<Value>, mistakes: &mut Mistakes) -> Opti
     })
 }
 
-fn read_export(directory: &Path, id: &Spanned<String>, mut section: Section<'_, '_>) -> Option<ExportSection> {
+fn read_export(
+    directory: &Path,
+    id: &Spanned<String>,
+    mut section: Section<'_, '_>,
+) -> Option<ExportSection> {
     if section.choice("type", &[("nbd", ())]).is_none() && !section.has("type") {
         section.missing("type", "type = \"nbd\"");
     }
@@ -234,7 +250,8 @@ fn read_export(directory: &Path, id: &Spanned<String>, mut section: Section<'_, 
             None
         }
     };
-    let address = address(directory, &mut section, "socket", "socket = \"vda.sock\", or listen = \"127.0.0.1:10809\"");
+    let address =
+        address(directory, &mut section, "socket", "socket = \"vda.sock\", or listen = \"127.0.0.1:10809\"");
     let name = section.string("name");
     if let Some(name) = &name {
         check_text(name, "name", &mut section);
@@ -285,7 +302,9 @@ fn address(
             if port.is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
                 let message = format_args!("'{}' is no address to listen on", listen.get_ref());
                 let mistake = Mistake::new(listen.span(), message);
-                section.mistakes.add(mistake.label("expected host:port").help("for example: \"127.0.0.1:10809\""));
+                section
+                    .mistakes
+                    .add(mistake.label("expected host:port").help("for example: \"127.0.0.1:10809\""));
             }
             Some(Spanned::new(listen.span(), Address::Tcp(listen.into_inner())))
         }
@@ -315,11 +334,6 @@ fn check_socket_path(path: &Path, span: Span, section: &mut Section<'_, '_>) {
 }
 
 /// A key of a node that is not known.
-pub(super) fn unknown_option(
-    key: &Spanned<String>,
-    what: &str,
-    driver: &str,
-    known: &[String],
-) -> Mistake {
+pub(super) fn unknown_option(key: &Spanned<String>, what: &str, driver: &str, known: &[String]) -> Mistake {
     unknown_key(key, &format!("{what} (driver '{driver}')"), known.iter().map(String::as_str))
 }

@@ -1,4 +1,6 @@
 //! `driveline demo`.
 use std::process::ExitCode;
 /// Runs it.
-pub fn demo() -> ExitCode { ExitCode::FAILURE }
+pub fn demo() -> ExitCode {
+    ExitCode::FAILURE
+}

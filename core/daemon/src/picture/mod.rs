@@ -105,7 +105,14 @@ impl Picture {
         picture
     }
 
-    fn add(&mut self, shape: Shape, name: &str, kind: &str, details: Vec<String>, below: Vec<(String, usize)>) -> usize {
+    fn add(
+        &mut self,
+        shape: Shape,
+        name: &str,
+        kind: &str,
+        details: Vec<String>,
+        below: Vec<(String, usize)>,
+    ) -> usize {
         let (name, kind) = (name.to_owned(), kind.to_owned());
         self.items.push(Item { shape, name, kind, details, below });
         self.items.len() - 1
@@ -129,7 +136,8 @@ impl Picture {
 
     /// Boxes that nothing leads to: exports, then drives that are not exported, then nodes that nobody uses.
     pub(crate) fn tops(&self) -> Vec<usize> {
-        let is_below = |at: usize| self.items.iter().any(|item| item.below.iter().any(|(_, below)| *below == at));
+        let is_below =
+            |at: usize| self.items.iter().any(|item| item.below.iter().any(|(_, below)| *below == at));
         let mut tops: Vec<usize> = (0..self.items.len()).filter(|at| !is_below(*at)).collect();
         tops.sort_by_key(|at| self.items[*at].shape as u8);
         tops

@@ -37,7 +37,8 @@ impl Picture {
                 );
                 if !role.is_empty() {
                     let (x, y) = (x1 + 4.0, y1 + 12.0);
-                    let _ = writeln!(out, "<text class=\"r\" x=\"{x:.1}\" y=\"{y:.1}\">{}</text>", escape(role));
+                    let _ =
+                        writeln!(out, "<text class=\"r\" x=\"{x:.1}\" y=\"{y:.1}\">{}</text>", escape(role));
                 }
             }
         }
