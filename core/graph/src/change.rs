@@ -124,6 +124,9 @@ impl Change {
     ) -> BoxFuture<'_, Result<NodeId>> {
         Box::pin(async move {
             let driver = self.graph.driver(&definition.driver)?;
+            // An error of a node without a name of its own is told by the node around it, see `within_child`.
+            let given = definition.name.clone();
+            let at = |error: Error| given.as_deref().map_or(error.clone(), |name| error.at(name));
             let name: Arc<str> = match definition.name {
                 Some(name) => name.into(),
                 None => self.graph.new_name(&definition.driver),
@@ -131,7 +134,7 @@ impl Change {
             if self.topology.names.contains_key(&name) || self.topology.drives.contains_key(&name) {
                 return Err(Error::new(Kind::Exists, format_args!("the name '{name}' is taken")));
             }
-            driver.check(&definition.options).map_err(|error| error.at(&name))?;
+            driver.check(&definition.options).map_err(at)?;
             let read_only = definition.read_only.or(inherited_read_only).unwrap_or(false);
             let mut children = Vec::new();
             let mut said = BTreeSet::new();
@@ -150,7 +153,7 @@ impl Change {
                 read_only,
                 directory: &self.directory,
             };
-            let open = driver.open(args).await.map_err(|error| error.at(&name))?;
+            let open = driver.open(args).await.map_err(at)?;
             let node = Arc::new(Node {
                 id,
                 name: name.clone(),
@@ -180,7 +183,7 @@ impl Change {
             ChildDefinition::Node(name) => self.topology.id(&name).map_err(|error| error.key(&spec.name))?,
             ChildDefinition::Inline(inner) => {
                 let read_only = read_only || spec.role == Role::Backing;
-                self.open(*inner, true, Some(read_only)).await?
+                self.open(*inner, true, Some(read_only)).await.map_err(|e| within_child(e, &spec.name))?
             }
         };
         Ok(Some(ChildEdge { name: spec.name, role: spec.role, node }))
@@ -207,7 +210,8 @@ impl Change {
             }
             let definition = self.graph.parse(implied.definition, &[])?;
             self.check_image_cycle(&definition, children)?;
-            let node = self.open(definition, true, Some(spec.role == Role::Backing)).await?;
+            let node = self.open(definition, true, Some(spec.role == Role::Backing)).await;
+            let node = node.map_err(|error| within_child(error, &spec.name))?;
             children.push(ChildEdge { name: spec.name.clone(), role: spec.role, node });
         }
         children.sort_by_key(|child| specs.iter().position(|spec| spec.name == child.name));
@@ -895,4 +899,16 @@ impl Drop for Drained {
     fn drop(&mut self) {
         self.0.iter().for_each(|root| root.gate.open());
     }
+}
+
+/// An error of a child that has no name of its own is one of its parent's option: `file.path`.
+fn within_child(error: Error, child: &str) -> Error {
+    if error.node().is_some() {
+        return error;
+    }
+    let key = match error.option() {
+        Some(key) => format!("{child}.{key}"),
+        None => child.to_owned(),
+    };
+    error.key(&key)
 }

@@ -1,7 +1,7 @@
 //! A node as it is written down: driver, children, options.
 
 use crate::{
-    driver::{ChildSpec, Description, Options, Role},
+    driver::{ChildSpec, Description, DriverKind, Options, Role},
     error::{Error, Kind, Result},
 };
 use serde_json::Value;
@@ -93,7 +93,7 @@ impl Definition {
             };
             let child = match value {
                 Value::Null if !spec.required => ChildDefinition::Null,
-                Value::String(text) if spec.role == Role::Storage && !is_node(&text) => {
+                Value::String(text) if may_be_path(description, spec) && !is_node(&text) => {
                     let mut file = Options::new();
                     file.insert("driver".into(), "file".into());
                     file.insert("path".into(), text.into());
@@ -128,6 +128,12 @@ impl Definition {
         }
         names
     }
+}
+
+/// The file of a format may be written as a path.
+fn may_be_path(description: &Description, spec: &ChildSpec) -> bool {
+    let data = spec.role == Role::Data && description.kind == DriverKind::Format;
+    spec.role == Role::Storage || data
 }
 
 fn take_string(object: &mut Options, key: &str) -> Result<Option<String>> {

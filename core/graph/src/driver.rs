@@ -23,8 +23,18 @@ pub type Options = serde_json::Map<String, serde_json::Value>;
 
 /// Reads options into a driver's own struct. It should `deny_unknown_fields`; the error names the key.
 pub fn parse_options<T: serde::de::DeserializeOwned>(options: &Options) -> Result<T> {
-    serde_json::from_value(serde_json::Value::Object(options.clone()))
-        .map_err(|error| Error::new(Kind::Invalid, error))
+    let value = serde_json::Value::Object(options.clone());
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let (path, text) = (error.path().to_string(), error.inner().to_string());
+        let base = path.trim_end_matches('.');
+        // A field that is missing has no place, so its path is that of the table it is missing from.
+        let missing = text.strip_prefix("missing field `").and_then(|rest| rest.split_once('`'));
+        match missing {
+            Some((key, _)) if base.is_empty() => Error::new(Kind::Invalid, "it must be given").key(key),
+            Some((key, _)) => Error::new(Kind::Invalid, "it must be given").key(&format!("{base}.{key}")),
+            None => Error::new(Kind::Invalid, text).key(base),
+        }
+    })
 }
 
 /// The three kinds of drivers.
