@@ -1,6 +1,9 @@
 //! Mistakes of a file, and how they are shown: each with file, line, the text underlined and what to write instead.
 
-use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource, SourceCode};
+use miette::{
+    Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteError, NamedSource, SourceCode,
+    SourceSpan, SpanContents,
+};
 use std::{fmt, io::IsTerminal, ops::Range, path::Path, sync::Arc};
 
 /// Where in the text of a file something stands, in bytes.
@@ -102,7 +105,7 @@ impl Mistakes {
             (true, true) => GraphicalTheme::unicode_nocolor(),
             (false, _) => GraphicalTheme::none(),
         };
-        let handler = GraphicalReportHandler::new_themed(theme).with_links(false).with_context_lines(0);
+        let handler = GraphicalReportHandler::new_themed(theme).with_links(false).with_context_lines(1);
         let handler = if terminal { handler } else { handler.with_width(200) };
         let source = NamedSource::new(&self.file, self.text.clone());
         let mut out = String::new();
@@ -166,18 +169,40 @@ impl std::error::Error for Shown<'_> {}
 
 impl Diagnostic for Shown<'_> {
     fn source_code(&self) -> Option<&dyn SourceCode> {
-        Some(self.source)
+        Some(self)
     }
 
     fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
         // An underline of nothing would not be seen.
         let length = self.mistake.span.len().max(1);
         let label = (!self.mistake.label.is_empty()).then(|| self.mistake.label.clone());
-        let span = LabeledSpan::new(label.or(Some("here".into())), self.mistake.span.start, length);
+        let span = LabeledSpan::new(label, self.mistake.span.start, length);
         Some(Box::new(std::iter::once(span)))
     }
 
     fn help(&self) -> Option<Box<dyn fmt::Display + '_>> {
         self.mistake.help.as_ref().map(|help| Box::new(help) as _)
+    }
+}
+
+/// The line that is wrong says enough: its neighbours are not shown.
+impl SourceCode for Shown<'_> {
+    fn read_span<'a>(
+        &'a self,
+        span: &SourceSpan,
+        lines_before: usize,
+        _: usize,
+    ) -> Result<Box<dyn SpanContents<'a> + 'a>, MietteError> {
+        if lines_before == 0 {
+            return self.source.read_span(span, 0, 0);
+        }
+        let text = self.source.inner().as_bytes();
+        let (start, end) = (span.offset(), span.offset() + span.len());
+        let start = text[..start].iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        let end = text[end.max(1) - 1..]
+            .iter()
+            .position(|byte| *byte == b'\n')
+            .map_or(text.len(), |at| end.max(1) - 1 + at);
+        self.source.read_span(&(start, end.max(start) - start).into(), 0, 0)
     }
 }

@@ -111,11 +111,18 @@ impl Config {
     pub fn locate(&self, error: &driveline_graph::Error) -> Option<Mistake> {
         let name = error.node()?;
         let node = self.nodes.iter().find(|node| node.name.get_ref() == name)?;
-        let of_option = |key: &str| match node.value.get_ref() {
-            Value::Table(table) => value::get(table, key).map(|(_, value)| value.span()),
-            _ => None,
+        let mut span = node.name.span();
+        let (mut table, keys) = (&node.value, error.option().unwrap_or_default());
+        for key in keys.split('.') {
+            let Value::Table(inner) = table.get_ref() else { break };
+            let Some((_, value)) = value::get(inner, key) else { break };
+            span = value.span();
+            table = value;
+        }
+        let message = match keys {
+            "" => format!("node '{name}': {}", error.message()),
+            keys => format!("'{keys}' of node '{name}': {}", error.message()),
         };
-        let span = error.option().and_then(of_option).unwrap_or(node.name.span());
-        Some(Mistake::new(span, format_args!("node '{name}': {}", error.message())))
+        Some(Mistake::new(span, message))
     }
 }

@@ -6,7 +6,7 @@ use super::{
     sections::unknown_option,
     value::{Table, Value, get},
 };
-use driveline_graph::{Description, Driver, Graph, Options, Role, check_name};
+use driveline_graph::{ChildSpec, Description, Driver, DriverKind, Graph, Options, Role, check_name};
 use std::sync::Arc;
 use toml::Spanned;
 
@@ -62,8 +62,8 @@ impl Check<'_> {
                     let message = format_args!("the name of {what} is in its header already");
                     self.mistakes.add(Mistake::new(key.span(), message));
                 }
-                name => match child_role(description, name) {
-                    Some((role, required)) => self.child(what, role, required, key, value),
+                name => match child_spec(description, name) {
+                    Some(spec) => self.child(what, description, spec, key, value),
                     None if description.options.iter().any(|option| option == name) => {
                         let options_of = to_options(&vec![(key.clone(), value.clone())]);
                         options.extend(options_of);
@@ -144,8 +144,8 @@ impl Check<'_> {
     fn child(
         &mut self,
         what: &str,
-        role: Role,
-        required: bool,
+        description: &Description,
+        spec: &ChildSpec,
         key: &Spanned<String>,
         value: &Spanned<Value>,
     ) {
@@ -155,9 +155,9 @@ impl Check<'_> {
                 self.node(&inner, key.span(), value, true);
             }
             // A path, or a node; which of them, is known by whether there is such a node.
-            Value::String(_) if role == Role::Storage => {}
+            Value::String(_) if may_be_path(description, spec) => {}
             Value::String(name) => self.reference(what, key, name, value.span()),
-            Value::Boolean(false) if key.get_ref() == "backing" && !required => {}
+            Value::Boolean(false) if key.get_ref() == "backing" && !spec.required => {}
             other => {
                 let message = format_args!(
                     "'{}' of {what} is the name of a node, or a table that defines one, but this is {}",
@@ -194,14 +194,19 @@ impl Check<'_> {
             if left_out.contains(&first) {
                 return; // it is missing only because it was wrong
             }
-            let place = get(table, &first);
-            let message = match place {
-                Some(_) => format!("'{key}' of {what}: {}", error.message()),
-                None => format!("{what}: {error}"),
-            };
-            let mistake = match place {
-                Some((_, value)) => Mistake::new(value.span(), message),
-                None => Mistake::new(span.clone(), message).label("in this node"),
+            let mistake = match get(table, &first) {
+                Some((_, value)) => {
+                    let message = format_args!("'{key}' of {what}: {}", error.message());
+                    Mistake::new(value.span(), message)
+                }
+                None if key.is_empty() => {
+                    Mistake::new(span.clone(), format_args!("{what}: {}", error.message()))
+                        .label("in this node")
+                }
+                None => {
+                    let message = format_args!("{what} has no '{key}': {}", error.message());
+                    Mistake::new(span.clone(), message).label("missing here")
+                }
             };
             self.mistakes.add(mistake);
             if options.shift_remove(&first).is_none() {
@@ -212,13 +217,17 @@ impl Check<'_> {
     }
 }
 
-/// Role of a child, and whether it must be there. QEMU calls a filter's child `file`; both words are taken.
-fn child_role(description: &Description, name: &str) -> Option<(Role, bool)> {
-    let spec = description.children.iter().find(|spec| spec.name == name).or_else(|| {
+/// The child that a key means. QEMU calls a filter's child `file`; both words are taken.
+fn child_spec<'d>(description: &'d Description, name: &str) -> Option<&'d ChildSpec> {
+    description.children.iter().find(|spec| spec.name == name).or_else(|| {
         let filtered = description.children.iter().find(|spec| spec.role == Role::Filtered);
         filtered.filter(|_| name == "file")
-    })?;
-    Some((spec.role, spec.required))
+    })
+}
+
+/// The file of a format may be written as a path; so the graph reads it.
+fn may_be_path(description: &Description, spec: &ChildSpec) -> bool {
+    spec.role == Role::Storage || spec.role == Role::Data && description.kind == DriverKind::Format
 }
 
 fn known_keys(description: &Description, inline: bool) -> Vec<String> {
