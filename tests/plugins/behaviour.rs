@@ -150,3 +150,20 @@ fn threads_share_a_filter() {
         }
     });
 }
+
+#[test]
+fn a_filter_is_closed_once_and_only_when_nothing_can_call_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ledger");
+    let world = world();
+    let root = world.filter("ledger", json!({ "path": path }));
+    let lines = || std::fs::read_to_string(&path).unwrap();
+    let mut read = Box::pin(root.read(0..512));
+    assert!(futures::FutureExt::now_or_never(read.as_mut()).is_none(), "it is under way");
+    assert_eq!(lines(), "opened\n");
+    block_on(read).unwrap();
+    block_on(root.close()).unwrap();
+    block_on(world.graph.close()).unwrap();
+    drop(world);
+    assert_eq!(lines(), "opened\nclosed\n");
+}

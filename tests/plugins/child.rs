@@ -35,6 +35,7 @@ fn entry() {
         "probe" => {
             let _ = driveline_loader::answer_probe(&file);
         }
+        "search" => println!("{:?}", driveline_loader::search_path(&[file])),
         "hang" => loop {
             std::thread::park();
         },

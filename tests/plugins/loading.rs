@@ -184,3 +184,16 @@ fn failed_loads_leave_nothing_behind() {
     // Other tests open and close files at the same time.
     assert!(open() < before + 100, "descriptors are given back");
 }
+
+#[test]
+fn plugins_are_looked_for_where_the_program_is_told() {
+    let (status, output) = {
+        let mut command = super::child::command("search", Path::new("/given"));
+        command.env("DRIVELINE_PLUGIN_PATH", "/first:/second::/given");
+        let output = command.output().unwrap();
+        (output.status, String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let beside = std::env::current_exe().unwrap().parent().unwrap().to_owned();
+    let expected = format!("[\"/given\", \"/first\", \"/second\", {beside:?}]");
+    assert!(status.success() && output.contains(&expected), "{output}");
+}

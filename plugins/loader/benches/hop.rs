@@ -2,7 +2,7 @@
 //!
 //! The plugins are four copies of one library, in turns, so each hop crosses from one library to another. A read is
 //! answered at once (`inline`), or when it is polled again (`later`). A filter that leaves reads out is not
-//! called at all (`absent`), which must show as 0.
+//! called at all (`absent`), which must show as 0. One with an event that nobody listens to is `silent`.
 
 #[path = "../../../tests/plugins/sets.rs"]
 #[allow(dead_code)] // the tests use more of it

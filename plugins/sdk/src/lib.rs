@@ -112,3 +112,68 @@ pub mod prelude {
         filter, now, options, sleep, tracing,
     };
 }
+
+/// What the attributes refuse.
+///
+/// A filter without a choice of what becomes of the operations that it leaves out:
+/// ```compile_fail
+/// # use driveline_sdk::prelude::*;
+/// struct Undecided;
+/// #[filter(name = "undecided")]
+/// impl Filter for Undecided {
+///     type Options = NoOptions;
+///     fn open(_: NoOptions, _: &OpenCx<'_>) -> Result<Self> { Ok(Undecided) }
+/// }
+/// ```
+/// A name that could not stand in a configuration:
+/// ```compile_fail
+/// # use driveline_sdk::prelude::*;
+/// struct Named;
+/// #[filter(name = "My Filter", default = "pass")]
+/// impl Filter for Named {
+///     type Options = NoOptions;
+///     fn open(_: NoOptions, _: &OpenCx<'_>) -> Result<Self> { Ok(Named) }
+/// }
+/// ```
+/// An operation that does not exist:
+/// ```compile_fail
+/// # use driveline_sdk::prelude::*;
+/// struct Misspelt;
+/// #[filter(name = "misspelt", default = "pass")]
+/// impl Filter for Misspelt {
+///     type Options = NoOptions;
+///     fn open(_: NoOptions, _: &OpenCx<'_>) -> Result<Self> { Ok(Misspelt) }
+///     async fn reed(&self, next: &mut Next<'_>, r: &ReadRequest<'_>) -> Result<()> { next.read(r).await }
+/// }
+/// ```
+/// A lock that is held while waiting:
+/// ```compile_fail
+/// # use driveline_sdk::prelude::*;
+/// struct Locks(std::sync::Mutex<u64>);
+/// #[filter(name = "locks", default = "pass")]
+/// impl Filter for Locks {
+///     type Options = NoOptions;
+///     fn open(_: NoOptions, _: &OpenCx<'_>) -> Result<Self> { Ok(Locks(Default::default())) }
+///     async fn read(&self, next: &mut Next<'_>, r: &ReadRequest<'_>) -> Result<()> {
+///         let mut count = self.0.lock().unwrap();
+///         *count += 1;
+///         next.read(r).await
+///     }
+/// }
+/// ```
+/// (The same, let go before, is taken:)
+/// ```
+/// # use driveline_sdk::prelude::*;
+/// struct Locks(std::sync::Mutex<u64>);
+/// #[filter(name = "locks", default = "pass")]
+/// impl Filter for Locks {
+///     type Options = NoOptions;
+///     fn open(_: NoOptions, _: &OpenCx<'_>) -> Result<Self> { Ok(Locks(Default::default())) }
+///     async fn read(&self, next: &mut Next<'_>, r: &ReadRequest<'_>) -> Result<()> {
+///         *self.0.lock().unwrap() += 1;
+///         next.read(r).await
+///     }
+/// }
+/// ```
+#[cfg(doctest)]
+pub mod refused {}

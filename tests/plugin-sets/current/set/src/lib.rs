@@ -169,4 +169,6 @@ export_filters![
     chaos::Chaos,
     children::Mirror,
     logs::Logs,
+    logs::Silent,
+    logs::Ledger,
 ];
