@@ -230,7 +230,7 @@ fn manifest(repository: &Path, name: &str, sdk: &[&str]) -> String {
         dependency.insert("path".into(), format!("{name}/{part}").into());
         dependencies.insert(format!("driveline-{part}"), dependency.into());
     }
-    let profile = "[dev]\ndebug = false\nincremental = false\n[dev.package.driveline-filter-small]\nopt-level = \"s\"\n";
+    let profile = "[dev]\ndebug = false\nincremental = false\n[dev.package.driveline-filter-small]\nopt-level = \"s\"\n[release]\ncodegen-units = 1\n";
     let mut profile: toml::Table = profile.parse().expect("it is TOML");
     if name != "current" {
         profile["dev"].as_table_mut().expect("it is a table").remove("package");
