@@ -96,18 +96,20 @@ impl Qcow2 {
     /// Takes the metadata lock.
     pub(crate) async fn lock(&self, io: &mut Io<'_, '_>) -> Result<MutexGuard<'_, Meta>> {
         let mut meta = self.meta.lock().await;
-        if self.broken.load(Relaxed) {
-            return Err(Error::new(
-                5,
-                "writing metadata failed earlier, so the qcow2 image takes no changes",
-            ));
+        if self.header_unsure.load(Relaxed) {
+            // The tables in memory are those of the header in memory.
+            let bytes = self.header.lock().encode().map_err(|error| Error::new(22, error))?;
+            self.file.write(io, 0, &bytes).await?;
+            io.flush().await?;
+            self.header_unsure.store(false, Relaxed);
         }
-        let abandoned = std::mem::take(&mut *self.abandoned.lock());
-        for cluster in abandoned.into_iter().flatten() {
+        loop {
+            let Some(mut clusters) = self.abandoned.lock().pop() else { return Ok(meta) };
             // Nothing ever pointed to it.
-            meta.refcounts.lower(&self.file, io, cluster).await?;
+            for cluster in &mut clusters {
+                meta.refcounts.lower(&self.file, io, cluster).await?;
+            }
         }
-        Ok(meta)
     }
 
     /// Is everything that completed requests changed in the map durable?
@@ -154,29 +156,21 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Writes a changed header, and flushes. What it points to is durable. A failure leaves open which header
-    /// counts, so after it nothing is written any more.
+    /// Writes a changed header, and flushes. What it points to is durable. After a failure, or if this is cancelled, it
+    /// is open which header is on disk; then the old one is written again before anything else.
     pub(crate) async fn change_header(
         &self,
         io: &mut Io<'_, '_>,
         change: impl FnOnce(&mut Header),
     ) -> Result<()> {
-        struct Breaks<'a>(Option<&'a Qcow2>);
-        impl Drop for Breaks<'_> {
-            fn drop(&mut self) {
-                if let Some(qcow2) = self.0 {
-                    qcow2.broken.store(true, Relaxed);
-                }
-            }
-        }
         let mut header = self.header.lock().clone();
         change(&mut header);
         let bytes = header.encode().map_err(|error| Error::new(22, error))?;
-        let mut breaks = Breaks(Some(self));
+        self.header_unsure.store(true, Relaxed);
         self.file.write(io, 0, &bytes).await?;
         io.flush().await?;
         *self.header.lock() = header;
-        breaks.0 = None;
+        self.header_unsure.store(false, Relaxed);
         Ok(())
     }
 
@@ -375,11 +369,8 @@ impl Qcow2 {
             return;
         }
         let settled = self.epoch.settled();
-        let (now, later) =
-            std::mem::take(&mut meta.waiting).into_iter().partition(|given| given.epoch < settled);
-        meta.waiting = later;
-        let now: Vec<GivenUp> = now;
-        for given in now {
+        while let Some(next) = meta.waiting.iter().position(|given| given.epoch < settled) {
+            let given = meta.waiting.swap_remove(next);
             if let Err(error) = self.lower(meta, io, &given).await {
                 tracing::warn!(%error, clusters = ?given.clusters, "clusters of a qcow2 image stay allocated");
             }

@@ -82,8 +82,8 @@ pub(crate) struct Qcow2 {
     header: Mutex<Header>,
     size_bytes: AtomicU64,
     read_only: AtomicBool,
-    /// Writing metadata failed such that what is on disk is not known.
-    broken: AtomicBool,
+    /// Writing a header did not come to its end, so it is not known which one is on disk.
+    header_unsure: AtomicBool,
     file: File,
     ranges: Ranges,
     meta: async_lock::Mutex<Meta>,

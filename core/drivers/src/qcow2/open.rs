@@ -61,7 +61,7 @@ impl Qcow2 {
             compression: header.compression,
             size_bytes: AtomicU64::new(header.size_bytes),
             read_only: AtomicBool::new(read_only),
-            broken: AtomicBool::new(false),
+            header_unsure: AtomicBool::new(false),
             file,
             ranges: Ranges::default(),
             meta: async_lock::Mutex::new(Meta::new(refcounts)),

@@ -35,8 +35,9 @@ pub(crate) struct Refcounts {
     tick: u64,
     /// No cluster before this one is free, as far as we know.
     pub(crate) hint: u64,
-    /// Blocks were added, but not everything that they say. If that stays so, nothing may be written any more.
-    halfway: bool,
+    /// Table entries of blocks that are being added. If that fails or is cancelled they are taken out again, before
+    /// anything else is done.
+    adding: Vec<usize>,
 }
 
 /// What came of looking for free clusters.
@@ -60,7 +61,7 @@ impl Refcounts {
             capacity,
             tick: 0,
             hint: 1,
-            halfway: false,
+            adding: Vec::new(),
         }
     }
 
@@ -132,6 +133,7 @@ impl Refcounts {
 
     /// Lowers the count of a cluster by one; returns what is left.
     pub(crate) async fn lower(&mut self, file: &File, io: &mut Io<'_, '_>, cluster: u64) -> Result<u64> {
+        self.undo_adding();
         let count = self.get(file, io, cluster).await?;
         if count == 0 {
             // The image was damaged before. Nothing is lost: the cluster was never safe.
@@ -182,7 +184,7 @@ impl Refcounts {
         fewer: bool,
     ) -> Result<Space> {
         let entries = self.geometry.block_entries();
-        self.check_whole()?;
+        self.undo_adding();
         let mut start = self.first_free(file, io, self.hint).await?;
         let first = start;
         let clusters_max = 1 << (56 - self.geometry.cluster_bits);
@@ -220,7 +222,7 @@ impl Refcounts {
                     self.make_blocks(file, io, start..start + length, usable).await?;
                 }
                 self.mark(file, io, start, length).await?;
-                self.halfway = false;
+                self.adding.clear();
                 if start == first {
                     self.hint = start + length;
                 }
@@ -230,14 +232,11 @@ impl Refcounts {
         }
     }
 
-    fn check_whole(&self) -> Result<()> {
-        if self.halfway {
-            return Err(Error::new(
-                5,
-                "adding refcounts failed earlier, so the qcow2 image takes no changes",
-            ));
+    fn undo_adding(&mut self) {
+        for index in std::mem::take(&mut self.adding) {
+            self.forget(self.table[index]);
+            self.table[index] = 0;
         }
-        Ok(())
     }
 
     async fn mark(&mut self, file: &File, io: &mut Io<'_, '_>, start: u64, length: u64) -> Result<()> {
@@ -261,7 +260,6 @@ impl Refcounts {
         let entries = self.geometry.block_entries();
         let cluster_bytes = self.geometry.cluster_bytes();
         let mut place = range.start + at;
-        self.halfway = true;
         for index in range.start / entries..=(range.end - 1) / entries {
             if self.table[index as usize] & REFTABLE_MASK != 0 {
                 continue;
@@ -270,6 +268,7 @@ impl Refcounts {
             // Nothing points to it yet. What is dirty in the cache is written later, before the table is.
             file.zero(io, offset..offset + cluster_bytes).await?;
             self.forget(offset);
+            self.adding.push(index as usize);
             self.table[index as usize] = offset;
             self.table_dirty.insert(index as usize / TABLE_PART);
             place += 1;
@@ -296,7 +295,7 @@ impl Refcounts {
 
     /// Writes blocks, and then what of the table points to new ones, with a flush between.
     pub(crate) async fn write(&mut self, file: &File, io: &mut Io<'_, '_>) -> Result<()> {
-        self.check_whole()?;
+        self.undo_adding();
         let mut dirty: Vec<u64> = self.slots.iter().filter(|(_, s)| s.dirty).map(|(&at, _)| at).collect();
         dirty.sort_unstable();
         for slice in dirty {

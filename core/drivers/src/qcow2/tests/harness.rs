@@ -8,7 +8,10 @@ use parking_lot::Mutex;
 use std::{
     path::{Path, PathBuf},
     process::{Command, Output},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
 };
 
 /// What happened to a leaf.
@@ -25,10 +28,18 @@ pub(crate) struct Leaf {
     pub(crate) data: Mutex<Vec<u8>>,
     /// Everything that happened, if it is to be recorded.
     pub(crate) log: Mutex<Option<Vec<Event>>>,
+    /// How often a read lets others run before it looks, and a write before it stores.
+    pub(crate) slow: AtomicUsize,
+    /// Each so-manieth write or flush fails; 0: none.
+    pub(crate) failing: AtomicUsize,
+    done: AtomicUsize,
 }
 
 impl Leaf {
     async fn read(&self, _: &mut Next<'_>, request: &ReadRequest<'_>) -> Result<()> {
+        for _ in 0..self.slow.load(Relaxed) {
+            yield_now().await;
+        }
         let data = self.data.lock();
         let range = request.range();
         if range.end > data.len() as u64 {
@@ -39,7 +50,10 @@ impl Leaf {
     }
 
     async fn write(&self, _: &mut Next<'_>, request: &WriteRequest<'_>) -> Result<()> {
-        yield_now().await;
+        for _ in 0..=self.slow.load(Relaxed) {
+            yield_now().await;
+        }
+        self.may_fail()?;
         let mut bytes = vec![0; request.length() as usize];
         request.copy_to(0, &mut bytes);
         self.put(request.offset(), bytes);
@@ -58,6 +72,11 @@ impl Leaf {
         }
     }
 
+    fn may_fail(&self) -> Result<()> {
+        let (each, done) = (self.failing.load(Relaxed), self.done.fetch_add(1, Relaxed));
+        if each > 0 && done % each == each - 1 { Err(Error::IO) } else { Ok(()) }
+    }
+
     /// How much was recorded.
     pub(crate) fn log_len(&self) -> usize {
         self.log.lock().as_ref().map_or(0, Vec::len)
@@ -66,6 +85,7 @@ impl Leaf {
     async fn flush(&self, _: &mut Next<'_>, _: &FlushRequest<'_>) -> Result<()> {
         let before = self.log_len();
         yield_now().await;
+        self.may_fail()?;
         if let Some(log) = &mut *self.log.lock() {
             log.push(Event::Flush(before));
         }
@@ -143,7 +163,7 @@ pub(crate) fn file_child(leaf: &Arc<Body<Leaf>>, path: Option<&Path>) -> OpenChi
 }
 
 pub(crate) fn leaf(bytes: Vec<u8>) -> Arc<Body<Leaf>> {
-    Arc::new(Body { cookie: 0, driver: Leaf { data: Mutex::new(bytes), log: Mutex::default() } })
+    Arc::new(Body { cookie: 0, driver: Leaf { data: Mutex::new(bytes), ..Leaf::default() } })
 }
 
 impl World {

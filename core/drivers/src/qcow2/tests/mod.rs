@@ -5,5 +5,6 @@ mod crash;
 mod damage;
 mod harness;
 mod interop;
+mod races;
 mod random;
 mod refuse;
