@@ -44,5 +44,5 @@ fn a_corrupt_file_takes_the_child_and_not_the_parent() {
 #[test]
 fn a_child_that_hangs_is_killed() {
     let verdict = probe(child::command("hang", Path::new("/")), Duration::from_millis(300)).unwrap();
-    assert_eq!(verdict, Verdict::Died("it did not come to an end in 0 s".into()));
+    assert_eq!(verdict, Verdict::Died("it did not come to an end in 300ms".into()));
 }

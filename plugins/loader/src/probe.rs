@@ -83,7 +83,7 @@ pub fn probe(mut command: Command, time_limit: Duration) -> io::Result<Verdict> 
         Err(_) => {
             child.kill()?;
             child.wait()?;
-            return Ok(Verdict::Died(format!("it did not come to an end in {} s", time_limit.as_secs())));
+            return Ok(Verdict::Died(format!("it did not come to an end in {time_limit:?}")));
         }
     };
     let status = child.wait()?;
