@@ -1,3 +1,4 @@
+#![allow(missing_docs)] // what criterion's macros make
 //! What a request costs on its way through the graph to a driver that does nothing.
 
 use criterion::{Criterion, criterion_group, criterion_main};
