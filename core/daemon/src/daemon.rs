@@ -2,14 +2,16 @@
 
 use crate::{
     config::{Config, Mistake, Mistakes},
-    drivers,
+    control, drivers,
     exports::{ExportView, Exports, NewExport},
     logging,
     runtime::EngineRuntime,
 };
-use driveline_engine::{Engine, Handle};
+use driveline_engine::{Engine, Handle, JoinHandle};
 use driveline_graph::{Change, Error, Graph, GraphOptions, Kind, NewBitmap, Result};
 use driveline_jobs::{HOLDER_DRIVER, Jobs};
+use driveline_qmp::{Event, Monitor, Reason};
+use parking_lot::Mutex;
 use std::{fmt, sync::Arc};
 
 /// Why nothing was started.
@@ -45,8 +47,16 @@ pub(crate) struct Inner {
     pub(crate) graph: Graph,
     pub(crate) jobs: Jobs,
     pub(crate) exports: Exports,
+    /// Where QMP is spoken, if anywhere.
+    monitor: Mutex<Option<Monitoring>>,
     /// Somebody wants the program to end.
     pub(crate) quit: Quit,
+}
+
+#[derive(Debug)]
+struct Monitoring {
+    monitor: Monitor,
+    accepting: JoinHandle<()>,
 }
 
 /// A bell that rings once.
@@ -85,9 +95,10 @@ impl Daemon {
         let engine = start_engine(config).map_err(StartError::World)?;
         let jobs = Jobs::new(graph.clone(), Arc::new(EngineRuntime::new(engine.handle())));
         let exports = Exports::new(engine.handle(), graph.clone());
-        let inner = Arc::new(Inner { graph, jobs, exports, quit: Quit::default() });
+        let inner =
+            Arc::new(Inner { graph, jobs, exports, monitor: Mutex::default(), quit: Quit::default() });
         let daemon = Self { engine, inner };
-        match daemon.engine.block_on_local(|| daemon.inner.open(config)) {
+        match daemon.engine.block_on_local(|| daemon.inner.open(config, daemon.engine.handle())) {
             Ok(()) => Ok(daemon),
             Err(error) => {
                 drop(daemon.stop());
@@ -147,7 +158,14 @@ impl Daemon {
 }
 
 impl Inner {
-    async fn open(self: &Arc<Self>, config: &Config) -> Result<()> {
+    async fn open(self: &Arc<Self>, config: &Config, engine: Handle) -> Result<()> {
+        let listener = match &config.monitor {
+            Some(address) => Some(control::bind(address.get_ref()).map_err(|error| {
+                let message = format_args!("the monitor cannot listen on {}: {error}", address.get_ref());
+                Error::new(Kind::of_errno(error.raw_os_error().unwrap_or_default()), message)
+            })?),
+            None => None,
+        };
         build(config, &self.graph, |definition| definition, false).await?;
         let new_export = |export: &crate::config::ExportSection| {
             let new = NewExport {
@@ -161,12 +179,35 @@ impl Inner {
             };
             (export.address.get_ref().clone(), new)
         };
-        self.exports.start(config.exports.iter().map(new_export).collect()).await
+        self.exports.start(config.exports.iter().map(new_export).collect()).await?;
+        if let Some(listener) = listener {
+            let program = Arc::new(control::Program(Arc::downgrade(self)));
+            let monitor = Monitor::new(self.graph.clone(), program);
+            let serving = monitor.clone();
+            let accepting = engine.spawn_on(0, move || async move { serving.serve(listener).await });
+            *self.monitor.lock() = Some(Monitoring { monitor, accepting });
+        }
+        Ok(())
     }
 
+    /// Tells monitors of an event.
+    pub(crate) fn tell(&self, event: &Event) {
+        if let Some(monitoring) = &*self.monitor.lock() {
+            monitoring.monitor.emit(event);
+        }
+    }
+
+    /// Monitors hear of what happens here, so they go last; but no new ones come.
     async fn close(&self) -> Result<()> {
+        if let Some(monitoring) = &mut *self.monitor.lock() {
+            monitoring.accepting.abort();
+        }
         self.jobs.shutdown().await;
         self.exports.close().await;
+        let monitoring = self.monitor.lock().take();
+        if let Some(monitoring) = monitoring {
+            monitoring.monitor.close(Reason::Signal).await;
+        }
         self.graph.close().await
     }
 }

@@ -30,6 +30,7 @@
 pub mod cli;
 pub mod commands;
 pub mod config;
+mod control;
 pub mod daemon;
 pub mod demo;
 pub mod drivers;

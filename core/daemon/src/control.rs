@@ -1,0 +1,109 @@
+//! The program as monitors see it: exports, the NBD server, the end.
+
+use crate::{
+    config::Address,
+    daemon::Inner,
+    exports::{Exports, NewExport},
+};
+use driveline_engine::net::{TcpListener, UnixListener};
+use driveline_graph::BoxFuture;
+use driveline_nbd::ServerOptions;
+use driveline_qmp::{
+    Address as QmpAddress, Control, Error, Event, ExportInfo, Listener, NbdExport, NbdServer, RemoveMode,
+    Result,
+};
+use std::{
+    io,
+    path::absolute,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+/// Monitors do not keep the program alive: they look it up for each command.
+pub(crate) struct Program(pub(crate) Weak<Inner>);
+
+impl Program {
+    fn inner(&self) -> Result<Arc<Inner>> {
+        self.0.upgrade().ok_or_else(|| Error::generic("the program is ending"))
+    }
+}
+
+impl Control for Program {
+    fn exports(&self) -> Vec<ExportInfo> {
+        let list = self.inner().map(|inner| inner.exports.list()).unwrap_or_default();
+        let info = |export: crate::exports::ExportView| ExportInfo {
+            id: export.id,
+            node_name: export.target,
+            shutting_down: export.shutting_down,
+        };
+        list.into_iter().map(info).collect()
+    }
+
+    fn add_export(&self, export: NbdExport) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let new = NewExport {
+                id: export.id,
+                target: export.node_name,
+                name: export.name,
+                description: export.description.unwrap_or_default(),
+                writable: export.writable,
+                bitmaps: export.bitmaps,
+                allocation_depth: export.allocation_depth,
+            };
+            Ok(self.inner()?.exports.add(new).await?)
+        })
+    }
+
+    fn remove_export<'a>(&'a self, id: &'a str, mode: RemoveMode) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            let inner = self.inner()?;
+            inner.exports.remove(id, mode == RemoveMode::Safe).await?;
+            inner.tell(&Event::ExportDeleted { id: id.to_owned() });
+            Ok(())
+        })
+    }
+
+    fn start_nbd_server(&self, server: NbdServer) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let address = match server.address {
+                // Relative to where the program was started, as in QEMU.
+                QmpAddress::Unix(path) => Address::Unix(absolute(&path).unwrap_or(path)),
+                QmpAddress::Inet(host, port) if host.contains(':') => {
+                    Address::Tcp(format!("[{host}]:{port}"))
+                }
+                QmpAddress::Inet(host, port) => Address::Tcp(format!("{host}:{port}")),
+            };
+            let options = ServerOptions {
+                handshake_limit: Duration::from_secs(server.handshake_max_seconds.into()),
+                connections_max: server.max_connections as usize,
+                ..ServerOptions::default()
+            };
+            let exports: &Exports = &self.inner()?.exports;
+            Ok(exports.start_server(address, options).await?)
+        })
+    }
+
+    fn stop_nbd_server(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let inner = self.inner()?;
+            for id in inner.exports.stop_server().await? {
+                inner.tell(&Event::ExportDeleted { id });
+            }
+            Ok(())
+        })
+    }
+
+    fn quit(&self) {
+        if let Ok(inner) = self.inner() {
+            inner.quit.ring();
+        }
+    }
+}
+
+/// Takes the place where monitors connect.
+pub(crate) fn bind(address: &Address) -> io::Result<Listener> {
+    Ok(match address {
+        Address::Unix(path) => UnixListener::bind(path)?.into(),
+        Address::Tcp(address) => TcpListener::bind(address.as_str())?.into(),
+    })
+}
