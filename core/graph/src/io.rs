@@ -86,6 +86,8 @@ pub(crate) struct Marks {
     pub(crate) bitmaps: Arc<[Arc<Bitmap>]>,
     /// The nodes at and below this one: what the scope of UNCHANGED is looked up in.
     pub(crate) reach: Vec<NodeId>,
+    /// The node grows when something is written behind its end (a file below a format), and its bitmaps with it.
+    pub(crate) grows: bool,
 }
 
 impl Marks {
@@ -101,6 +103,9 @@ impl Marks {
             // What a job writes below changes this node, but no drive: a drive's bitmap does not want it.
             if unchanged && bitmap.view() == driveline_bitmap::View::Drive {
                 continue;
+            }
+            if self.grows && range.end > bitmap.length() {
+                bitmap.resize(range.end);
             }
             bitmap.mark(range.clone());
         }

@@ -106,6 +106,10 @@ impl InFlight {
         Self { root: root.clone(), edge: root.edge.load_full() }
     }
 
+    fn try_enter(root: &Arc<RootShared>) -> Option<Self> {
+        root.gate.try_enter().then(|| Self { root: root.clone(), edge: root.edge.load_full() })
+    }
+
     pub(crate) fn root(&self) -> &Arc<RootShared> {
         &self.root
     }
@@ -195,6 +199,19 @@ impl Root {
     /// wait for a graph change itself.
     pub async fn enter(&self) -> Unit {
         Unit { flight: InFlight::enter(&self.0.shared).await }
+    }
+
+    /// Goes inside two roots for requests that belong together. One is never held while the other is waited for: a
+    /// drain of both would wait for ever.
+    pub async fn enter_both(&self, other: &Root) -> (Unit, Unit) {
+        loop {
+            let unit = self.enter().await;
+            if let Some(flight) = InFlight::try_enter(&other.0.shared) {
+                return (unit, Unit { flight });
+            }
+            drop(unit);
+            drop(other.enter().await);
+        }
     }
 
     /// Reads.

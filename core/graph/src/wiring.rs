@@ -1,7 +1,7 @@
 //! From a topology to edges: where each operation on each edge goes.
 
 use crate::{
-    driver::{Missing, OpenChild},
+    driver::{DriverKind, Missing, OpenChild},
     fit::Fit,
     io::{HOP, Hop, MARK_ONLY, MarkOnly, Marks, without_limits},
     lower::{LOWER, Lower},
@@ -102,6 +102,7 @@ fn interpose(
         marks: Marks {
             bitmaps: node.bitmaps.lock().snapshot(),
             reach: topology.reach(node.id).into_iter().collect(),
+            grows: node.driver.description().kind == DriverKind::Protocol,
         },
         holds: !locker && (fit.is_some() || is_locked(topology, node.id)),
         fit,

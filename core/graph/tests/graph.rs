@@ -469,6 +469,46 @@ fn a_locked_range_keeps_guests_out_but_not_its_owner() {
 }
 
 #[test]
+fn who_enters_two_roots_holds_neither_while_he_waits() {
+    use futures::FutureExt;
+    let bench = memory();
+    bench.add(json!([{ "driver": "memory", "node-name": "other" }])).unwrap();
+    let (a, b) = (bench.root("disk"), bench.root("other"));
+    bench.run(async {
+        let busy = b.enter().await;
+        let mut change = Box::pin(async {
+            let mut change = bench.graph.change().await;
+            change.add_bitmap("other", bitmap("x", View::Node)).unwrap();
+            change.commit().await
+        });
+        assert!(change.as_mut().now_or_never().is_none(), "it waits for the unit inside");
+        let mut both = Box::pin(a.enter_both(&b));
+        assert!(both.as_mut().now_or_never().is_none());
+        assert_eq!(a.in_flight(), 0, "a drain of the first root would not wait for it");
+        drop(busy);
+        change.await.unwrap();
+        both.await;
+    });
+}
+
+#[test]
+fn a_bitmap_of_a_file_records_what_is_written_behind_its_end() {
+    let bench = drive(
+        json!([{ "driver": "overlay", "node-name": "image", "file": { "driver": "memory", "node-name": "disk", "size": 4096 } }]),
+        "image",
+    );
+    bench.change(|change| change.add_bitmap("disk", bitmap("node", View::Node))).unwrap();
+    let image = bench.root("image");
+    let ask = Ask { op: op::WRITE, offset: 0, ..Ask::default() };
+    bench.run(image.submit(ask, Buffer::new(512))).result.unwrap();
+    let behind = Ask { op: op::WRITE, offset: 3584, ..Ask::default() };
+    bench.run(image.submit(behind, Buffer::new(512))).result.unwrap();
+    // The overlay of this test writes where it is told to; a root on it would be refused behind its end.
+    bench.change(|change| change.resize("disk", 4096)).unwrap_err();
+    assert_eq!(bench.dirty("disk", "node"), [(0, 4096)]);
+}
+
+#[test]
 fn closing_the_graph_closes_every_node_once() {
     let bench = memory();
     bench.insert("pass", "limit", "vda").unwrap();

@@ -385,7 +385,7 @@ impl Source for Push<'_> {
 
     fn copy<'a>(&'a self, piece: Range<u64>, buffers: &'a Buffers) -> BoxFuture<'a, Result<(), PieceError>> {
         Box::pin(async move {
-            let (above, below) = (self.top.enter().await, self.base.enter().await);
+            let (above, below) = self.top.enter_both(self.base).await;
             // No guest writes here between the clean bit and the copy: its write would be marked, but not copied.
             let _lock = above.lock(piece.clone()).await;
             self.dirty.bits().clear_range(piece.clone());

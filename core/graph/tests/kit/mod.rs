@@ -88,6 +88,15 @@ impl Note {
     }
 }
 
+impl Note {
+    /// A format whose data lie behind the end of its file.
+    async fn write_behind(&self, next: &mut Next<'_>, r: &WriteRequest<'_>) -> OpResult {
+        let end = next.info(0).size_bytes;
+        next.write(&r.at(r.offset() + end)).await
+    }
+}
+
+static BEHIND: OpTable<Note> = OpTable::new().read(Note::read).write(Note::write_behind);
 static NOTHING: OpTable<Note> = OpTable::new();
 static READ_WRITE: OpTable<Note> = OpTable::new().read(Note::read).write(Note::write);
 static READ: OpTable<Note> = OpTable::new().read(Note::read);
@@ -197,6 +206,9 @@ impl Bench {
             overlay
         };
         bench.driver(overlay, Some(&READ_WRITE));
+        let mut growing = Description::builtin("growing", DriverKind::Format, "");
+        growing.children = vec![ChildSpec::required("file", Role::Storage)];
+        bench.driver(growing, Some(&BEHIND));
         let filter = |name, missing, known, table, effects| {
             let mut filter = Description::builtin(name, DriverKind::Filter, "");
             filter.children = vec![ChildSpec::required("child", Role::Filtered)];
