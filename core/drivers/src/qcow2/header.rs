@@ -2,6 +2,7 @@
 
 use super::layout::{Geometry, be32, be64};
 use driveline_graph::{Error, Kind, Result};
+use std::ops::Range;
 
 pub(crate) const MAGIC: [u8; 4] = *b"QFI\xfb";
 /// Bytes of the header that every image has, and those that every version 3 image has.
@@ -297,6 +298,16 @@ impl Header {
             cluster_bits: self.cluster_bits,
             refcount_order: self.refcount_order,
         }
+    }
+
+    /// Where the header, the L1 table and the refcount table are.
+    pub(crate) fn metadata(&self) -> [Range<u64>; 3] {
+        let clusters = |at: u64, bytes: u64| at..self.geometry().align_up(at + bytes);
+        [
+            clusters(0, 1),
+            clusters(self.l1_offset, u64::from(self.l1_entries) * 8),
+            clusters(self.reftable_offset, u64::from(self.reftable_clusters) << self.cluster_bits),
+        ]
     }
 
     fn header_bytes(&self) -> usize {

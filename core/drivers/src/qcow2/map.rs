@@ -3,11 +3,12 @@
 //! Everything here is under one short lock. Only holders of the metadata lock change entries, so what was found
 //! under that lock stays as it was found.
 
-use super::layout::{Geometry, Mapping, OFFSET_MASK};
+use super::layout::{Geometry, Mapping, OFFSET_MASK, corrupt};
 use driveline_op::Result;
 use std::{
     collections::HashMap,
     hash::{BuildHasherDefault, Hasher},
+    ops::Range,
     task::{Context, Poll, Waker},
 };
 
@@ -78,6 +79,8 @@ pub(crate) enum Load {
 pub(crate) struct Map {
     geometry: Geometry,
     pub(crate) l1: Vec<u64>,
+    /// Where the header and the tables that it points to are: never data, whatever a damaged image says.
+    pub(crate) protected: [Range<u64>; 3],
     index: ByOffset<usize>,
     slots: Vec<Slot>,
     capacity: usize,
@@ -88,11 +91,17 @@ pub(crate) struct Map {
 
 impl Map {
     /// `cache_bytes` bounds the slices in memory (a handful are always kept).
-    pub(crate) fn new(geometry: Geometry, l1: Vec<u64>, cache_bytes: u64) -> Self {
+    pub(crate) fn new(
+        geometry: Geometry,
+        l1: Vec<u64>,
+        protected: [Range<u64>; 3],
+        cache_bytes: u64,
+    ) -> Self {
         let capacity = (cache_bytes / geometry.slice_bytes()).clamp(8, 1 << 24) as usize;
         Self {
             geometry,
             l1,
+            protected,
             index: ByOffset::default(),
             slots: Vec::new(),
             capacity,
@@ -148,7 +157,21 @@ impl Map {
             }
             bytes += cluster;
         }
-        Ok(Found::Run(Run { mapping, host, length: length.min(bytes) }))
+        let length = length.min(bytes);
+        if writing && host != 0 {
+            self.check_data(host..host + length)?;
+        }
+        Ok(Found::Run(Run { mapping, host, length }))
+    }
+
+    /// Refuses to write data where there is none.
+    pub(crate) fn check_data(&self, range: Range<u64>) -> Result<()> {
+        match self.protected.iter().find(|p| range.start < p.end && p.start < range.end) {
+            None => Ok(()),
+            Some(metadata) => Err(corrupt(format_args!(
+                "data would be written to {range:x?}, which overlaps metadata at {metadata:x?}"
+            ))),
+        }
     }
 
     /// The slice that stands for a guest offset and the entry in it; `None` without a table.

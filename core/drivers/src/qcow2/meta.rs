@@ -29,9 +29,13 @@ pub(crate) struct Meta {
     l1_dirty: BTreeSet<usize>,
     /// The map points to something that may not be durable yet.
     barrier: bool,
-    /// Unmapped in memory, perhaps still mapped on disk.
+    /// Unmapped in memory, still mapped on disk.
     given_up: Vec<GivenUp>,
     given_up_clusters: u64,
+    /// Unmapped in the file, and durably so after the flush of that number.
+    written: Vec<(u64, GivenUp)>,
+    /// The last flush that began.
+    flushes: u64,
     /// Unmapped on disk, perhaps still used by requests.
     waiting: Vec<GivenUp>,
 }
@@ -43,6 +47,14 @@ struct GivenUp {
     epoch: u64,
     /// Tell the file that it may forget them.
     discard: bool,
+}
+
+/// A flush of the file that is to come, or under way.
+#[derive(Debug)]
+struct Flush {
+    number: u64,
+    /// See [`Qcow2::changes`].
+    changes: u64,
 }
 
 /// Host clusters that were taken and are not in use yet. If they never are, they are given back.
@@ -74,6 +86,8 @@ impl Meta {
             barrier: false,
             given_up: Vec::new(),
             given_up_clusters: 0,
+            written: Vec::new(),
+            flushes: 0,
             waiting: Vec::new(),
         }
     }
@@ -134,7 +148,10 @@ impl Qcow2 {
         loop {
             match meta.refcounts.take(&self.file, io, wanted, fewer).await? {
                 Space::Found(first, length) => {
-                    return Ok(Taken { abandoned: &self.abandoned, clusters: first..first + length });
+                    let taken = Taken { abandoned: &self.abandoned, clusters: first..first + length };
+                    let bits = self.geometry.cluster_bits;
+                    self.map.lock().check_data(first << bits..(first + length) << bits)?;
+                    return Ok(taken);
                 }
                 Space::TableTooSmall(entries) => self.grow_reftable(meta, io, entries).await?,
             }
@@ -169,6 +186,7 @@ impl Qcow2 {
         self.header_unsure.store(true, Relaxed);
         self.file.write(io, 0, &bytes).await?;
         io.flush().await?;
+        self.map.lock().protected = header.metadata();
         *self.header.lock() = header;
         self.header_unsure.store(false, Relaxed);
         Ok(())
@@ -348,23 +366,48 @@ impl Qcow2 {
             return io.flush().await;
         }
         let mut meta = self.lock(io).await?;
-        self.flush_locked(&mut meta, io).await
+        let flush = self.begin_flush(&mut meta, io).await?;
+        // Others may go on meanwhile.
+        drop(meta);
+        io.flush().await?;
+        self.end_flush(flush);
+        if let Some(mut meta) = self.meta.try_lock() {
+            self.reclaim(&mut meta, io).await;
+        }
+        Ok(())
     }
 
+    /// The same, with nobody else changing anything.
     pub(crate) async fn flush_locked(&self, meta: &mut Meta, io: &mut Io<'_, '_>) -> Result<()> {
-        // The map is changed under the lock only, so this is all of it.
-        let changes = self.changes.load(SeqCst);
-        self.write_back(meta, io).await?;
+        let flush = self.begin_flush(meta, io).await?;
         io.flush().await?;
-        self.changes_durable.store(changes, SeqCst);
-        meta.waiting.append(&mut meta.given_up);
-        meta.given_up_clusters = 0;
+        self.end_flush(flush);
         self.reclaim(meta, io).await;
         Ok(())
     }
 
+    /// Writes what is dirty. A flush of the file then makes it durable; what that includes is returned.
+    async fn begin_flush(&self, meta: &mut Meta, io: &mut Io<'_, '_>) -> Result<Flush> {
+        // The map is changed under the lock only, so this is all of it.
+        let changes = self.changes.load(SeqCst);
+        self.write_back(meta, io).await?;
+        meta.flushes += 1;
+        let number = meta.flushes;
+        meta.written.extend(meta.given_up.drain(..).map(|given| (number, given)));
+        meta.given_up_clusters = 0;
+        Ok(Flush { number, changes })
+    }
+
+    fn end_flush(&self, flush: Flush) {
+        self.changes_durable.fetch_max(flush.changes, SeqCst);
+        self.flushed.fetch_max(flush.number, SeqCst);
+    }
+
     /// Takes back the refcounts of what was given up, as far as nobody uses it any more. A failure leaves them too high.
     async fn reclaim(&self, meta: &mut Meta, io: &mut Io<'_, '_>) {
+        let flushed = self.flushed.load(SeqCst);
+        let durable = meta.written.extract_if(.., |(flush, _)| *flush <= flushed);
+        meta.waiting.extend(durable.map(|(_, given)| given));
         if meta.waiting.is_empty() {
             return;
         }

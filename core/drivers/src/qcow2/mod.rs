@@ -94,6 +94,8 @@ pub(crate) struct Qcow2 {
     /// How often the map was changed, and up to which change it is durable.
     changes: AtomicU64,
     changes_durable: AtomicU64,
+    /// The last flush of the file after metadata was written that is done, by its number.
+    flushed: AtomicU64,
     /// The last compressed cluster that was read, by its L2 entry.
     unpacked: Mutex<Option<(u64, Arc<[u8]>)>>,
     snapshots: Vec<snapshot::Snapshot>,

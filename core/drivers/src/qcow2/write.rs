@@ -166,6 +166,7 @@ impl Qcow2 {
                     **mapping == Mapping::Zero { host: host + *i as u64 * cluster_bytes, copied: true }
                 };
                 let clusters = mappings.iter().enumerate().take_while(same).count() as u64;
+                self.map.lock().check_data(host..host + clusters * cluster_bytes)?;
                 Ok(Some(Place { taken: None, host, clusters, fresh: false }))
             }
             _ => {

@@ -49,7 +49,7 @@ fn batch(world: &World, model: &mut Model, random: &mut StdRng, backed_v2: bool)
         let found = world.read(at, length as usize).unwrap();
         let before = &model.0[at as usize..(at + length) as usize];
         assert!(
-            found.iter().zip(before).all(|(now, before)| now == before || *now == 0),
+            found == before || found.iter().zip(before).all(|(now, before)| now == before || *now == 0),
             "discard shows other data"
         );
         if backed_v2 {
@@ -113,11 +113,11 @@ fn rounds(seed: u64, options: &str, size: &str, backing: bool) {
     }
     let mut snapshots = Vec::new();
     let mut model = Model(raw_of(&path));
-    for round in 0..4 {
+    for round in 0..3 {
         let context = format!("seed {seed}, {options}, backing {backing}, round {round}");
         let cache = serde_json::json!({ "cache-size": "128KiB" });
         let world = World::open_with(fs::read(&path).unwrap(), below.as_ref(), false, cache).unwrap();
-        for _ in 0..25 {
+        for _ in 0..20 {
             batch(&world, &mut model, &mut random, backing && options.contains("0.10"));
         }
         assert!(world.contents() == model.0, "{context}");
@@ -130,7 +130,7 @@ fn rounds(seed: u64, options: &str, size: &str, backing: bool) {
         let snapshots_max = match options.split_once("refcount_bits=") {
             Some((_, "1")) => 0,
             Some((_, "2")) => 1,
-            _ => 3,
+            _ => 2,
         };
         if round < snapshots_max {
             run("qemu-img", &["snapshot", "-c", &format!("s{round}"), path_text]);
