@@ -1,5 +1,6 @@
 //! Tests across the whole of Driveline: what no crate can show alone.
 
+mod filters;
 mod harness;
 mod plugins;
 mod real_job;
