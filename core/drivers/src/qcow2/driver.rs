@@ -213,6 +213,10 @@ impl OpenNode for Qcow2Node {
         Box::pin(async move { self.0.driver.resize(&mut Io::Edges(&edges(children)?), size_bytes).await })
     }
 
+    fn backing_file(&self) -> Option<(String, String)> {
+        self.0.driver.backing_file()
+    }
+
     fn set_backing_file<'a>(
         &'a self,
         children: &'a [OpenChild],

@@ -105,6 +105,12 @@ impl Qcow2 {
         Ok(())
     }
 
+    /// The backing file that the header names, and its format; empty if the header names none.
+    pub(crate) fn backing_file(&self) -> Option<(String, String)> {
+        let header = self.header.lock();
+        Some((header.backing.clone()?, header.backing_format.clone().unwrap_or_default()))
+    }
+
     /// What there is to say about the image.
     pub(crate) fn details(&self) -> serde_json::Value {
         let header = self.header.lock();
