@@ -206,17 +206,14 @@ impl Jobs {
         if result.is_ok() {
             result = self.settle(&job, &work).await;
         }
-        match result {
-            Ok(()) => job.set_status(JobStatus::Concluded),
-            Err(stopped) => {
-                if let Stopped::Failed(error) = stopped {
-                    job.set_error(error);
-                }
-                job.set_status(JobStatus::Aborting);
-                work.abort(&job).await;
-                job.set_status(JobStatus::Concluded);
+        if let Err(stopped) = result {
+            if let Stopped::Failed(error) = stopped {
+                job.set_error(error);
             }
+            job.set_status(JobStatus::Aborting);
+            work.abort(&job).await;
         }
+        // Whoever hears that it is over may start the next job on the same nodes at once.
         work.clean();
         self.0.state.lock().claimed.retain(|_, by| *by != job.common.id);
         let info = Box::new(job.info());
@@ -225,6 +222,8 @@ impl Jobs {
         } else {
             job.emit(JobEvent::Completed(info));
         }
+        // After that event, as in QEMU.
+        job.set_status(JobStatus::Concluded);
         if !job.common.auto_dismiss {
             job.until_dismissed().await;
         }
