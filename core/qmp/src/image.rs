@@ -65,6 +65,8 @@ struct ImageInfo {
     #[serde(skip_serializing_if = "Option::is_none")]
     actual_size: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    dirty_flag: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     cluster_size: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     backing_filename: Option<String>,
@@ -146,6 +148,13 @@ pub(crate) fn is_direct(graph: &Graph, node: &str) -> Option<bool> {
     views.direct(views.get(node)?)
 }
 
+/// QAPI's `ImageInfoSpecificQCow2`, of what the driver says.
+fn specific_to_qcow2(details: &Value) -> Value {
+    let fields = ["compat", "compression-type", "lazy-refcounts", "refcount-bits", "corrupt"];
+    let said = fields.iter().filter_map(|field| Some(((*field).to_owned(), details.get(field)?.clone())));
+    json!({ "type": "qcow2", "data": said.collect::<Options>() })
+}
+
 /// All nodes at one moment.
 struct Views {
     order: Vec<NodeView>,
@@ -206,14 +215,15 @@ impl Views {
         let below = self.below(view).filter(|_| depth == Depth::Chain);
         let named = view.node.open_node().backing_file();
         let (backing_filename, backing_filename_format) = named.unzip();
+        let backing_filename_format = backing_filename_format.filter(|format| !format.is_empty());
         let details = view.node.open_node().details();
-        let specific =
-            view.node.driver_name() == "qcow2" && details.as_object().is_some_and(|d| !d.is_empty());
+        let qcow2 = view.node.driver_name() == "qcow2";
         ImageInfo {
             filename: self.filename(view),
             format: view.node.driver_name().to_owned(),
             virtual_size: info.size_bytes,
             actual_size: self.actual_size(view),
+            dirty_flag: details.get("dirty").and_then(Value::as_bool),
             cluster_size: (info.cluster_bytes > 0).then_some(info.cluster_bytes.into()),
             full_backing_filename: backing_filename
                 .is_some()
@@ -221,22 +231,25 @@ impl Views {
                 .flatten(),
             backing_filename,
             backing_filename_format,
-            format_specific: specific.then(|| json!({ "type": "qcow2", "data": details })),
+            format_specific: qcow2.then(|| specific_to_qcow2(&details)),
             backing_image: below.map(|below| Box::new(self.image(below, depth))),
         }
     }
 
     /// The file's name where a name says all; else the node's definition as `json:`, as QEMU does.
     fn filename(&self, view: &NodeView) -> String {
+        let whole = || format!("json:{}", Value::Object(self.definition(view)));
+        self.file_name(view).unwrap_or_else(whole)
+    }
+
+    /// The name of the file that a node is, or that it shows all of.
+    fn file_name(&self, view: &NodeView) -> Option<String> {
         if let Some(path) = view.node.open_node().filename() {
-            return path.to_string_lossy().into_owned();
+            return Some(path.to_string_lossy().into_owned());
         }
         let format = view.node.driver().description().kind == DriverKind::Format;
         let window = ["offset", "size"].iter().any(|key| view.node.options().contains_key(*key));
-        match self.file(view) {
-            Some(file) if format && !window => self.filename(file),
-            _ => format!("json:{}", Value::Object(self.definition(view))),
-        }
+        if format && !window { self.file_name(self.file(view)?) } else { None }
     }
 
     /// A node's driver, options and children (but for a backing, which the image names).

@@ -16,8 +16,9 @@
 //! ```
 //! use driveline_engine::{Config, Engine, net::Stream};
 //! use driveline_graph::{BoxFuture, Graph, GraphOptions};
+//! use driveline_jobs::{Jobs, Runtime};
 //! use driveline_qmp::{Control, ExportInfo, Monitor, NbdExport, NbdServer, RemoveMode, Result};
-//! use std::sync::Arc;
+//! use std::{sync::Arc, time::Duration};
 //!
 //! struct Program;
 //! impl Control for Program {
@@ -30,10 +31,17 @@
 //!     // ...
 //! }
 //!
+//! # struct Threads(driveline_engine::Handle);
+//! # impl Runtime for Threads {
+//! #     fn spawn(&self, future: BoxFuture<'static, ()>) { self.0.spawn(future).detach() }
+//! #     fn sleep(&self, time: Duration) -> BoxFuture<'static, ()> { Box::pin(driveline_engine::sleep(time)) }
+//! #     fn now(&self) -> Duration { Duration::ZERO }
+//! # }
 //! let engine = Engine::start(Config::default())?;
 //! let graph = Graph::new(GraphOptions::default());
+//! let jobs = Jobs::new(graph.clone(), Arc::new(Threads(engine.handle())));
 //! let reply = engine.block_on(async {
-//!     let monitor = Monitor::new(graph, Arc::new(Program));
+//!     let monitor = Monitor::new(graph, jobs, Arc::new(Program));
 //!     let (client, server) = Stream::pair()?;
 //!     let session = async { monitor.session(server).await };
 //!     let talk = async {
@@ -64,6 +72,7 @@ mod error;
 mod events;
 mod exports;
 mod image;
+mod jobs;
 mod monitor;
 mod nodes;
 mod outbox;

@@ -5,10 +5,12 @@ use crate::{
     control::Control,
     error::Result,
     events::{Event, Reason},
+    jobs,
     session::Session,
 };
 use driveline_engine::net::{Stream, TcpListener, UnixListener};
 use driveline_graph::Graph;
+use driveline_jobs::Jobs;
 use futures::future::{join_all, select};
 use parking_lot::Mutex;
 use serde_json::Value;
@@ -33,6 +35,7 @@ pub struct Monitor(Arc<Inner>);
 
 struct Inner {
     graph: Graph,
+    jobs: Jobs,
     control: Arc<dyn Control>,
     sessions: Mutex<Vec<Arc<Session>>>,
     /// Monitors know that the program ends.
@@ -76,16 +79,22 @@ impl Listener {
 }
 
 impl Monitor {
-    /// Monitors for a graph, in a program that does the rest.
-    pub fn new(graph: Graph, control: Arc<dyn Control>) -> Self {
+    /// Monitors for a graph and its jobs, in a program that does the rest.
+    pub fn new(graph: Graph, jobs: Jobs, control: Arc<dyn Control>) -> Self {
         let (sessions, ending) = (Mutex::default(), AtomicBool::new(false));
-        let monitor = Self(Arc::new(Inner { graph, control, sessions, ending }));
+        let monitor = Self(Arc::new(Inner { graph, jobs, control, sessions, ending }));
         let weak = Arc::downgrade(&monitor.0);
         monitor.0.graph.on_event(move |event| {
             if let (Some(monitor), driveline_graph::Event::NodeFailed { node, message }) =
                 (Self::upgrade(&weak), event)
             {
                 monitor.emit(&Event::NodeFailed { node: node.to_string(), message: message.clone() });
+            }
+        });
+        let weak = Arc::downgrade(&monitor.0);
+        monitor.0.jobs.on_event(move |event| {
+            if let (Some(monitor), Some(message)) = (Self::upgrade(&weak), jobs::message(event)) {
+                monitor.tell(&message);
             }
         });
         monitor
@@ -129,7 +138,7 @@ impl Monitor {
         self.tell(&event.message());
     }
 
-    pub(crate) fn tell(&self, event: &Value) {
+    fn tell(&self, event: &Value) {
         for session in self.sessions() {
             session.notify(event);
         }
@@ -153,6 +162,10 @@ impl Monitor {
 
     pub(crate) fn graph(&self) -> &Graph {
         &self.0.graph
+    }
+
+    pub(crate) fn jobs(&self) -> &Jobs {
+        &self.0.jobs
     }
 
     pub(crate) fn control(&self) -> &dyn Control {

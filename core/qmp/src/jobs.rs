@@ -1,0 +1,316 @@
+//! Commands on jobs: starting them, QEMU's two families of verbs (`job-*` by id, `block-job-*` by what it calls a
+//! device, which is the id as well), queries and events.
+
+use crate::{
+    command::{Done, Nothing},
+    error::{Class, Error, Result},
+    events,
+    monitor::Monitor,
+};
+use driveline_jobs::{Base, CommitArgs, JobEvent, JobInfo, Jobs, OnError, StreamArgs};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+/// QAPI's `BlockdevOnError`.
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum OnErrorName {
+    Report,
+    Ignore,
+    Enospc,
+    Stop,
+    Auto,
+}
+
+impl From<OnErrorName> for OnError {
+    fn from(name: OnErrorName) -> Self {
+        match name {
+            OnErrorName::Report => OnError::Report,
+            OnErrorName::Ignore => OnError::Ignore,
+            OnErrorName::Enospc => OnError::Enospc,
+            OnErrorName::Stop => OnError::Stop,
+            OnErrorName::Auto => OnError::Auto,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct BlockStream {
+    job_id: Option<String>,
+    device: String,
+    base: Option<String>,
+    base_node: Option<String>,
+    backing_file: Option<String>,
+    bottom: Option<String>,
+    speed: Option<i64>,
+    on_error: Option<OnErrorName>,
+    filter_node_name: Option<String>,
+    auto_finalize: Option<bool>,
+    auto_dismiss: Option<bool>,
+}
+
+pub(crate) async fn block_stream(monitor: &Monitor, stream: BlockStream) -> Result<Done> {
+    let base = match (stream.base, stream.base_node, stream.bottom) {
+        (None, None, None) => None,
+        (Some(file), None, None) => Some(Base::File(file)),
+        (None, Some(node), None) => Some(Base::Node(node)),
+        (None, None, Some(node)) => Some(Base::Bottom(node)),
+        (Some(_), Some(_), _) => return Err(both("base", "base-node")),
+        (Some(_), None, Some(_)) => return Err(both("base", "bottom")),
+        (None, Some(_), Some(_)) => return Err(both("base-node", "bottom")),
+    };
+    let graph = monitor.graph();
+    graph.node_or_drive(&stream.device).map_err(|_| Error::no_node(&stream.device))?;
+    if let Some(Base::Node(node) | Base::Bottom(node)) = &base {
+        graph.node_or_drive(node).map_err(|_| Error::no_node(node))?;
+    }
+    let arguments = StreamArgs {
+        job_id: stream.job_id,
+        device: stream.device,
+        base,
+        backing_file: stream.backing_file,
+        speed: speed(stream.speed.unwrap_or(0))?,
+        on_error: stream.on_error.unwrap_or(OnErrorName::Report).into(),
+        filter_node_name: stream.filter_node_name,
+        manual_finalize: stream.auto_finalize == Some(false),
+        manual_dismiss: stream.auto_dismiss == Some(false),
+    };
+    monitor.jobs().stream(arguments).await?;
+    Ok(Done {})
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct BlockCommit {
+    job_id: Option<String>,
+    device: String,
+    base_node: Option<String>,
+    base: Option<String>,
+    top_node: Option<String>,
+    top: Option<String>,
+    backing_file: Option<String>,
+    speed: Option<i64>,
+    on_error: Option<OnErrorName>,
+    filter_node_name: Option<String>,
+    auto_finalize: Option<bool>,
+    auto_dismiss: Option<bool>,
+}
+
+pub(crate) async fn block_commit(monitor: &Monitor, commit: BlockCommit) -> Result<Done> {
+    let graph = monitor.graph();
+    graph.node_or_drive(&commit.device).map_err(|_| {
+        Error::new(Class::DeviceNotFound, format_args!("Device '{}' not found", commit.device))
+    })?;
+    if commit.base.is_some() && commit.base_node.is_some() {
+        return Err(both("base", "base-node"));
+    }
+    if commit.top.is_some() && commit.top_node.is_some() {
+        return Err(both("top", "top-node"));
+    }
+    for node in [&commit.top_node, &commit.base_node].into_iter().flatten() {
+        graph.node_or_drive(node).map_err(|_| Error::no_node(node))?;
+    }
+    let arguments = CommitArgs {
+        job_id: commit.job_id,
+        device: commit.device,
+        top_node: commit.top_node,
+        top: commit.top,
+        base_node: commit.base_node,
+        base: commit.base,
+        backing_file: commit.backing_file,
+        speed: speed(commit.speed.unwrap_or(0))?,
+        on_error: commit.on_error.unwrap_or(OnErrorName::Report).into(),
+        filter_node_name: commit.filter_node_name,
+        manual_finalize: commit.auto_finalize == Some(false),
+        manual_dismiss: commit.auto_dismiss == Some(false),
+    };
+    monitor.jobs().commit(arguments).await?;
+    Ok(Done {})
+}
+
+fn both(one: &str, other: &str) -> Error {
+    Error::generic(format_args!("'{one}' and '{other}' cannot be specified at the same time"))
+}
+
+fn speed(bytes_per_second: i64) -> Result<u64> {
+    u64::try_from(bytes_per_second)
+        .map_err(|_| Error::generic("Parameter 'speed' expects a non-negative value"))
+}
+
+/// A job, for `job-*`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ById {
+    id: String,
+}
+
+/// A job, for `block-job-*`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ByDevice {
+    device: String,
+}
+
+/// A job, for those of `block-job-*` that say `id` all the same.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct BlockJobById {
+    id: String,
+}
+
+/// What names a job, and how its family of commands says that there is none of that name.
+pub(crate) trait Named {
+    fn find(self, jobs: &Jobs) -> Result<String>;
+}
+
+impl Named for ById {
+    fn find(self, jobs: &Jobs) -> Result<String> {
+        jobs.get(&self.id).map_err(|_| Error::generic("Job not found"))?;
+        Ok(self.id)
+    }
+}
+
+impl Named for ByDevice {
+    fn find(self, jobs: &Jobs) -> Result<String> {
+        block_job(jobs, self.device)
+    }
+}
+
+impl Named for BlockJobById {
+    fn find(self, jobs: &Jobs) -> Result<String> {
+        block_job(jobs, self.id)
+    }
+}
+
+fn block_job(jobs: &Jobs, id: String) -> Result<String> {
+    jobs.get(&id)
+        .map_err(|_| Error::new(Class::DeviceNotActive, format_args!("Block job '{id}' not found")))?;
+    Ok(id)
+}
+
+/// A function for each verb, for either family.
+macro_rules! verbs {
+    ($($verb:ident)*) => {
+        $(pub(crate) async fn $verb<N: Named>(monitor: &Monitor, job: N) -> Result<Done> {
+            let jobs = monitor.jobs();
+            jobs.$verb(&job.find(jobs)?)?;
+            Ok(Done {})
+        })*
+    };
+}
+
+verbs! { pause resume complete finalize dismiss }
+
+/// `job-cancel` always means it.
+pub(crate) async fn cancel(monitor: &Monitor, job: ById) -> Result<Done> {
+    let jobs = monitor.jobs();
+    jobs.cancel(&job.find(jobs)?, true)?;
+    Ok(Done {})
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct BlockJobCancel {
+    device: String,
+    force: Option<bool>,
+}
+
+pub(crate) async fn block_job_cancel(monitor: &Monitor, cancel: BlockJobCancel) -> Result<Done> {
+    let jobs = monitor.jobs();
+    let id = block_job(jobs, cancel.device)?;
+    jobs.cancel(&id, cancel.force.unwrap_or(false))?;
+    Ok(Done {})
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SetSpeed {
+    device: String,
+    speed: i64,
+}
+
+pub(crate) async fn set_speed(monitor: &Monitor, set: SetSpeed) -> Result<Done> {
+    let jobs = monitor.jobs();
+    let id = block_job(jobs, set.device)?;
+    jobs.set_speed(&id, speed(set.speed)?)?;
+    Ok(Done {})
+}
+
+pub(crate) async fn query_jobs(monitor: &Monitor, _: Nothing) -> Result<Value> {
+    let info = |job: JobInfo| {
+        let mut info = json!({
+            "id": job.id,
+            "type": job.kind.name(),
+            "status": job.status.name(),
+            "current-progress": job.current_progress,
+            "total-progress": job.total_progress,
+        });
+        add_error(&mut info, job.error);
+        info
+    };
+    Ok(monitor.jobs().list().into_iter().map(info).collect())
+}
+
+pub(crate) async fn query_block_jobs(monitor: &Monitor, _: Nothing) -> Result<Value> {
+    let info = |job: JobInfo| {
+        let mut info = json!({
+            "type": job.kind.name(),
+            "device": job.id,
+            "len": job.total_progress,
+            "offset": job.current_progress,
+            "busy": job.busy,
+            "paused": job.paused,
+            "speed": job.speed,
+            "io-status": job.io_status.name(),
+            "ready": job.ready,
+            "status": job.status.name(),
+            "auto-finalize": job.auto_finalize,
+            "auto-dismiss": job.auto_dismiss,
+        });
+        add_error(&mut info, job.error);
+        info
+    };
+    Ok(monitor.jobs().list().into_iter().map(info).collect())
+}
+
+fn add_error(info: &mut Value, error: Option<String>) {
+    if let (Some(error), Some(info)) = (error, info.as_object_mut()) {
+        info.insert("error".into(), error.into());
+    }
+}
+
+/// The message about an event of a job.
+pub(crate) fn message(event: &JobEvent) -> Option<Value> {
+    Some(match event {
+        JobEvent::StatusChange { id, status } => {
+            events::message("JOB_STATUS_CHANGE", json!({ "id": id, "status": status.name() }))
+        }
+        JobEvent::Ready(job) => events::message("BLOCK_JOB_READY", progress(job).into()),
+        JobEvent::Cancelled(job) => events::message("BLOCK_JOB_CANCELLED", progress(job).into()),
+        JobEvent::Completed(job) => {
+            let mut data = progress(job).into();
+            add_error(&mut data, job.error.clone());
+            events::message("BLOCK_JOB_COMPLETED", data)
+        }
+        JobEvent::Pending(job) => {
+            events::message("BLOCK_JOB_PENDING", json!({ "type": job.kind.name(), "id": job.id }))
+        }
+        JobEvent::IoError { id, operation, action, .. } => {
+            let data = json!({ "device": id, "operation": operation, "action": action.name() });
+            events::message("BLOCK_JOB_ERROR", data)
+        }
+        _ => return None,
+    })
+}
+
+fn progress(job: &JobInfo) -> Map<String, Value> {
+    let members = [
+        ("type", job.kind.name().into()),
+        ("device", job.id.clone().into()),
+        ("len", job.total_progress.into()),
+        ("offset", job.current_progress.into()),
+        ("speed", job.speed.into()),
+    ];
+    members.into_iter().map(|(name, value): (_, Value)| (name.to_owned(), value)).collect()
+}

@@ -1,0 +1,174 @@
+//! Jobs by command: started, steered, watched.
+
+use crate::kit::{Client, World, has};
+use serde_json::{Value, json};
+use std::process::Command;
+
+/// A drive `vda` on a chain of two qcow2 images of 8 MiB, with data in the base, and a bitmap `daily`.
+fn chain() -> Option<(World, Client)> {
+    if !has("qemu-img", Command::new("qemu-img").arg("--version"))
+        || !has("qemu-io", Command::new("qemu-io").arg("--version"))
+    {
+        return None;
+    }
+    let world = World::new();
+    let run = |program: &str, arguments: &[&str]| {
+        let done = Command::new(program).args(arguments).output().unwrap();
+        assert!(done.status.success(), "{done:?}");
+    };
+    let (base, top) = (world.path("base.qcow2"), world.path("top.qcow2"));
+    run("qemu-img", &["create", "-f", "qcow2", &base, "8M"]);
+    run("qemu-io", &["-f", "qcow2", "-c", "write -P 7 0 8M", &base]);
+    run("qemu-img", &["create", "-f", "qcow2", "-b", &base, "-F", "qcow2", &top]);
+    let mut client = world.client();
+    let file = |path: &str| json!({ "driver": "file", "filename": path });
+    client.ok(
+        "blockdev-add",
+        json!({ "driver": "qcow2", "node-name": "base", "file": file(&base), "read-only": true }),
+    );
+    client.ok(
+        "blockdev-add",
+        json!({ "driver": "qcow2", "node-name": "top", "file": file(&top), "backing": "base" }),
+    );
+    world.drive("vda", "top");
+    client.ok("block-dirty-bitmap-add", json!({ "node": "vda", "name": "daily" }));
+    Some((world, client))
+}
+
+fn until(client: &mut Client, id: &str, status: &str) {
+    loop {
+        let data = client.event("JOB_STATUS_CHANGE");
+        if data["id"] == id && data["status"] == status {
+            return;
+        }
+    }
+}
+
+/// Dirty bytes of `daily`.
+fn dirty(client: &mut Client) -> Value {
+    client.ok("query-block", json!({}))[0]["inserted"]["dirty-bitmaps"][0]["count"].clone()
+}
+
+#[test]
+fn a_stream_is_slowed_paused_and_finished_and_the_bitmap_does_not_notice() {
+    let Some((world, mut client)) = chain() else { return };
+    let stream = json!({ "device": "vda", "job-id": "j", "speed": 65536, "auto-finalize": false,
+        "auto-dismiss": false, "on-error": "report" });
+    client.ok("block-stream", stream.clone());
+    until(&mut client, "j", "running");
+    assert!(client.wrong("block-stream", stream).contains("in use"));
+
+    client.ok("job-pause", json!({ "id": "j" }));
+    until(&mut client, "j", "paused");
+    let job = client.ok("query-block-jobs", json!({}))[0].clone();
+    assert_eq!((&job["device"], &job["type"], &job["speed"]), (&json!("j"), &json!("stream"), &json!(65536)));
+    assert_eq!(
+        (&job["paused"], &job["status"], &job["io-status"]),
+        (&json!(true), &json!("paused"), &json!("ok"))
+    );
+    assert_eq!(
+        (&job["auto-finalize"], &job["auto-dismiss"], &job["ready"]),
+        (&json!(false), &json!(false), &json!(false))
+    );
+    assert!(job["offset"].as_u64() < job["len"].as_u64(), "{job}");
+    assert!(client.wrong("job-complete", json!({ "id": "j" })).contains("complete"));
+
+    world.write("vda", 0, &[1; 512]);
+    client.ok("block-job-set-speed", json!({ "device": "j", "speed": 0 }));
+    client.ok("block-job-resume", json!({ "device": "j" }));
+    assert_eq!(client.event("BLOCK_JOB_PENDING"), json!({ "type": "stream", "id": "j" }));
+    client.ok("job-finalize", json!({ "id": "j" }));
+    let done = client.event("BLOCK_JOB_COMPLETED");
+    assert_eq!((&done["device"], &done["type"], done.get("error")), (&json!("j"), &json!("stream"), None));
+    assert_eq!(done["len"], done["offset"]);
+    until(&mut client, "j", "concluded");
+    let jobs = client.ok("query-jobs", json!({}));
+    assert_eq!(
+        (&jobs[0]["status"], &jobs[0]["id"], jobs[0].get("error")),
+        (&json!("concluded"), &json!("j"), None)
+    );
+    client.ok("job-dismiss", json!({ "id": "j" }));
+    assert_eq!(client.ok("query-jobs", json!({})), json!([]));
+
+    assert_eq!(dirty(&mut client), 65536);
+    let inserted = client.ok("query-block", json!({}))[0]["inserted"].clone();
+    assert_eq!((&inserted["node-name"], inserted.get("backing_file")), (&json!("top"), None));
+}
+
+#[test]
+fn an_active_commit_is_ready_and_then_completed() {
+    let Some((world, mut client)) = chain() else { return };
+    world.write("vda", 1 << 20, &[1; 512]);
+    client.ok("block-commit", json!({ "device": "vda", "base-node": "base", "filter-node-name": "holder" }));
+    let ready = client.event("BLOCK_JOB_READY");
+    assert_eq!((&ready["device"], &ready["type"]), (&json!("vda"), &json!("commit")));
+    client.ok("block-job-complete", json!({ "device": "vda" }));
+    assert_eq!(client.event("BLOCK_JOB_COMPLETED").get("error"), None);
+    until(&mut client, "vda", "null");
+    assert_eq!(client.ok("query-block", json!({}))[0]["inserted"]["node-name"], "base");
+    assert_eq!(dirty(&mut client), 65536);
+}
+
+#[test]
+fn a_job_is_cancelled() {
+    let Some((_world, mut client)) = chain() else { return };
+    client.ok("block-stream", json!({ "device": "top", "job-id": "j", "speed": 1 }));
+    client.ok("block-job-cancel", json!({ "device": "j" }));
+    assert_eq!(client.event("BLOCK_JOB_CANCELLED")["device"], "j");
+    until(&mut client, "j", "null");
+    assert_eq!(client.ok("query-jobs", json!({})), json!([]));
+    assert_eq!(dirty(&mut client), 0);
+}
+
+#[test]
+fn wrong_jobs_are_refused_in_qemus_words() {
+    let (_world, mut client) = World::with_disk();
+    let wrong = [
+        (
+            "block-stream",
+            json!({ "device": "zz" }),
+            "GenericError",
+            "Cannot find device='zz' nor node-name='zz'",
+        ),
+        ("block-commit", json!({ "device": "zz" }), "DeviceNotFound", "Device 'zz' not found"),
+        ("block-stream", json!({ "device": "vda", "job-id": "1 2" }), "GenericError", "Invalid job ID '1 2'"),
+        (
+            "block-stream",
+            json!({ "device": "vda", "base": "x", "base-node": "y" }),
+            "GenericError",
+            "'base' and 'base-node' cannot be specified at the same time",
+        ),
+        (
+            "block-stream",
+            json!({ "device": "vda", "speed": -1 }),
+            "GenericError",
+            "Parameter 'speed' expects a non-negative value",
+        ),
+        (
+            "block-stream",
+            json!({ "device": "vda", "on-error": "zz" }),
+            "GenericError",
+            "Parameter 'on-error' does not accept value 'zz'",
+        ),
+        (
+            "block-stream",
+            json!({ "device": "vda", "base-node": "zz" }),
+            "GenericError",
+            "Cannot find device='zz' nor node-name='zz'",
+        ),
+        ("job-pause", json!({ "id": "j" }), "GenericError", "Job not found"),
+        ("block-job-pause", json!({ "device": "j" }), "DeviceNotActive", "Block job 'j' not found"),
+        (
+            "block-job-set-speed",
+            json!({ "device": "j", "speed": 1 }),
+            "DeviceNotActive",
+            "Block job 'j' not found",
+        ),
+        ("block-job-dismiss", json!({ "id": "j" }), "DeviceNotActive", "Block job 'j' not found"),
+    ];
+    for (command, arguments, class, expected) in wrong {
+        let reply = client.execute(command, arguments);
+        assert_eq!(reply["error"], json!({ "class": class, "desc": expected }), "{command}");
+    }
+    assert_eq!(client.ok("query-jobs", json!({})), json!([]));
+}

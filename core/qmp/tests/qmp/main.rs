@@ -1,0 +1,9 @@
+//! Whole monitors: a real graph, a real socket, and clients that know only the protocol.
+
+mod bitmaps;
+mod exports;
+mod interop;
+mod jobs;
+mod kit;
+mod nodes;
+mod session;

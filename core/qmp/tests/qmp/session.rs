@@ -1,0 +1,172 @@
+//! Sessions: greeting, negotiation, ids, garbage, several at once, the end.
+
+use crate::kit::World;
+use serde_json::{Value, json};
+use std::net::Shutdown;
+
+#[test]
+fn a_session_begins_with_a_greeting_and_a_negotiation() {
+    let world = World::new();
+    let mut client = world.connect();
+    let version = &client.greeting["QMP"]["version"];
+    assert_eq!(version["qemu"], json!({ "major": 10, "minor": 0, "micro": 2 }));
+    assert!(version["package"].as_str().unwrap().starts_with("Driveline "), "{version}");
+    assert_eq!(client.greeting["QMP"]["capabilities"], json!([]));
+
+    let early = client.execute("query-version", json!({}));
+    let text = "Expecting capabilities negotiation with 'qmp_capabilities'";
+    assert_eq!(early, json!({ "error": { "class": "CommandNotFound", "desc": text } }));
+    assert!(client.wrong("qmp_capabilities", json!({ "enable": ["oob"] })).contains("'oob'"));
+    client.ok("qmp_capabilities", json!({ "enable": [] }));
+    let late = client.execute("qmp_capabilities", json!({}));
+    assert_eq!(late["error"]["class"], "CommandNotFound");
+    assert_eq!(client.ok("query-version", json!({}))["qemu"]["major"], 10);
+}
+
+#[test]
+fn an_id_comes_back_whatever_it_is() {
+    let world = World::new();
+    let mut client = world.client();
+    for id in [json!(7), json!("x"), json!(null), json!([1, { "a": null }])] {
+        let good = client.raw(json!({ "execute": "query-version", "id": id }).to_string());
+        assert!(good.get("return").is_some() && good["id"] == id && good.get("id").is_some(), "{good}");
+        let bad = client.raw(json!({ "execute": "nope", "id": id }).to_string());
+        assert_eq!(
+            bad["error"],
+            json!({ "class": "CommandNotFound", "desc": "The command nope has not been found" })
+        );
+        assert_eq!(bad["id"], id);
+        let worse = client.raw(json!({ "exec": "nope", "id": id }).to_string());
+        assert_eq!(worse["error"]["desc"], "QMP input member 'exec' is unexpected");
+        assert_eq!(worse["id"], id);
+    }
+    assert!(client.raw("{'execute': 'query-version'}").get("id").is_none());
+}
+
+#[test]
+fn what_is_no_command_is_said_so() {
+    let world = World::new();
+    let mut client = world.client();
+    let wrong = [
+        ("[1]", "QMP input must be a JSON object"),
+        ("5 ", "QMP input must be a JSON object"),
+        ("{}", "QMP input lacks member 'execute'"),
+        ("{'execute': 5}", "QMP input member 'execute' must be a string"),
+        ("{'execute': 'quit', 'arguments': []}", "QMP input member 'arguments' must be an object"),
+        ("{'exec-oob': 'quit'}", "QMP input member 'exec-oob' is unexpected"),
+        ("{'execute': 'quit', 'arguments': {'x': 1}}", "Parameter 'x' is unexpected"),
+        ("}", "JSON parse error, expecting value"),
+    ];
+    for (input, expected) in wrong {
+        assert_eq!(
+            client.raw(input)["error"],
+            json!({ "class": "GenericError", "desc": expected }),
+            "{input}"
+        );
+    }
+    assert_eq!(*world.program.quits.lock(), 0);
+}
+
+#[test]
+fn commands_may_come_in_any_portions() {
+    let world = World::new();
+    let mut client = world.client();
+    for byte in br#"{"execute": "query-version", "id": 1} {"execute": "query-version", "id": 2}"# {
+        client.send([*byte]);
+    }
+    client.send(r#"{"execute": "query-version", "id": 3}{"execute": "query-version", "id": 4}"#);
+    let ids: Vec<Value> = (0..4).map(|_| client.reply()["id"].clone()).collect();
+    assert_eq!(ids, [1, 2, 3, 4]);
+}
+
+#[test]
+fn replies_still_come_after_the_client_has_said_all() {
+    let world = World::new();
+    let mut client = world.client();
+    client.send("{'execute': 'query-version', 'id': 1} {'execute': 'query-commands', 'id': 2}");
+    client.stream.shutdown(Shutdown::Write).unwrap();
+    assert_eq!((client.reply()["id"].clone(), client.reply()["id"].clone()), (json!(1), json!(2)));
+    assert_eq!(client.message(), None);
+}
+
+#[test]
+fn every_command_that_is_listed_is_there() {
+    let world = World::new();
+    let mut client = world.client();
+    let commands = client.ok("query-commands", json!({}));
+    let names: Vec<_> = commands.as_array().unwrap().iter().map(|c| c["name"].as_str().unwrap()).collect();
+    for needed in ["qmp_capabilities", "quit", "blockdev-add", "block-stream", "transaction", "job-pause"] {
+        assert!(names.contains(&needed), "{needed}");
+    }
+    for name in names {
+        // Each takes arguments of some names only, so none does anything here.
+        let reply = client.execute(name, json!({ "no-such-argument": 1 }));
+        let text = reply["error"]["desc"].as_str().unwrap_or_default();
+        assert!(text.contains("is missing") || text.contains("is unexpected"), "{name}: {reply}");
+    }
+}
+
+#[test]
+fn several_monitors_hear_the_same_events_once_they_have_negotiated() {
+    let world = World::new();
+    let (mut one, mut two, mut silent) = (world.client(), world.client(), world.connect());
+    world.monitor.emit(&driveline_qmp::Event::ExportDeleted { id: "e".into() });
+    for client in [&mut one, &mut two] {
+        let event = client.message().unwrap();
+        assert_eq!(
+            (&event["event"], &event["data"]),
+            (&json!("BLOCK_EXPORT_DELETED"), &json!({ "id": "e" }))
+        );
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+        let seconds = event["timestamp"]["seconds"].as_u64().unwrap();
+        assert!(seconds.abs_diff(now) < 60, "{event}");
+        assert!(event["timestamp"]["microseconds"].as_u64().unwrap() < 1_000_000, "{event}");
+    }
+    silent.ok("qmp_capabilities", json!({}));
+    assert!(silent.events.is_empty());
+}
+
+#[test]
+fn quit_is_answered_then_told_to_all_then_done() {
+    let world = World::new();
+    let (mut one, mut two) = (world.client(), world.client());
+    assert_eq!(one.ok("quit", json!({})), json!({}));
+    let shutdown = json!({ "guest": false, "reason": "host-qmp-quit" });
+    assert_eq!((one.event("SHUTDOWN"), two.event("SHUTDOWN")), (shutdown.clone(), shutdown));
+    world.engine.block_on(world.monitor.close(driveline_qmp::Reason::Quit));
+    // Once: the reason was told already.
+    assert_eq!((one.message(), two.message()), (None, None));
+    assert_eq!(*world.program.quits.lock(), 1);
+}
+
+#[test]
+fn a_client_that_does_not_read_is_cut_off_and_others_go_on() {
+    let world = World::new();
+    let (mut deaf, mut other) = (world.client(), world.client());
+    deaf.send("{'execute': 'query-version'}");
+    let event = driveline_qmp::Event::NodeFailed { node: "n".into(), message: "x".repeat(1 << 20) };
+    let hears = std::thread::spawn(move || {
+        for _ in 0..40 {
+            other.event("X_DRIVELINE_NODE_FAILED");
+        }
+        other
+    });
+    for _ in 0..40 {
+        world.monitor.emit(&event);
+        // Reading takes a moment; it is only who never reads that is cut off.
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let mut other = hears.join().unwrap();
+    assert_eq!(other.ok("query-version", json!({}))["qemu"]["major"], 10);
+    let mut last = deaf.message();
+    let mut messages = 0;
+    while last.is_some() && messages < 100 {
+        (last, messages) = (next_or_end(&mut deaf), messages + 1);
+    }
+    assert!(messages < 40, "{messages}");
+}
+
+/// A connection that was cut off may end within a message.
+fn next_or_end(client: &mut crate::kit::Client) -> Option<Value> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| client.message())).unwrap_or(None)
+}
