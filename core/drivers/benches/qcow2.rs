@@ -38,7 +38,7 @@ fn qcow2(c: &mut Criterion) {
                 b.iter(|| {
                     at = at.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
                     buffer =
-                        request(edge, op, (at >> 20) % (SIZE - 4096) & !4095, std::mem::take(&mut buffer));
+                        request(edge, op, ((at >> 20) % (SIZE - 4096)) & !4095, std::mem::take(&mut buffer));
                     black_box(&buffer);
                 });
             });

@@ -170,3 +170,51 @@ fn a_crash_at_any_time_leaves_at_worst_leaks() {
         }
     }
 }
+
+#[test]
+fn a_crash_while_an_image_is_resized_or_emptied_leaves_at_worst_leaks() {
+    if !have("qemu-img") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image.qcow2");
+    for seed in seeds() {
+        for (options, snapshot) in [
+            ("compat=1.1,cluster_size=512,refcount_bits=64", false),
+            ("compat=1.1,cluster_size=4096", true),
+            ("compat=0.10,cluster_size=1024", false),
+        ] {
+            let mut random = StdRng::seed_from_u64(seed);
+            let path_text = path.to_str().unwrap();
+            run("qemu-img", &["create", "-f", "qcow2", "-o", options, path_text, "1000k"]);
+            qemu_io(&path, &["write -P 1 0 900k".into()]);
+            if snapshot {
+                run("qemu-img", &["snapshot", "-c", "s", path_text]);
+            }
+            let before = fs::read(&path).unwrap();
+            let world = World::open(before.clone(), None, false).unwrap();
+            *world.leaf.driver.log.lock() = Some(Vec::new());
+            for size in [3000, 400, 20_000, 600, 9000] {
+                block_on(world.node.resize(&world.children, size << 10)).unwrap();
+                let mut model = world.contents();
+                work(&world, &mut model, &mut random, &mut Vec::new());
+                if random.random_bool(0.3) {
+                    block_on(world.node.make_empty(&world.children)).unwrap();
+                }
+                work(&world, &mut model, &mut random, &mut Vec::new());
+            }
+            block_on(world.node.set_backing_file(&world.children, Some(("", "raw")))).unwrap();
+            world.close().unwrap();
+            let log = world.leaf.driver.log.lock().take().unwrap();
+            for point in 0..30 {
+                let cut = random.random_range(0..=log.len());
+                let context =
+                    format!("seed {seed}, {options}, snapshot {snapshot}, point {point}, before event {cut}");
+                let file = crashed(&before, &log, cut, &mut random);
+                fs::write(&path, &file).unwrap();
+                at_worst_leaks(&path, &context);
+                World::open(file, None, false).unwrap().contents();
+            }
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! Chains of qcow2 files in a graph, as users have them: backing files found from the headers, real files below.
+
+#![allow(missing_docs)]
+
+use driveline_drivers::{
+    FileDriver, RawDriver,
+    qcow2::{CreateOptions, Qcow2Driver, create_file},
+};
+use driveline_graph::{Graph, GraphOptions, RootOptions};
+use futures::executor::block_on;
+use serde_json::{Value, json};
+use std::{path::Path, process::Command, sync::Arc};
+
+fn graph() -> Graph {
+    let graph = Graph::new(GraphOptions::default());
+    graph.register(Arc::new(FileDriver::default())).unwrap();
+    graph.register(Arc::new(RawDriver::default())).unwrap();
+    graph.register(Arc::new(Qcow2Driver::default())).unwrap();
+    graph
+}
+
+async fn open(graph: &Graph, definition: Value) -> driveline_graph::Result<()> {
+    let Value::Object(definition) = definition else { panic!("a definition is an object") };
+    let mut change = graph.change().await;
+    change.add_node(graph.parse(definition, &[])?).await?;
+    change.commit().await
+}
+
+fn made(path: &Path, size_bytes: u64, cluster_bytes: u64, backing: Option<(&str, &str)>) {
+    let backing = backing.map(|(name, format)| (name.to_owned(), format.to_owned()));
+    let options = CreateOptions { cluster_bytes, backing, ..CreateOptions::new(size_bytes) };
+    create_file(path, &options).unwrap();
+}
+
+fn qemu_img(args: &[&str]) {
+    match Command::new("qemu-img").args(args).output() {
+        Ok(out) => assert!(
+            out.status.success(),
+            "{args:?}: {}{}",
+            String::from_utf8_lossy(&out.stdout),
+            String::from_utf8_lossy(&out.stderr)
+        ),
+        Err(error) => {
+            assert!(
+                std::env::var_os("CI").is_none(),
+                "qemu-img is missing, and CI must not skip checks: {error}"
+            );
+            eprintln!("SKIPPED: qemu-img is missing, so it did not check {args:?}");
+        }
+    }
+}
+
+#[test]
+fn a_chain_on_files_is_written_grown_and_understood_by_qemu() {
+    for (cache, cluster_bytes) in [("writeback", 65536), ("writeback", 512), ("none", 65536), ("none", 512)] {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::create_dir(at("below")).unwrap();
+        let data: Vec<u8> = (0..6_000_000u32).map(|i| (i / 777) as u8).collect();
+        std::fs::write(at("below/base.raw"), &data[..1 << 20]).unwrap();
+        made(&at("below/middle.qcow2"), 2 << 20, 4096, Some(("base.raw", "raw")));
+        made(&at("top.qcow2"), 3 << 20, cluster_bytes, Some(("below/middle.qcow2", "")));
+        let mut model = data[..1 << 20].to_vec();
+        model.resize(5 << 20, 0);
+        block_on(async {
+            let graph = graph();
+            let file = json!({ "driver": "file", "path": at("top.qcow2"), "cache": cache });
+            let definition = json!({ "driver": "qcow2", "node-name": "top", "file": file });
+            match open(&graph, definition).await {
+                Err(error) if cache == "none" && error.to_string().contains("O_DIRECT") => {
+                    eprintln!("SKIPPED: no O_DIRECT here: {error}");
+                    return;
+                }
+                opened => opened.unwrap(),
+            }
+            assert_eq!(graph.chain("top").unwrap().len(), 3);
+            let mut guest = graph.open_root("top", RootOptions::writer("a guest")).await.unwrap();
+            for round in 0..60u64 {
+                if round == 30 {
+                    guest.close().await.unwrap();
+                    let mut change = graph.change().await;
+                    change.resize("top", 5 << 20).unwrap();
+                    change.commit().await.unwrap();
+                    guest = graph.open_root("top", RootOptions::writer("a guest")).await.unwrap();
+                    assert_eq!(guest.info().size_bytes, 5 << 20);
+                }
+                let at = (round * 977_777) % (3 << 20) * guest.info().size_bytes / (4 << 20);
+                let length = 1 + (round * 7919) % 60_000;
+                let range = at as usize..(at + length) as usize;
+                match round % 5 {
+                    0..=2 => {
+                        guest.write(at, &data[range.clone()], 0).await.unwrap();
+                        model[range.clone()].copy_from_slice(&data[range]);
+                    }
+                    3 => {
+                        guest.write_zeroes(at..at + length, 0).await.unwrap();
+                        model[range].fill(0);
+                    }
+                    _ => guest.flush().await.unwrap(),
+                }
+            }
+            let size = guest.info().size_bytes;
+            assert!(guest.read(0..size).await.unwrap()[..] == model[..], "{cache}, {cluster_bytes}");
+            guest.close().await.unwrap();
+            graph.close().await.unwrap();
+            let top = at("top.qcow2");
+            qemu_img(&["check", top.to_str().unwrap()]);
+            let raw = at("model.raw");
+            std::fs::write(&raw, &model).unwrap();
+            qemu_img(&["compare", top.to_str().unwrap(), raw.to_str().unwrap()]);
+        });
+    }
+}
+
+#[test]
+fn a_backing_file_can_be_left_out_or_given_and_a_ring_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    made(&at("gone.qcow2"), 1 << 20, 65536, Some(("nbd://nowhere/", "raw")));
+    made(&at("a.qcow2"), 1 << 20, 65536, Some(("b.qcow2", "qcow2")));
+    made(&at("b.qcow2"), 1 << 20, 65536, Some(("a.qcow2", "qcow2")));
+    block_on(async {
+        let graph = graph();
+        let image = |name: &str, backing: Value| {
+            let file = json!({ "driver": "file", "path": at(name) });
+            let mut image = json!({ "driver": "qcow2", "node-name": "top", "read-only": true, "file": file });
+            if !backing.is_boolean() {
+                image["backing"] = backing;
+            }
+            image
+        };
+        let error = open(&graph, image("gone.qcow2", json!(true))).await.unwrap_err();
+        assert!(error.to_string().contains("nbd://nowhere/"), "{error}");
+        let error = open(&graph, image("a.qcow2", json!(true))).await.unwrap_err();
+        assert!(error.to_string().contains("chain"), "{error}");
+        open(&graph, image("gone.qcow2", json!(null))).await.unwrap();
+        assert_eq!(graph.chain("top").unwrap().len(), 1);
+        graph.close().await.unwrap();
+    });
+}
