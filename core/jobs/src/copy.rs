@@ -7,9 +7,13 @@ use crate::{
 };
 use driveline_graph::BoxFuture;
 use driveline_op::Buffer;
-use futures::{StreamExt, stream::FuturesUnordered};
+use futures::{
+    StreamExt,
+    future::{Either, select},
+    stream::FuturesUnordered,
+};
 use parking_lot::Mutex;
-use std::{collections::VecDeque, ops::Range, sync::Arc, time::Duration};
+use std::{collections::VecDeque, ops::Range, pin::pin, sync::Arc, time::Duration};
 
 /// Pieces in flight at once.
 const IN_FLIGHT_MAX: usize = 8;
@@ -109,7 +113,24 @@ pub(crate) async fn run(
             None => None,
         };
         if let Some(piece) = piece {
-            limit.wait(job, runtime, piece.end - piece.start).await;
+            let mut room = pin!(limit.wait(job, runtime, piece.end - piece.start));
+            // What is in flight goes on meanwhile: it holds locks that guests wait for.
+            let granted = loop {
+                if flying.is_empty() {
+                    break room.await;
+                }
+                match select(room.as_mut(), flying.next()).await {
+                    Either::Left((granted, _)) => break granted,
+                    Either::Right((Some((piece, result)), _)) => {
+                        settle(job, source, piece, result, &mut again, &mut ignored)?;
+                    }
+                    Either::Right((None, _)) => unreachable!("something is in flight"),
+                }
+            };
+            if !granted {
+                again.push_front(piece);
+                continue;
+            }
             flying.push(async move {
                 let result = source.copy(piece.clone(), buffers).await;
                 (piece, result)
@@ -157,11 +178,15 @@ struct RateLimit {
 }
 
 impl RateLimit {
-    async fn wait(&mut self, job: &Job, runtime: &Arc<dyn Runtime>, bytes: u64) {
+    /// Waits until so many bytes may be copied. `false`: the user wants the job to pause or to end instead.
+    async fn wait(&mut self, job: &Job, runtime: &Arc<dyn Runtime>, bytes: u64) -> bool {
         loop {
+            if job.is_cancelled() || job.wants_pause() {
+                return false;
+            }
             let speed = job.speed();
-            if speed == 0 || job.is_cancelled() {
-                return;
+            if speed == 0 {
+                return true;
             }
             let quota = (speed / 10).max(1);
             let now = runtime.now();
@@ -173,10 +198,10 @@ impl RateLimit {
             }
             if self.spent < quota {
                 self.spent += bytes;
-                return;
+                return true;
             }
             let sleep = runtime.sleep(self.slice_end - now);
-            futures::future::select(std::pin::pin!(job.user_acted()), sleep).await;
+            select(pin!(job.user_acted()), sleep).await;
         }
     }
 }
