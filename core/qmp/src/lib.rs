@@ -5,6 +5,19 @@
 //! by name. What QEMU does not have is prefixed with `x-driveline-`. Where a command on bitmaps or jobs takes a node,
 //! the name of a drive does as well.
 //!
+//! | beyond QEMU | what it does |
+//! |---|---|
+//! | `x-driveline-block-dirty-bitmap-move` `node` `name` `target` | moves a bitmap to another node or drive |
+//! | `x-driveline-block-dirty-bitmap-rename` `node` `name` `new-name` | renames it; whoever uses it does not notice |
+//! | `x-driveline-block-dirty-bitmap-populate` `node` `name` | marks what is allocated in the top image |
+//! | `x-driveline-blockdev-insert-filter` `options` `above` | opens a filter above a node, or a drive's root, under load; returns its `node-name` |
+//! | `x-driveline-blockdev-remove-filter` `node-name` | takes it out again |
+//! | `block-dirty-bitmap-add` with `x-driveline-view` | `drive` (the default on a drive's name) or `node` (on a node's): whose changes are recorded |
+//! | event `X_DRIVELINE_NODE_FAILED` `node-name` `message` | an operation of a filter panicked |
+//!
+//! The first three can also be actions of a `transaction`. Two things differ from QEMU on purpose: a node that has
+//! bitmaps is not deleted, because bitmaps are never lost by the way, and bitmaps are not `persistent` yet.
+//!
 //! Its nouns:
 //! * [`Monitor`]: all connections to one graph; takes clients and tells them of events;
 //! * a *session*: one connection; negotiates, then does one command after the other;
