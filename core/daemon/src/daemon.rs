@@ -182,7 +182,7 @@ impl Inner {
         self.exports.start(config.exports.iter().map(new_export).collect()).await?;
         if let Some(listener) = listener {
             let program = Arc::new(control::Program(Arc::downgrade(self)));
-            let monitor = Monitor::new(self.graph.clone(), program);
+            let monitor = Monitor::new(self.graph.clone(), self.jobs.clone(), program);
             let serving = monitor.clone();
             let accepting = engine.spawn_on(0, move || async move { serving.serve(listener).await });
             *self.monitor.lock() = Some(Monitoring { monitor, accepting });

@@ -52,12 +52,13 @@ pub(super) fn check(config: &Config, mistakes: &mut Mistakes) {
             let mistake = Mistake::new(export.address.span(), message);
             mistakes.add(mistake.help("give one of them another 'name' or another socket"));
         }
-        if let Some(monitor) = &config.monitor
-            && monitor.get_ref() == export.address.get_ref()
-        {
-            let message = format_args!("the monitor listens where export '{id}' does");
-            mistakes.add(Mistake::new(monitor.span(), message));
-        }
+    }
+    if let Some(monitor) = &config.monitor
+        && let Some(export) =
+            config.exports.iter().find(|export| export.address.get_ref() == monitor.get_ref())
+    {
+        let message = format_args!("the monitor listens where export '{}' does", export.id.get_ref());
+        mistakes.add(Mistake::new(monitor.span(), message));
     }
 }
 

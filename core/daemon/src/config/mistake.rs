@@ -173,10 +173,13 @@ impl Diagnostic for Shown<'_> {
     }
 
     fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
-        // An underline of nothing would not be seen.
-        let length = self.mistake.span.len().max(1);
+        // An underline of nothing, or of the end of a line, would not be seen.
+        let (start, length) = (self.mistake.span.start, self.mistake.span.len().max(1));
+        let text = self.source.inner().as_bytes();
+        let at_end = start > 0 && text.get(start).is_none_or(|byte| *byte == b'\n');
+        let start = if at_end && text[start - 1] != b'\n' { start - 1 } else { start };
         let label = (!self.mistake.label.is_empty()).then(|| self.mistake.label.clone());
-        let span = LabeledSpan::new(label, self.mistake.span.start, length);
+        let span = LabeledSpan::new(label, start, length);
         Some(Box::new(std::iter::once(span)))
     }
 

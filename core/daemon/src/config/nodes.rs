@@ -56,6 +56,8 @@ impl Check<'_> {
         for (key, value) in table {
             match key.get_ref().as_str() {
                 "driver" => {}
+                // What it should be is not known, and that it is wrong has been said.
+                _ if *value.get_ref() == Value::Wrong => {}
                 "read-only" => self.expect_boolean(what, key, value),
                 "node-name" if inline => self.inline_name(value),
                 "node-name" => {
@@ -80,7 +82,8 @@ impl Check<'_> {
             if get(table, &spec.name).is_none() && get(table, also).is_none() {
                 let message =
                     format_args!("{what} has no '{}', and driver '{}' needs it", spec.name, description.name);
-                let help = format_args!("for example: {} = \"NODE\"", spec.name);
+                let value = if may_be_path(description, spec) { "disk.img" } else { "NODE" };
+                let help = format_args!("for example: {} = \"{value}\"", spec.name);
                 self.mistakes.add(Mistake::new(span.clone(), message).label("missing here").help(help));
             }
         }
@@ -187,7 +190,10 @@ impl Check<'_> {
     /// Asks the driver about its options. It tells the first mistake only, so what it refused is left out and it is
     /// asked again: one wrong value does not hide the next.
     fn options(&mut self, what: &str, span: Span, table: &Table, driver: &dyn Driver, mut options: Options) {
-        let mut left_out = Vec::new();
+        let wrong = |(key, value): &(Spanned<String>, Spanned<Value>)| {
+            (*value.get_ref() == Value::Wrong).then(|| key.get_ref().clone())
+        };
+        let mut left_out: Vec<String> = table.iter().filter_map(wrong).collect();
         while let Err(error) = driver.check(&options) {
             let key = error.option().unwrap_or_default();
             let first = key.split(['.', '[']).next().unwrap_or_default().to_owned();

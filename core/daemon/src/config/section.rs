@@ -30,6 +30,7 @@ impl<'t, 'm> Section<'t, 'm> {
         let what = what.into();
         let table = match value.get_ref() {
             Value::Table(table) => table,
+            Value::Wrong => &EMPTY,
             other => {
                 let message = format_args!("{what} is a table, but this is {}", other.kind());
                 mistakes.add(Mistake::new(value.span(), message));
@@ -51,6 +52,9 @@ impl<'t, 'm> Section<'t, 'm> {
     }
 
     fn wrong(&mut self, key: &str, expected: &str, found: &Spanned<Value>) {
+        if *found.get_ref() == Value::Wrong {
+            return;
+        }
         let message =
             format_args!("'{key}' of {} is {expected}, but this is {}", self.what, found.get_ref().kind());
         self.mistakes.add(Mistake::new(found.span(), message).label(format_args!("expected {expected}")));
@@ -138,6 +142,7 @@ impl<'t, 'm> Section<'t, 'm> {
         for item in self.array(key, "strings") {
             match item.get_ref() {
                 Value::String(text) => strings.push(Spanned::new(item.span(), text.clone())),
+                Value::Wrong => {}
                 other => {
                     let message =
                         format_args!("'{key}' of {} has strings, but this is {}", self.what, other.kind());

@@ -326,8 +326,7 @@ fn check_socket_path(path: &Path, span: Span, section: &mut Section<'_, '_>) {
     let length = path.as_os_str().len();
     if length > SOCKET_PATH_LENGTH_MAX {
         let message = format_args!(
-            "the path of this socket has {length} bytes, and the kernel takes {SOCKET_PATH_LENGTH_MAX}: {}",
-            path.display()
+            "the path of this socket has {length} bytes, and the kernel takes {SOCKET_PATH_LENGTH_MAX} at most"
         );
         section.mistakes.add(Mistake::new(span, message).help("write an absolute path that is shorter"));
     }

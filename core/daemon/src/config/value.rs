@@ -21,6 +21,8 @@ pub enum Value {
     Array(Vec<Spanned<Value>>),
     /// A table, inline or not.
     Table(Table),
+    /// Something that cannot be; that has been said already.
+    Wrong,
 }
 
 impl Value {
@@ -33,6 +35,7 @@ impl Value {
             Value::Boolean(_) => "a boolean",
             Value::Array(_) => "an array",
             Value::Table(_) => "a table",
+            Value::Wrong => "wrong",
         }
     }
 
@@ -51,6 +54,7 @@ impl Value {
             Value::Boolean(flag) => Json::from(*flag),
             Value::Array(items) => items.iter().map(|item| item.get_ref().to_json()).collect(),
             Value::Table(table) => Json::Object(to_json(table)),
+            Value::Wrong => Json::Null,
         }
     }
 }
@@ -71,7 +75,13 @@ pub(super) fn parse(text: &str, mistakes: &mut Mistakes) -> Table {
     for error in errors {
         let span = error.span().unwrap_or(0..0);
         let mut lines = error.message().lines();
-        let mistake = Mistake::new(span, lines.next().unwrap_or("this is no TOML"));
+        let mistake = match lines.next() {
+            Some("duplicate key") => {
+                let key = text.get(span.clone()).unwrap_or_default();
+                Mistake::new(span, format_args!("'{key}' is there already")).label("the second")
+            }
+            message => Mistake::new(span, message.unwrap_or("this is no TOML")),
+        };
         let rest: Vec<_> = lines.collect();
         mistakes.add(if rest.is_empty() { mistake } else { mistake.help(rest.join("; ")) });
     }
@@ -81,15 +91,14 @@ pub(super) fn parse(text: &str, mistakes: &mut Mistakes) -> Table {
 fn convert_table(table: &DeTable<'_>, mistakes: &mut Mistakes) -> Table {
     let entry = |(key, value): (&Spanned<_>, &Spanned<DeValue<'_>>), mistakes: &mut Mistakes| {
         let name = String::from(&**AsRef::<std::borrow::Cow<'_, str>>::as_ref(key));
-        let converted = convert(value, mistakes)?;
-        Some((Spanned::new(key.span(), name), Spanned::new(value.span(), converted)))
+        (Spanned::new(key.span(), name), Spanned::new(value.span(), convert(value, mistakes)))
     };
-    table.iter().filter_map(|pair| entry(pair, mistakes)).collect()
+    table.iter().map(|pair| entry(pair, mistakes)).collect()
 }
 
-fn convert(value: &Spanned<DeValue<'_>>, mistakes: &mut Mistakes) -> Option<Value> {
+fn convert(value: &Spanned<DeValue<'_>>, mistakes: &mut Mistakes) -> Value {
     let span = value.span();
-    Some(match value.get_ref() {
+    match value.get_ref() {
         DeValue::String(text) => Value::String(text.to_string()),
         DeValue::Boolean(flag) => Value::Boolean(*flag),
         DeValue::Integer(number) => {
@@ -107,15 +116,15 @@ fn convert(value: &Spanned<DeValue<'_>>, mistakes: &mut Mistakes) -> Option<Valu
         DeValue::Datetime(_) => return refuse(mistakes, span, "nothing here takes a date or a time"),
         DeValue::Array(items) => {
             let item = |item: &Spanned<DeValue<'_>>, mistakes: &mut Mistakes| {
-                Some(Spanned::new(item.span(), convert(item, mistakes)?))
+                Spanned::new(item.span(), convert(item, mistakes))
             };
-            Value::Array(items.iter().filter_map(|value| item(value, mistakes)).collect())
+            Value::Array(items.iter().map(|value| item(value, mistakes)).collect())
         }
         DeValue::Table(table) => Value::Table(convert_table(table, mistakes)),
-    })
+    }
 }
 
-fn refuse(mistakes: &mut Mistakes, span: Span, message: &str) -> Option<Value> {
+fn refuse(mistakes: &mut Mistakes, span: Span, message: &str) -> Value {
     mistakes.add(Mistake::new(span, message));
-    None
+    Value::Wrong
 }

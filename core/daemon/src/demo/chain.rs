@@ -13,7 +13,7 @@ pub(crate) const SIZE_BYTES: u64 = 32 << 20;
 const IMAGES: [(&str, &[Range<u64>], u8); 3] = [
     ("base", &[0..5 << 20, 12 << 20..16 << 20, 25 << 20..29 << 20], 0xba),
     ("middle", &[3 << 20..9 << 20, 18 << 20..23 << 20], 0x3d),
-    ("active", &[8 << 20..10 << 20], 0xac),
+    ("active", &[8 << 20..9 << 20, 9 << 20..10 << 20], 0xac),
 ];
 
 /// The file that the demo runs; it could be run by hand just so.
