@@ -36,6 +36,10 @@ fn refuse(path: &str, text: &str) -> Error {
     if let Some((key, _)) = text.strip_prefix("missing field `").and_then(|text| text.split_once('`')) {
         return Error::option(&inside(key), "it must be given");
     }
+    // JSON objects have a key once; this is an option that has two names.
+    if let Some((key, _)) = text.strip_prefix("duplicate field `").and_then(|text| text.split_once('`')) {
+        return Error::option(&inside(key), "it is given twice, by two of its names");
+    }
     Error::option(base, plain(text))
 }
 
@@ -147,7 +151,7 @@ mod tests {
     #[allow(dead_code)] // read by the derive only
     struct Sample {
         read_delay: Time,
-        #[serde(default)]
+        #[serde(default, alias = "number")]
         count: u32,
         #[serde(default)]
         rules: Vec<Rule>,
@@ -170,9 +174,13 @@ mod tests {
     fn errors_name_the_key_and_what_was_expected() {
         assert_eq!(
             refusal(r#"{"read-delay": "5ms", "counts": 1}"#),
-            "option 'counts': there is no such option, expected one of `read-delay`, `count`, `rules`, `limit`"
+            "option 'counts': there is no such option, expected one of `read-delay`, `count`, `number`, `rules`, `limit`"
         );
         assert_eq!(refusal("{}"), "option 'read-delay': it must be given");
+        assert_eq!(
+            refusal(r#"{"read-delay": "5ms", "count": 1, "number": 1}"#),
+            "option 'count': it is given twice, by two of its names"
+        );
         assert_eq!(
             refusal(r#"{"read-delay": "5ms", "count": -1}"#),
             "option 'count': invalid value: integer `-1`, expected a whole number from 0 to 4294967295"
@@ -200,7 +208,7 @@ mod tests {
 
     #[test]
     fn the_names_of_options_are_known_without_any() {
-        assert_eq!(names::<Sample>(), ["read-delay", "count", "rules", "limit"]);
+        assert_eq!(names::<Sample>(), ["read-delay", "count", "number", "rules", "limit"]);
         assert!(names::<NoOptions>().is_empty());
     }
 }
