@@ -89,13 +89,16 @@ impl Member {
         Ok(Self { group, id })
     }
 
-    /// Waits for a request's turn. `length_bytes`: those that it transfers.
-    pub(crate) async fn pass(&self, direction: Direction, length_bytes: u64) {
-        // One load, as long as nobody has set a limit.
-        let Some(limits) = self.group.limits.get() else { return };
-        if limits.concern(direction) {
-            Passing { member: self, limits, direction, length_bytes, id: None, sleep: None }.await;
+    /// The wait for a request's turn, or `None` when it need not wait. `length_bytes`: those that it transfers.
+    ///
+    /// Without limits this is a load. Only a wait takes memory, so that requests which have none stay small.
+    #[inline]
+    pub(crate) fn turn(&self, direction: Direction, length_bytes: u64) -> Option<Pin<Box<Passing<'_>>>> {
+        let limits = self.group.limits.get()?;
+        if !limits.concern(direction) || self.group.pass_at_once(limits, direction, length_bytes) {
+            return None;
         }
+        Some(Box::pin(Passing { member: self, limits, direction, length_bytes, id: None, sleep: None }))
     }
 }
 
@@ -114,6 +117,20 @@ impl Default for Group {
 }
 
 impl Group {
+    /// Passes a request if nobody waits whom it would overtake, and there is room.
+    fn pass_at_once(&self, limits: &Limits, direction: Direction, length_bytes: u64) -> bool {
+        let mut state = lock(&self.state);
+        if !state.flows.is_empty() {
+            return false;
+        }
+        state.leak();
+        let passes = state.wait(direction).is_zero();
+        if passes {
+            state.pour(limits, direction, length_bytes);
+        }
+        passes
+    }
+
     fn set_limits(&self, limits: Limits) -> Result<()> {
         let mut state = lock(&self.state);
         if let Some(known) = self.limits.get() {
@@ -184,8 +201,9 @@ impl State {
     }
 }
 
-/// The future of [`Member::pass`].
-struct Passing<'a> {
+/// The future of [`Member::turn`].
+#[derive(Debug)]
+pub(crate) struct Passing<'a> {
     member: &'a Member,
     limits: &'a Limits,
     direction: Direction,
@@ -205,14 +223,6 @@ impl Future for Passing<'_> {
         let id = match me.id {
             Some(id) => id,
             None => {
-                // Nobody waits whom it could overtake, and there is room: no queue, no timer.
-                if state.flows.is_empty() {
-                    state.leak();
-                    if state.wait(me.direction).is_zero() {
-                        state.pour(me.limits, me.direction, me.length_bytes);
-                        return Poll::Ready(());
-                    }
-                }
                 let id = state.new_id();
                 let waiting = Waiting { id, length_bytes: me.length_bytes, waker: cx.waker().clone() };
                 match state.find(me.member.id, me.direction) {

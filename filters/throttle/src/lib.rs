@@ -33,24 +33,32 @@ impl Filter for Throttle {
     }
 
     async fn read(&self, next: &mut Next<'_>, request: &ReadRequest<'_>) -> Result<()> {
-        self.0.pass(Direction::Read, request.length()).await;
+        if let Some(turn) = self.0.turn(Direction::Read, request.length()) {
+            turn.await;
+        }
         next.read(request).await
     }
 
     async fn write(&self, next: &mut Next<'_>, request: &WriteRequest<'_>) -> Result<()> {
-        self.0.pass(Direction::Write, request.length()).await;
+        if let Some(turn) = self.0.turn(Direction::Write, request.length()) {
+            turn.await;
+        }
         next.write(request).await
     }
 
     // These say what a range shall be and transfer none of it, so they are operations without bytes.
 
     async fn discard(&self, next: &mut Next<'_>, request: &DiscardRequest<'_>) -> Result<()> {
-        self.0.pass(Direction::Write, 0).await;
+        if let Some(turn) = self.0.turn(Direction::Write, 0) {
+            turn.await;
+        }
         next.discard(request).await
     }
 
     async fn write_zeroes(&self, next: &mut Next<'_>, request: &WriteZeroesRequest<'_>) -> Result<()> {
-        self.0.pass(Direction::Write, 0).await;
+        if let Some(turn) = self.0.turn(Direction::Write, 0) {
+            turn.await;
+        }
         next.write_zeroes(request).await
     }
 }

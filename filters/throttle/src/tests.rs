@@ -230,3 +230,9 @@ fn it_conforms() {
     let options = json!({ "bps": "100MiB", "iops": 500, "iops-size": "4KiB", "iops-max": 1000 });
     testing::block_on(check(&node(options).edge(), Check { steps: 40, ..Check::default() }));
 }
+
+#[test]
+fn a_limit_is_given_by_one_of_its_names() {
+    let refused = testing::check::<Throttle>(json!({ "iops": 1, "iops-total": 2 })).unwrap_err();
+    assert_eq!(refused.to_string(), "option 'iops-total': it is given twice, by two of its names");
+}
