@@ -22,12 +22,15 @@ fn request(edge: &Edge, op: u32, offset: u64, buffer: Buffer) -> Buffer {
 
 fn qcow2(c: &mut Criterion) {
     let (memory, image) = block_on(async {
-        let options = serde_json::json!({ "size": SIZE * 2 });
-        let memory = open_node(&MemoryDriver::default(), options, vec![]).await.expect("it opens");
+        let new = async || {
+            let options = serde_json::json!({ "size": SIZE * 2 });
+            open_node(&MemoryDriver::default(), options, vec![]).await.expect("it opens")
+        };
+        let memory = new().await;
         let options = CreateOptions { preallocation: Preallocation::Metadata, ..CreateOptions::new(SIZE) };
         create(&memory.edge, &options).await.expect("it is made");
-        let image = open_node(&Qcow2Driver::new(), serde_json::json!({}), vec![memory.clone()]).await;
-        (memory, image.expect("it opens"))
+        let image = open_node(&Qcow2Driver::new(), serde_json::json!({}), vec![memory]).await;
+        (new().await, image.expect("it opens"))
     });
     let mut group = c.benchmark_group("4 KiB, random");
     for (name, edge) in [("memory", &memory.edge), ("qcow2", &image.edge)] {

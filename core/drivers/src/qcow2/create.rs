@@ -155,7 +155,7 @@ impl Plan {
             ));
         }
         let metadata = options.preallocation == Preallocation::Metadata;
-        let l1_clusters = (l1_entries * 8).div_ceil(cluster_bytes).max(1);
+        let l1_clusters = (l1_entries * 8).div_ceil(cluster_bytes);
         let l2_clusters = if metadata { l1_entries } else { 0 };
         let data_clusters = if metadata { options.size_bytes.div_ceil(cluster_bytes) } else { 0 };
         // Tables and blocks count themselves, too: more of them until all is counted.

@@ -78,6 +78,22 @@ fn images_of_every_shape_are_made_as_qemu_understands_them() {
 }
 
 #[test]
+fn an_image_of_nothing_grows() {
+    if !have("qemu-img") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image.qcow2");
+    create_file(&path, &CreateOptions::new(0)).unwrap();
+    check(&path);
+    edit(&path, None, |world| {
+        assert!(world.contents().is_empty());
+        block_on(world.node.resize(&world.children, 1 << 30)).unwrap();
+        write(world, (1 << 30) - 3, b"end");
+    });
+}
+
+#[test]
 fn what_cannot_be_made_is_refused_by_option() {
     let path = Path::new("/nonexistent/image");
     let fine = CreateOptions::new(1 << 30);
