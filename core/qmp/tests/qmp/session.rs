@@ -2,7 +2,7 @@
 
 use crate::kit::World;
 use serde_json::{Value, json};
-use std::net::Shutdown;
+use std::{io::Read, net::Shutdown};
 
 #[test]
 fn a_session_begins_with_a_greeting_and_a_negotiation() {
@@ -143,30 +143,15 @@ fn quit_is_answered_then_told_to_all_then_done() {
 fn a_client_that_does_not_read_is_cut_off_and_others_go_on() {
     let world = World::new();
     let (mut deaf, mut other) = (world.client(), world.client());
-    deaf.send("{'execute': 'query-version'}");
     let event = driveline_qmp::Event::NodeFailed { node: "n".into(), message: "x".repeat(1 << 20) };
-    let hears = std::thread::spawn(move || {
-        for _ in 0..24 {
-            other.event("X_DRIVELINE_NODE_FAILED");
-        }
-        other
-    });
-    for _ in 0..24 {
+    const EVENTS: usize = 24;
+    for _ in 0..EVENTS {
         world.monitor.emit(&event);
-        // Reading takes a moment; it is only who never reads that is cut off.
-        std::thread::sleep(std::time::Duration::from_millis(5));
+        other.event("X_DRIVELINE_NODE_FAILED");
     }
-    let mut other = hears.join().unwrap();
     assert_eq!(other.ok("query-version", json!({}))["qemu"]["major"], 10);
-    let mut last = deaf.message();
-    let mut messages = 0;
-    while last.is_some() && messages < 100 {
-        (last, messages) = (next_or_end(&mut deaf), messages + 1);
-    }
-    assert!(messages < 24, "{messages}");
-}
-
-/// A connection that was cut off may end within a message.
-fn next_or_end(client: &mut crate::kit::Client) -> Option<Value> {
-    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| client.message())).unwrap_or(None)
+    let mut got = Vec::new();
+    // Cut off in the middle, it may be told so by a reset.
+    let _ = deaf.stream.read_to_end(&mut got);
+    assert!(got.len() < EVENTS << 20, "{}", got.len());
 }
