@@ -21,8 +21,9 @@ Environment:
   DRIVELINE_PLUGIN_PATH  directories with filters, separated by colons
   DRIVELINE_ENGINE       io_uring or epoll, unless the file says it")]
 pub struct Cli {
-    /// What to log to stderr: a level (error, warn, info, debug, trace), or levels by target, as in
-    /// `driveline::nbd=debug,warn`. With `driveline::io=trace` every node tells of every request.
+    /// What to log to stderr: error, warn, info, debug, trace, or levels by target
+    ///
+    /// For example `driveline::nbd=debug,warn`. With `driveline::io=trace` every node tells of every request.
     #[arg(long, global = true, value_name = "FILTER")]
     pub log: Option<String>,
 

@@ -67,3 +67,39 @@ fn no_text_makes_reading_panic() {
         }
     }
 }
+
+/// The table in the documentation of `config` has exactly the keys that are read.
+#[test]
+fn every_documented_key_is_known_and_every_known_key_is_documented() {
+    let source = include_str!("../src/config/mod.rs");
+    let mut table = String::new();
+    let mut documented: Vec<(String, String)> = Vec::new();
+    for line in source.lines().filter_map(|line| line.strip_prefix("//! |")) {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        if let Some(name) = cells[0].strip_prefix("`[") {
+            table = name.trim_end_matches("]`").replace("NAME", "x");
+        }
+        for key in cells[1].split(" or ").filter_map(|key| key.strip_prefix('`')) {
+            documented.push((table.clone(), key.trim_end_matches('`').to_owned()));
+        }
+    }
+    assert_eq!(documented.len(), 20, "{documented:?}");
+    for part in ["plugins", "engine", "drive.x", "export.x", "monitor"] {
+        let keys = |of: &str| -> Vec<String> {
+            documented.iter().filter(|(table, _)| table == of).map(|(_, key)| key.clone()).collect()
+        };
+        // A key that nobody reads is told with all that are.
+        let (_, mistakes) = Config::parse(Path::new("x.toml"), &format!("[{part}]\nqqqqqqqqqqqqqqqq = 1\n"));
+        let help = mistakes
+            .list()
+            .iter()
+            .find_map(|mistake| mistake.help.clone().filter(|h| h.starts_with("valid")));
+        let help = help.unwrap();
+        let known: Vec<&str> = help.trim_start_matches("valid here: ").split(", ").collect();
+        let mut known: Vec<String> = known.iter().map(|key| key.trim_matches('\'').to_owned()).collect();
+        let mut documented = keys(part);
+        known.sort();
+        documented.sort();
+        assert_eq!(known, documented, "[{part}]");
+    }
+}

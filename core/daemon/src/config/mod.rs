@@ -1,13 +1,28 @@
 //! A TOML file that describes a whole graph: what it says, and everything that is wrong with it.
 //!
-//! ```toml
-//! [plugins]            path = ["filters"]           # where filters are looked for, too
-//! [engine]             threads = 2, backend = "auto"
-//! [node.NAME]          driver = "qcow2", and what that driver takes
-//! [drive.NAME]         root = "NODE", bitmaps = [{ name = "daily" }]
-//! [export.NAME]        type = "nbd", drive = "NAME", socket = "PATH"
-//! [monitor]            qmp = "PATH"
-//! ```
+//! | table | key | default | meaning |
+//! |---|---|---|---|
+//! | `[plugins]` | `path` | none | directories with filters, or libraries; looked at before other places |
+//! | `[engine]` | `threads` | processors, 2 at most | I/O threads |
+//! | | `backend` | `"auto"` | `"io_uring"`, `"epoll"`, or the first of them that there is |
+//! | `[node.NAME]` | `driver` | required | what makes the node work |
+//! | | `read-only` | `false` | nothing may be written |
+//! | | *a child* | | the name of a node, or a table that defines one; the file of a format may be a path, and `backing = false` says that there is none |
+//! | | *an option* | | see the driver |
+//! | `[drive.NAME]` | `root` | required | the node that the drive leads to at first |
+//! | | `bitmaps` | none | tables with `name`, `granularity`, `view` (`"drive"` or `"node"`), `recording` |
+//! | | `holder` | `"when-needed"` | `"permanent"`: its bitmaps stay on a holder of its own |
+//! | `[export.NAME]` | `type` | required | `"nbd"` |
+//! | | `drive` or `node` | required | what is served |
+//! | | `socket` or `listen` | required | a unix socket, or `"host:port"`; several exports may share one |
+//! | | `name` | NAME | the name that clients ask for |
+//! | | `writable` | `false` | clients may write |
+//! | | `bitmaps` | none | names of the drive's bitmaps that clients may look at |
+//! | | `allocation-depth` | `false` | clients may ask in which layer data is |
+//! | | `description` | none | a text that clients show |
+//! | `[monitor]` | `qmp` or `listen` | required | a unix socket, or `"host:port"`, where QMP is spoken |
+//!
+//! Paths are relative to the file.
 //!
 //! Reading has two steps, because drivers come from plugins that the file names: [`Config::parse`] reads what needs no
 //! driver, and [`Config::check`] holds the nodes against the drivers and names against each other. Both put what they

@@ -111,9 +111,9 @@ fn convert(value: &Spanned<DeValue<'_>>, mistakes: &mut Mistakes) -> Value {
         }
         DeValue::Float(number) => match number.as_str().replace('_', "").parse::<f64>() {
             Ok(value) if value.is_finite() => Value::Float(value),
-            _ => return refuse(mistakes, span, "expected a finite number"),
+            _ => refuse(mistakes, span, "expected a finite number"),
         },
-        DeValue::Datetime(_) => return refuse(mistakes, span, "nothing here takes a date or a time"),
+        DeValue::Datetime(_) => refuse(mistakes, span, "nothing here takes a date or a time"),
         DeValue::Array(items) => {
             let item = |item: &Spanned<DeValue<'_>>, mistakes: &mut Mistakes| {
                 Spanned::new(item.span(), convert(item, mistakes))
