@@ -1,0 +1,229 @@
+//! How a change is made: drained, step by step with a way back, and then seen by everyone at once.
+
+use super::{Change, Staged, Undo, undo};
+use crate::{
+    error::{Error, Kind, Result},
+    event::Event,
+    graph::{Graph, State, find_bitmap},
+    node::{Node, NodeId},
+    permission::Granted,
+    root::RootShared,
+    topology::{Attached, Topology},
+    wiring::wire,
+};
+use driveline_bitmap::{Bitmap, BitmapId};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+impl Change {
+    /// Makes the change, or nothing of it.
+    pub async fn commit(mut self) -> Result<()> {
+        let mut gone: Vec<NodeId> = self.topology.collect_unused();
+        let kept = |id: &&NodeId| !self.topology.nodes.contains_key(id) && !gone.contains(id);
+        let removed: Vec<NodeId> = self.before.topology.top_down().iter().filter(kept).copied().collect();
+        gone = removed.into_iter().chain(gone).collect();
+        let planned = self.graph.plan(&self.topology);
+        let (granted, _) = match planned {
+            Ok(planned) => planned,
+            Err(error) => return Err(self.abandon(error).await),
+        };
+        let drained = Drained::begin(&self.affected()).await;
+        let mut staged = Staged {
+            topology: std::mem::take(&mut self.topology),
+            before: self.before.topology.clone(),
+            wired: (*self.before.wired).clone(),
+            parked: self.before.parked.clone(),
+        };
+        staged.wire_new(&self.graph);
+        let mut undos = Vec::new();
+        let result = self.apply(&mut staged, &granted, &mut undos).await;
+        if let Err(error) = result {
+            for undo in undos.into_iter().rev() {
+                undo().await;
+            }
+            drop(drained);
+            self.topology = staged.topology;
+            return Err(self.abandon(error).await);
+        }
+        self.publish(staged, granted);
+        drop(drained);
+        let result = self.close_nodes(&gone).await;
+        self.graph.emit(&Event::Changed);
+        result
+    }
+
+    /// Runs the actions, and takes the permissions last.
+    async fn apply(
+        &mut self,
+        staged: &mut Staged,
+        granted: &BTreeMap<NodeId, Granted>,
+        undos: &mut Vec<Undo>,
+    ) -> Result<()> {
+        for action in std::mem::take(&mut self.actions) {
+            undos.push(action(staged).await?);
+        }
+        for (id, now) in granted {
+            let before = self.before.granted.get(id).copied();
+            if before == Some(*now) {
+                continue;
+            }
+            let node = staged.topology.at(*id).node.clone();
+            node.open.set_permissions(now.needs, now.shares).map_err(|error| error.at(&node.name))?;
+            undos.push(undo(move || {
+                if let Some(before) = before
+                    && let Err(error) = node.open.set_permissions(before.needs, before.shares)
+                {
+                    tracing::error!(node = node.name(), "undo of a graph change: {error}");
+                }
+            }));
+        }
+        Ok(())
+    }
+
+    /// Wires the new topology and puts it in place of the old one.
+    fn publish(&mut self, staged: Staged, granted: BTreeMap<NodeId, Granted>) {
+        let Staged { mut topology, parked, .. } = staged;
+        topology.roots.retain(|_, attached| !attached.root.gone.load(std::sync::atomic::Ordering::Relaxed));
+        self.take_sizes(&topology);
+        let wired = wire(&topology, self.graph.0.trace);
+        for (id, wired) in &wired {
+            *topology.at(*id).node.info.write() = wired.info;
+        }
+        for attached in topology.roots.values() {
+            let at = topology.root_node(attached);
+            let edge = if attached.locks { &wired[&at].edge_of_locker } else { &wired[&at].edge };
+            attached.root.rewire(edge.clone(), topology.at(at).node.ranges.clone());
+        }
+        let here: BTreeSet<BitmapId> = topology
+            .nodes
+            .values()
+            .flat_map(|p| p.node.bitmaps.lock().iter().map(|b| b.id()).collect::<Vec<_>>())
+            .collect();
+        let parked = parked.into_iter().filter(|(id, _)| here.contains(id)).collect();
+        let mut state = self.graph.0.state.lock();
+        // A root that went away meanwhile was taken out of the old topology only.
+        topology.roots.retain(|_, attached| !attached.root.gone.load(std::sync::atomic::Ordering::Relaxed));
+        *state = State { topology: Arc::new(topology), wired: Arc::new(wired), granted, parked };
+    }
+
+    /// Bitmaps take the size of their node. Whether what it has grown by is dirty is the bitmap's own rule.
+    fn take_sizes(&self, topology: &Topology) {
+        for (id, wired) in wire(topology, false) {
+            for bitmap in topology.at(id).node.bitmaps.lock().iter() {
+                if bitmap.length() != wired.info.size_bytes {
+                    bitmap.resize(wired.info.size_bytes);
+                }
+            }
+        }
+    }
+
+    /// The roots above anything that differs or is touched, before or after.
+    fn affected(&self) -> Vec<Arc<RootShared>> {
+        let (before, after) = (&*self.before.topology, &self.topology);
+        let differs = |id: &NodeId| match (before.nodes.get(id), after.nodes.get(id)) {
+            (Some(a), Some(b)) => {
+                a.children != b.children || a.read_only != b.read_only || self.touched.contains(id)
+            }
+            _ => true,
+        };
+        let reaches = |topology: &Topology, root: &Attached| {
+            topology.reach(topology.root_node(root)).iter().any(differs)
+        };
+        let mut roots = Vec::new();
+        for (id, attached) in &before.roots {
+            let moved = match after.roots.get(id) {
+                Some(now) => before.root_node(attached) != after.root_node(now) || reaches(after, now),
+                None => true,
+            };
+            let locked = after.roots.iter().any(|(id, root)| root.locks && !before.roots.contains_key(id));
+            if moved || locked || reaches(before, attached) {
+                roots.push(attached.root.clone());
+            }
+        }
+        roots
+    }
+
+    /// Closes what was opened for a change that is not made. Returns the error that is the reason.
+    async fn abandon(&mut self, reason: Error) -> Error {
+        let opened = std::mem::take(&mut self.opened);
+        let wired = wire(&self.topology, false);
+        for id in opened.into_iter().rev() {
+            if let Some(placed) = self.topology.nodes.get(&id) {
+                let children = wired.get(&id).map(|wired| wired.children.clone()).unwrap_or_default();
+                if let Err(error) = placed.node.open.close(&children).await {
+                    tracing::warn!(node = placed.node.name(), "closing after a failed change: {error}");
+                }
+            }
+        }
+        reason
+    }
+
+    /// Closes nodes, parents first. Goes on after an error, and returns the first.
+    async fn close_nodes(&mut self, gone: &[NodeId]) -> Result<()> {
+        let mut first = Ok(());
+        for id in gone {
+            let Some(placed) = self.before.topology.nodes.get(id) else { continue };
+            let children = self.before.wired.get(id).map(|wired| wired.children.clone()).unwrap_or_default();
+            if let Err(error) = placed.node.open.close(&children).await {
+                let error = error.at(placed.node.name());
+                tracing::error!("{error}");
+                first = first.and(Err(error));
+            }
+        }
+        first
+    }
+}
+
+impl Staged {
+    /// A bitmap, looked for in the new topology, and then on nodes that this change takes out: what they hold can
+    /// still be moved away.
+    pub(crate) fn find_bitmap(&self, target: &str, name: &str) -> Result<(NodeId, Arc<Bitmap>)> {
+        find_bitmap(&self.topology, &self.parked, target, name).or_else(|error| {
+            let before = find_bitmap(&self.before, &self.parked, target, name).map_err(|_| error.clone());
+            before.and_then(|(id, found)| {
+                if self.any_node(id)?.bitmaps.lock().get_id(found.id()).is_some() {
+                    Ok((id, found))
+                } else {
+                    Err(error)
+                }
+            })
+        })
+    }
+
+    /// A node of the new topology, or one that this change takes out.
+    pub(crate) fn any_node(&self, id: NodeId) -> Result<Arc<Node>> {
+        let placed = self.topology.nodes.get(&id).or_else(|| self.before.nodes.get(&id));
+        let missing = || Error::new(Kind::NotFound, "the bitmap's node is not there any more");
+        placed.map(|placed| placed.node.clone()).ok_or_else(missing)
+    }
+
+    /// Nodes that are new have no wiring in the old graph; actions may need theirs.
+    fn wire_new(&mut self, graph: &Graph) {
+        for (id, wired) in wire(&self.topology, graph.0.trace) {
+            self.wired.entry(id).or_insert(wired);
+        }
+    }
+}
+
+/// Roots that are drained; their gates open when it is dropped.
+struct Drained(Vec<Arc<RootShared>>);
+
+impl Drained {
+    /// Closes all gates first, so that nobody waits longer than for what is in flight now.
+    async fn begin(roots: &[Arc<RootShared>]) -> Self {
+        let drained = Self(roots.to_vec());
+        drained.0.iter().for_each(|root| root.gate.close());
+        for root in &drained.0 {
+            root.gate.empty().await;
+        }
+        drained
+    }
+}
+
+impl Drop for Drained {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|root| root.gate.open());
+    }
+}

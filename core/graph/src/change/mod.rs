@@ -1,0 +1,201 @@
+//! A change of the graph: edits on a copy, checked as a whole, applied while what it touches is drained, or not
+//! at all.
+//!
+//! ```text
+//!   edits (copy of the topology; new nodes are opened)      drop = nothing happened
+//!      │ commit
+//!      ▼
+//!   check permissions ─▶ drain the roots above what changes ─▶ run actions (bitmaps, sizes, headers)
+//!                                                                 │ each with its undo; an error undoes all
+//!      ┌──────────────────────────────────────────────────────────┘
+//!      ▼
+//!   take permissions (locks) ─▶ swap the wiring ─▶ open the gates ─▶ close nodes that are gone
+//! ```
+
+mod commit;
+mod open;
+mod shape;
+mod state;
+
+use crate::{
+    definition::check_name,
+    driver::BoxFuture,
+    error::{Error, Kind, Result},
+    graph::{Graph, State, attach, find_bitmap},
+    node::NodeId,
+    root::{Root, RootOptions},
+    topology::{Attached, Attachment, Topology},
+    wiring::Wired,
+};
+use driveline_bitmap::{Bitmap, BitmapId};
+use driveline_op::Edge;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// A change in the making. Nothing of it is seen by anyone until [`Change::commit`]; dropped, it never was.
+pub struct Change {
+    pub(crate) graph: Graph,
+    pub(crate) topology: Topology,
+    before: State,
+    actions: Vec<Action>,
+    /// Nodes that actions touch: the roots above them are drained.
+    pub(crate) touched: BTreeSet<NodeId>,
+    opened: Vec<NodeId>,
+    directory: PathBuf,
+    /// Images whose backing is being opened just now, from the top down.
+    images: Vec<PathBuf>,
+    _turn: async_lock::MutexGuardArc<()>,
+}
+
+/// What an action sees: the new topology, and the wiring as it was.
+pub(crate) struct Staged {
+    pub(crate) topology: Topology,
+    pub(crate) before: Arc<Topology>,
+    pub(crate) wired: BTreeMap<NodeId, Wired>,
+    pub(crate) parked: BTreeMap<BitmapId, NodeId>,
+}
+
+/// One step that is done while drained.
+pub(crate) type Action = Box<dyn for<'a> FnOnce(&'a mut Staged) -> BoxFuture<'a, Result<Undo>> + Send>;
+/// What takes a step back.
+pub(crate) type Undo = Box<dyn FnOnce() -> BoxFuture<'static, ()> + Send>;
+
+/// An undo that does not wait.
+pub(crate) fn undo(f: impl FnOnce() + Send + 'static) -> Undo {
+    Box::new(move || {
+        f();
+        Box::pin(async {})
+    })
+}
+
+impl fmt::Debug for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Change").field("actions", &self.actions.len()).finish_non_exhaustive()
+    }
+}
+
+impl Change {
+    pub(crate) fn new(graph: Graph, turn: async_lock::MutexGuardArc<()>) -> Self {
+        let before = graph.0.state.lock().clone();
+        let topology = (*before.topology).clone();
+        Self {
+            graph,
+            topology,
+            before,
+            actions: Vec::new(),
+            touched: BTreeSet::new(),
+            opened: Vec::new(),
+            directory: PathBuf::new(),
+            images: Vec::new(),
+            _turn: turn,
+        }
+    }
+
+    /// Relative paths of definitions start here; without it, in the current directory.
+    pub fn set_directory(&mut self, directory: &Path) {
+        self.directory = directory.to_owned();
+    }
+
+    // ---- drives and roots
+
+    /// Makes a drive of that name lead to a node: a new drive, or another root for one that is there.
+    pub fn set_drive(&mut self, name: &str, node: &str) -> Result<()> {
+        check_name(name)?;
+        let id = self.topology.id(node)?;
+        if self.topology.names.contains_key(name) {
+            return Err(Error::new(Kind::Exists, format_args!("there is a node '{name}' already")));
+        }
+        self.topology.drives.insert(name.into(), id);
+        Ok(())
+    }
+
+    /// Removes a drive. One with roots is refused.
+    pub fn remove_drive(&mut self, name: &str) -> Result<()> {
+        self.topology.drive(name)?;
+        let on_it = |attached: &&Attached| attached.to == Attachment::Drive(name.into());
+        if let Some(attached) = self.topology.roots.values().find(on_it) {
+            let message = format_args!("drive '{name}' is in use by {}", attached.root.user());
+            return Err(Error::new(Kind::Busy, message));
+        }
+        self.topology.drives.remove(name);
+        Ok(())
+    }
+
+    /// Opens a root as part of this change. It works once the change is committed.
+    pub fn attach(&mut self, name: &str, options: &RootOptions) -> Result<Root> {
+        let root = attach(&mut self.topology, &self.graph, name, options)?;
+        Ok(Root::new(root, self.graph.clone()))
+    }
+
+    /// As [`Change::attach`], but always to the node: on a drive's name too it stays at the node that the drive
+    /// leads to now. Jobs do this.
+    pub fn attach_to_node(&mut self, name: &str, options: &RootOptions) -> Result<Root> {
+        let id = self.topology.node_or_drive(name)?;
+        let name = self.topology.name(id);
+        self.attach(&name, options)
+    }
+
+    pub(crate) fn detach(&mut self, root: u64) {
+        self.topology.roots.remove(&root);
+    }
+
+    /// Detaches a root as part of this change.
+    pub fn detach_root(&mut self, root: &Root) {
+        self.detach(root.id());
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.topology = Topology::default();
+    }
+
+    // ---- the rest
+
+    /// Runs `work` while everything that this change touches is drained, before its other steps and before the
+    /// wiring is swapped. `nodes` are drained; `work` gets their edges as they were, in that order.
+    pub fn while_drained_first<F>(&mut self, nodes: &[&str], work: F) -> Result<()>
+    where
+        F: FnOnce(Vec<Edge>) -> BoxFuture<'static, Result<()>> + Send + 'static,
+    {
+        let ids = nodes.iter().map(|name| self.topology.id(name)).collect::<Result<Vec<_>>>()?;
+        self.touched.extend(ids.iter().copied());
+        let action: Action = Box::new(move |staged| {
+            let edges = ids.iter().map(|id| staged.wired[id].edge_of_locker.clone()).collect();
+            Box::pin(async move {
+                work(edges).await?;
+                Ok(undo(|| {}))
+            })
+        });
+        self.actions.insert(0, action);
+        Ok(())
+    }
+
+    pub(crate) fn action(
+        &mut self,
+        touches: impl IntoIterator<Item = NodeId>,
+        action: impl for<'a> FnOnce(&'a mut Staged) -> BoxFuture<'a, Result<Undo>> + Send + 'static,
+    ) {
+        self.touched.extend(touches);
+        self.actions.push(Box::new(action));
+    }
+
+    /// A bitmap as it will be found after this change's edits (not its actions).
+    pub(crate) fn find_bitmap(&self, target: &str, name: &str) -> Result<(NodeId, Arc<Bitmap>)> {
+        find_bitmap(&self.topology, &self.before.parked, target, name)
+    }
+
+    pub(crate) fn parked_home(&self, id: BitmapId) -> Option<NodeId> {
+        self.before.parked.get(&id).copied()
+    }
+}
+
+impl Drop for Change {
+    fn drop(&mut self) {
+        // A change that is dropped half-way has opened nodes that nobody will close in order. They are dropped;
+        // a driver releases what it holds then.
+        self.opened.clear();
+    }
+}

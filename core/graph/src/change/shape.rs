@@ -1,0 +1,202 @@
+//! Edits of the graph's shape: children, filters, what takes whose place.
+
+use super::{Change, undo};
+use crate::{
+    driver::{Options, Role},
+    error::{Error, Kind, Result},
+    node::{Node, NodeId},
+    topology::{Attachment, ChildEdge, Parent},
+};
+use std::sync::Arc;
+
+impl Change {
+    /// Takes a node out and closes it. One that is in use is refused, by the names of its users.
+    pub fn remove_node(&mut self, name: &str) -> Result<()> {
+        let id = self.topology.id(name)?;
+        let users: Vec<_> = self.topology.parents(id).iter().map(|p| self.topology.describe(p)).collect();
+        if !users.is_empty() {
+            let message = format_args!("it is in use by {}", users.join(", "));
+            return Err(Error::new(Kind::Busy, message).at(name));
+        }
+        self.refuse_with_bitmaps(id)?;
+        self.topology.names.remove(name);
+        self.topology.nodes.remove(&id);
+        Ok(())
+    }
+
+    fn refuse_with_bitmaps(&self, id: NodeId) -> Result<()> {
+        let node = &self.topology.at(id).node;
+        let names: Vec<_> =
+            node.bitmaps.lock().iter().map(|bitmap| format!("'{}'", bitmap.name().as_str())).collect();
+        if names.is_empty() {
+            return Ok(());
+        }
+        let message = format_args!("it has bitmaps ({}); move or remove them first", names.join(", "));
+        Err(Error::new(Kind::Busy, message).at(&node.name))
+    }
+
+    /// Makes `node` the child of that name of `parent` (`None`: no child).
+    pub fn set_child(&mut self, parent: &str, child: &str, node: Option<&str>) -> Result<()> {
+        let parent_id = self.topology.id(parent)?;
+        let description = self.topology.at(parent_id).node.driver.description().clone();
+        let Some(spec) = description.children.iter().find(|spec| spec.name == child) else {
+            let names: Vec<_> = description.children.iter().map(|spec| format!("'{}'", spec.name)).collect();
+            let message = format_args!("it has no child '{child}'; it can have {}", names.join(", "));
+            return Err(Error::new(Kind::NotFound, message).at(parent));
+        };
+        let node = match node {
+            None if spec.required => {
+                return Err(
+                    Error::new(Kind::Invalid, format_args!("it needs its child '{child}'")).at(parent)
+                );
+            }
+            None => None,
+            Some(node) => Some(self.topology.id(node)?),
+        };
+        if let Some(node) = node {
+            self.topology.check_acyclic(parent_id, node)?;
+        }
+        let placed = self.topology.nodes.get_mut(&parent_id).expect("looked up above");
+        placed.children.retain(|edge| edge.name != spec.name);
+        if let Some(node) = node {
+            placed.children.push(ChildEdge { name: spec.name.clone(), role: spec.role, node });
+        }
+        placed
+            .children
+            .sort_by_key(|edge| description.children.iter().position(|spec| spec.name == edge.name));
+        Ok(())
+    }
+
+    /// Puts `node` in the place of `old` under all of its parents, except roots that stay at their node, and
+    /// except where that would make a cycle (parents at or below `node`).
+    pub fn replace_node(&mut self, old: &str, node: &str) -> Result<()> {
+        let (old, new) = (self.topology.id(old)?, self.topology.id(node)?);
+        self.move_parents(old, new);
+        Ok(())
+    }
+
+    fn move_parents(&mut self, old: NodeId, new: NodeId) {
+        let below_new = self.topology.reach(new);
+        for parent in self.topology.parents(old) {
+            match parent {
+                Parent::Node(id, child) if !below_new.contains(&id) => {
+                    let placed = self.topology.nodes.get_mut(&id).expect("a parent is a node");
+                    placed
+                        .children
+                        .iter_mut()
+                        .filter(|edge| edge.name == child)
+                        .for_each(|edge| edge.node = new);
+                }
+                Parent::Drive(name) => drop(self.topology.drives.insert(name, new)),
+                Parent::Node(..) | Parent::Root(_) => {}
+            }
+        }
+    }
+
+    /// Opens a filter above a node, in the place that the node had under its parents:
+    ///
+    /// ```text
+    ///   parent ─▶ node      parent ─▶ filter ─▶ node
+    /// ```
+    ///
+    /// With the name of a drive it goes between the drive and its root, and other parents stay where they are.
+    /// Roots of jobs stay at their node. `definition` leaves its filtered child out.
+    pub async fn insert_filter(&mut self, mut definition: Options, above: &str) -> Result<Arc<Node>> {
+        let drive = (!self.topology.names.contains_key(above)).then_some(above);
+        let below = self.topology.node_or_drive(above)?;
+        let driver_name = definition.get("driver").and_then(|d| d.as_str()).unwrap_or_default().to_owned();
+        let driver = self.graph.driver(&driver_name)?;
+        let Some(spec) = driver.description().children.iter().find(|spec| spec.role == Role::Filtered) else {
+            let message = format_args!("driver '{driver_name}' is no filter");
+            return Err(Error::new(Kind::Invalid, message));
+        };
+        if driver.description().effects & driveline_op::effect::NOT_LIVE != 0
+            && !self.topology.parents(below).is_empty()
+        {
+            let message =
+                format_args!("filter '{driver_name}' says that it cannot be inserted above a node in use");
+            return Err(Error::new(Kind::NotSupported, message));
+        }
+        definition.insert(spec.name.to_string(), self.topology.name(below).to_string().into());
+        let definition = self.graph.parse_in(&self.topology, definition)?;
+        let parents = self.topology.parents(below);
+        let name = definition.name.clone();
+        let filter = self.open(definition, false, Some(self.topology.at(below).read_only)).await;
+        let filter = filter.map_err(|error| name.map_or(error.clone(), |name| error.at(&name)))?;
+        for parent in parents {
+            match parent {
+                Parent::Drive(name) if drive.is_none_or(|drive| *drive == *name) => {
+                    self.topology.drives.insert(name, filter);
+                }
+                Parent::Node(id, child) if drive.is_none() => {
+                    let placed = self.topology.nodes.get_mut(&id).expect("a parent is a node");
+                    placed
+                        .children
+                        .iter_mut()
+                        .filter(|edge| edge.name == child)
+                        .for_each(|edge| edge.node = filter);
+                }
+                _ => {}
+            }
+        }
+        Ok(self.topology.at(filter).node.clone())
+    }
+
+    /// Takes a filter out: its parents get its child, and it is closed. One that holds bitmaps is refused, unless
+    /// the same change moves them away first (then use [`Change::remove_emptied_filter`]).
+    pub fn remove_filter(&mut self, name: &str) -> Result<()> {
+        let id = self.topology.id(name)?;
+        self.refuse_with_bitmaps(id)?;
+        self.bypass(id, name)
+    }
+
+    /// As [`Change::remove_filter`], for a filter whose bitmaps an earlier action of this change moves away. If
+    /// any is left when the change is made, the change is refused.
+    pub fn remove_emptied_filter(&mut self, name: &str) -> Result<()> {
+        let id = self.topology.id(name)?;
+        let node = self.topology.at(id).node.clone();
+        self.bypass(id, name)?;
+        self.action([id], move |_| {
+            Box::pin(async move {
+                if node.bitmaps.lock().is_empty() {
+                    return Ok(undo(|| {}));
+                }
+                Err(Error::new(Kind::Busy, "it still has bitmaps").at(&node.name))
+            })
+        });
+        Ok(())
+    }
+
+    fn bypass(&mut self, id: NodeId, name: &str) -> Result<()> {
+        let Some(below) = self.topology.filtered(id) else {
+            return Err(Error::new(Kind::Invalid, "it is no filter").at(name));
+        };
+        let stay: Vec<_> = self
+            .topology
+            .roots
+            .values()
+            .filter(|root| root.to == Attachment::Node(id))
+            .map(|root| root.root.user().to_owned())
+            .collect();
+        if !stay.is_empty() {
+            return Err(Error::new(Kind::Busy, format_args!("it is in use by {}", stay.join(", "))).at(name));
+        }
+        for parent in self.topology.parents(id) {
+            match parent {
+                Parent::Node(parent, child) => {
+                    let placed = self.topology.nodes.get_mut(&parent).expect("a parent is a node");
+                    placed
+                        .children
+                        .iter_mut()
+                        .filter(|edge| edge.name == child)
+                        .for_each(|edge| edge.node = below);
+                }
+                Parent::Drive(drive) => drop(self.topology.drives.insert(drive, below)),
+                Parent::Root(_) => {}
+            }
+        }
+        self.topology.names.remove(name);
+        self.topology.nodes.remove(&id);
+        Ok(())
+    }
+}

@@ -1,0 +1,165 @@
+//! Edits of what a node is: read-only or not, its size, its backing file.
+
+use super::{Change, Undo, undo};
+use crate::{
+    driver::{Permissions, Role},
+    error::{Error, Kind, Result},
+    node::NodeId,
+    topology::Parent,
+};
+
+impl Change {
+    /// Makes a node read-only or writable (with the file that it keeps its data in, if that was made for it).
+    pub fn set_read_only(&mut self, name: &str, read_only: bool) -> Result<()> {
+        let id = self.topology.id(name)?;
+        let mut order = vec![id];
+        let below = |id| {
+            let children = &self.topology.at(id).children;
+            children.iter().filter(|c| c.role != Role::Backing).map(|c| c.node).collect::<Vec<_>>()
+        };
+        let mut at = 0;
+        while at < order.len() {
+            order.extend(below(order[at]));
+            at += 1;
+        }
+        order.retain(|id| self.topology.at(*id).read_only != read_only);
+        // Writable from the leaf up, read-only from the top down: a node never writes to a read-only child.
+        if !read_only {
+            order.reverse();
+        }
+        for id in order {
+            self.topology.nodes.get_mut(&id).expect("it is there").read_only = read_only;
+            self.action([id], move |staged| {
+                Box::pin(async move {
+                    let open = staged.topology.at(id).node.open.clone();
+                    let children =
+                        staged.wired.get(&id).map(|wired| wired.children.clone()).unwrap_or_default();
+                    let name = staged.topology.name(id);
+                    open.set_read_only(&children, read_only).await.map_err(|error| error.at(&name))?;
+                    let back: Undo = Box::new(move || {
+                        Box::pin(async move {
+                            if let Err(error) = open.set_read_only(&children, !read_only).await {
+                                tracing::error!("undo of a graph change: {error}");
+                            }
+                        })
+                    });
+                    Ok(back)
+                })
+            });
+        }
+        Ok(())
+    }
+
+    /// Writes another backing file into the header of an image, and makes that node its backing.
+    pub fn set_backing(
+        &mut self,
+        node: &str,
+        backing: Option<&str>,
+        file_in_header: Option<(&str, &str)>,
+    ) -> Result<()> {
+        let id = self.topology.id(node)?;
+        self.set_child(node, "backing", backing)?;
+        let header = file_in_header.map(|(file, format)| (file.to_owned(), format.to_owned()));
+        self.action([id], move |staged| {
+            Box::pin(async move {
+                let open = staged.topology.at(id).node.open.clone();
+                let children = staged.wired.get(&id).map(|wired| wired.children.clone()).unwrap_or_default();
+                let header = header.as_ref().map(|(file, format)| (file.as_str(), format.as_str()));
+                let name = staged.topology.name(id);
+                let before = open.backing_file();
+                open.set_backing_file(&children, header).await.map_err(|error| error.at(&name))?;
+                let back: Undo = Box::new(move || {
+                    Box::pin(async move {
+                        let before = before.as_ref().map(|(file, format)| (file.as_str(), format.as_str()));
+                        if let Err(error) = open.set_backing_file(&children, before).await {
+                            tracing::error!("undo of a graph change: {error}");
+                        }
+                    })
+                });
+                Ok(back)
+            })
+        });
+        Ok(())
+    }
+
+    /// Gives up all that an image has allocated (after a commit, say).
+    pub fn make_empty(&mut self, node: &str) -> Result<()> {
+        let id = self.topology.id(node)?;
+        self.action([id], move |staged| {
+            Box::pin(async move {
+                let placed = staged.topology.at(id);
+                let children = staged.wired.get(&id).map(|wired| wired.children.clone()).unwrap_or_default();
+                placed.node.open.make_empty(&children).await.map_err(|error| error.at(&placed.node.name))?;
+                Ok(undo(|| {}))
+            })
+        });
+        Ok(())
+    }
+
+    /// Changes the size of a node. All nodes above take the new size with it, and all bitmaps on the way: what a
+    /// drive has grown by counts as dirty for its bitmaps.
+    pub fn resize(&mut self, name: &str, size_bytes: u64) -> Result<()> {
+        self.resize_overruling(name, size_bytes, &[])
+    }
+
+    /// As [`Change::resize`], but the claims of some parents on the node do not count: a commit grows the image
+    /// below those that it is about to take away.
+    pub fn resize_overruling(&mut self, name: &str, size_bytes: u64, overruled: &[String]) -> Result<()> {
+        let id = self.topology.node_or_drive(name)?;
+        let id = self.topology.skip_filters(id);
+        let name = self.topology.name(id);
+        if self.topology.at(id).read_only {
+            return Err(Error::new(Kind::NotPermitted, "it is read-only").at(&name));
+        }
+        for parent in self.topology.parents(id) {
+            let shares = match &parent {
+                Parent::Root(root) => self.topology.roots[root].shares,
+                Parent::Node(parent, child) => {
+                    let role =
+                        self.topology.at(*parent).children.iter().find(|c| c.name == *child).map(|c| c.role);
+                    let named = overruled.iter().any(|name| **name == *self.topology.name(*parent));
+                    if named || role == Some(Role::Filtered) || role == Some(Role::Data) {
+                        continue;
+                    }
+                    Permissions::NONE
+                }
+                Parent::Drive(_) => continue,
+            };
+            if !shares.contains(Permissions::RESIZE) {
+                let user = self.topology.describe(&parent);
+                return Err(Error::new(Kind::Busy, format_args!("{user} does not share 'resize'")).at(&name));
+            }
+        }
+        self.check_resize_of_roots(id)?;
+        self.action([id], move |staged| {
+            Box::pin(async move {
+                let placed = staged.topology.at(id);
+                let (open, wired) = (placed.node.open.clone(), &staged.wired[&id]);
+                let (children, before) = (wired.children.clone(), wired.info.size_bytes);
+                open.resize(&children, size_bytes).await.map_err(|error| error.at(&name))?;
+                let back: Undo = Box::new(move || {
+                    Box::pin(async move {
+                        if let Err(error) = open.resize(&children, before).await {
+                            tracing::error!("undo of a resize: {error}");
+                        }
+                    })
+                });
+                Ok(back)
+            })
+        });
+        Ok(())
+    }
+
+    /// Roots above through filters and drives must share the resize too.
+    fn check_resize_of_roots(&self, id: NodeId) -> Result<()> {
+        for attached in self.topology.roots.values() {
+            let top = self.topology.root_node(attached);
+            let above = self.topology.skip_filters(top) == id || self.topology.reach(id).contains(&top);
+            if above && !attached.shares.contains(Permissions::RESIZE) {
+                let message = format_args!("{} does not share 'resize'", attached.root.user());
+                return Err(Error::new(Kind::Busy, message).at(&self.topology.name(id)));
+            }
+        }
+        Ok(())
+    }
+}
