@@ -23,22 +23,42 @@ use std::{ops::Range, sync::Arc};
 
 /// Takes a request from outside to its end.
 pub(crate) async fn submit(root: &Arc<RootShared>, ask: Ask, buffer: Buffer) -> Answer {
+    let size_bytes = root.size_bytes();
+    if let Err(error) = check(size_bytes, &ask, &buffer) {
+        return refuse(error, buffer);
+    }
     let flight = begin(root).await;
-    submit_in(flight, ask, buffer).await
+    // Between the two the drive may have been resized: what counts is the wiring that the request runs on.
+    if flight.edge_info().size_bytes != size_bytes
+        && let Err(error) = check(flight.edge_info().size_bytes, &ask, &buffer)
+    {
+        return refuse(error, buffer);
+    }
+    run(flight, ask, buffer).await
 }
 
 /// The same, for one who is inside already (see [`Unit`](crate::Unit)).
-pub(crate) async fn submit_in(flight: InFlight, ask: Ask, buffer: Buffer) -> Answer {
-    let length = if matches!(ask.op, op::READ | op::WRITE) { buffer.len() as u64 } else { ask.length };
-    let checked = check(flight.edge_info(), &ask, length).and_then(|()| permit(flight.root(), &ask));
-    if let Err(error) = checked {
-        return Answer { result: Err(error), buffer, status: Default::default() };
+pub(crate) async fn submit_in(inside: &InFlight, ask: Ask, buffer: Buffer) -> Answer {
+    if let Err(error) = check(inside.edge_info().size_bytes, &ask, &buffer) {
+        return refuse(error, buffer);
     }
-    tracing::trace!(target: "driveline::io", stage = "drive", root = flight.root().user(), id = ask.trace_id);
-    let root = flight.root().clone();
-    let answer = Call::new(flight, ask, buffer).await;
-    finish(&root, &ask, &answer);
-    answer
+    run(begin_again(inside), ask, buffer).await
+}
+
+/// Is the request one that can be? What it asks for must lie inside the node.
+fn check(size_bytes: u64, ask: &Ask, buffer: &Buffer) -> Result<()> {
+    tracing::trace!(target: "driveline::io", stage = "check", op = op::NAMES.get(ask.op as usize), id = ask.trace_id);
+    if ask.op as usize >= op::COUNT {
+        return Err(Error::NOT_SUPPORTED);
+    }
+    let length = if matches!(ask.op, op::READ | op::WRITE) { buffer.len() as u64 } else { ask.length };
+    let inside = ask.offset.checked_add(length).is_some_and(|end| end <= size_bytes);
+    if ask.op != op::FLUSH && !inside {
+        let past_the_end = matches!(ask.op, op::WRITE | op::WRITE_ZEROES);
+        return Err(if past_the_end { Error::NO_SPACE } else { Error::INVALID });
+    }
+    let known = flag::FUA | flag::UNCHANGED | flag::MAY_UNMAP | flag::NO_FALLBACK;
+    if ask.flags & !known == 0 { Ok(()) } else { Err(Error::INVALID) }
 }
 
 /// In flight from here to the end; waits while the root is drained.
@@ -48,19 +68,26 @@ async fn begin(root: &Arc<RootShared>) -> InFlight {
     flight
 }
 
-/// Is the request one that can be? What it asks for must lie inside the node.
-fn check(info: &Info, ask: &Ask, length: u64) -> Result<()> {
-    tracing::trace!(target: "driveline::io", stage = "check", op = op::NAMES.get(ask.op as usize), id = ask.trace_id);
-    if ask.op as usize >= op::COUNT {
-        return Err(Error::NOT_SUPPORTED);
+/// The same without waiting: a drain waits for whoever is inside.
+fn begin_again(inside: &InFlight) -> InFlight {
+    tracing::trace!(target: "driveline::io", stage = "begin", root = inside.root().user());
+    inside.again()
+}
+
+/// From its begin to its end.
+async fn run(flight: InFlight, ask: Ask, buffer: Buffer) -> Answer {
+    if let Err(error) = permit(flight.root(), &ask) {
+        return refuse(error, buffer);
     }
-    let inside = ask.offset.checked_add(length).is_some_and(|end| end <= info.size_bytes);
-    if ask.op != op::FLUSH && !inside {
-        let past_the_end = matches!(ask.op, op::WRITE | op::WRITE_ZEROES);
-        return Err(if past_the_end { Error::NO_SPACE } else { Error::INVALID });
-    }
-    let known = flag::FUA | flag::UNCHANGED | flag::MAY_UNMAP | flag::NO_FALLBACK;
-    if ask.flags & !known == 0 { Ok(()) } else { Err(Error::INVALID) }
+    tracing::trace!(target: "driveline::io", stage = "drive", root = flight.root().user(), id = ask.trace_id);
+    let root = flight.root().clone();
+    let answer = Call::new(flight, ask, buffer).await;
+    finish(&root, &ask, &answer);
+    answer
+}
+
+fn refuse(error: Error, buffer: Buffer) -> Answer {
+    Answer { result: Err(error), buffer, status: Default::default() }
 }
 
 /// May this root ask for it?

@@ -81,6 +81,11 @@ impl RootShared {
     }
 
     #[inline]
+    pub(crate) fn size_bytes(&self) -> u64 {
+        self.edge.load().info().size_bytes
+    }
+
+    #[inline]
     pub(crate) fn may_write(&self, unchanged: bool) -> bool {
         let unchanged = if unchanged { Permissions::WRITE_UNCHANGED } else { Permissions::NONE };
         self.needs.intersects(Permissions::WRITE.or(unchanged))
@@ -119,7 +124,7 @@ impl InFlight {
     }
 
     /// One more on the same wiring. The gate is not asked: who is inside may go on while it is closed.
-    fn again(&self) -> Self {
+    pub(crate) fn again(&self) -> Self {
         // Counted without a look at `closed`; the drain that closed the gate waits for this one too.
         self.root.gate.enter_again();
         Self { root: self.root.clone(), edge: self.edge.clone() }
@@ -296,7 +301,7 @@ pub struct RangeLock {
 impl Unit {
     /// As [`Root::submit`].
     pub async fn submit(&self, ask: Ask, buffer: Buffer) -> Answer {
-        io::submit_in(self.flight.again(), ask, buffer).await
+        io::submit_in(&self.flight, ask, buffer).await
     }
 
     /// Locks a range of the node: waits for changes of it that are in flight, and keeps later ones waiting. The
