@@ -2,5 +2,6 @@
 
 mod filters;
 mod harness;
+mod path_of_a_write;
 mod plugins;
 mod real_job;

@@ -5,7 +5,7 @@ use std::{
     io::{BufRead, BufReader, Read},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::OnceLock,
+    sync::{Arc, Mutex, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -15,6 +15,8 @@ pub(crate) struct Daemon {
     /// One line per export, as it was printed.
     pub(crate) exports: Vec<String>,
     directory: PathBuf,
+    /// What it wrote to stderr so far, by line.
+    log: Arc<Mutex<Vec<String>>>,
 }
 
 impl Daemon {
@@ -69,10 +71,37 @@ impl Daemon {
             lines.map_while(Result::ok).for_each(|line| eprintln!("driveline: {line}"))
         });
         let errors = BufReader::new(child.stderr.take().unwrap());
+        let log: Arc<Mutex<Vec<String>>> = Arc::default();
+        let lines = log.clone();
         std::thread::spawn(move || {
-            errors.lines().map_while(Result::ok).for_each(|line| eprintln!("driveline: {line}"));
+            errors.lines().map_while(Result::ok).for_each(|line| lines.lock().unwrap().push(line));
         });
-        Self { child, exports: served, directory: file.parent().unwrap().to_owned() }
+        Self { child, exports: served, directory: file.parent().unwrap().to_owned(), log }
+    }
+
+    /// What it wrote to stderr, as soon as that is `enough`.
+    pub(crate) fn wait_log(&self, enough: impl Fn(&[String]) -> bool) -> Vec<String> {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let lines = self.log.lock().unwrap().clone();
+            if enough(&lines) {
+                return lines;
+            }
+            assert!(Instant::now() < deadline, "not in the log:\n{}", lines.join("\n"));
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Does it run?
+    pub(crate) fn is_alive(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// What it holds in memory, in bytes: `VmRSS`.
+    pub(crate) fn resident_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it runs");
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
     }
 
     /// A path in its directory.
@@ -112,5 +141,7 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        // Shown by the tests that fail.
+        self.log.lock().unwrap().iter().take(200).for_each(|line| eprintln!("driveline: {line}"));
     }
 }
