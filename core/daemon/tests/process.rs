@@ -284,6 +284,59 @@ fn check_has_no_effect_and_can_be_asked_while_the_file_is_in_use() {
     assert_eq!(running.ended().code(), Some(0));
 }
 
+/// An NBD client that has chosen `vda`.
+fn nbd(socket: &Path) -> UnixStream {
+    let mut client = UnixStream::connect(socket).unwrap();
+    client.read_exact(&mut [0; 18]).unwrap();
+    client.write_all(b"\0\0\0\x03IHAVEOPT\0\0\0\x01\0\0\0\x03vda").unwrap();
+    client.read_exact(&mut [0; 10]).unwrap();
+    client
+}
+
+/// One request on offset 0: 0 reads, 1 writes.
+fn request(client: &mut UnixStream, command: u8, data: &mut [u8]) {
+    let mut out = vec![0x25, 0x60, 0x95, 0x13, 0, 0, 0, command];
+    out.extend_from_slice(&[0; 16]);
+    out.extend_from_slice(&(data.len() as u32).to_be_bytes());
+    if command == 1 {
+        out.extend_from_slice(data);
+    }
+    client.write_all(&out).unwrap();
+    let mut reply = [0; 16];
+    client.read_exact(&mut reply).unwrap();
+    assert_eq!(reply[4..8], [0; 4], "no error");
+    if command == 0 {
+        client.read_exact(data).unwrap();
+    }
+}
+
+#[test]
+fn a_signal_cancels_a_job_and_the_data_is_all_there() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = vm_disk(directory.path());
+    let socket = directory.path().join("vda.sock");
+    let mut data: Vec<u8> = (0..4_u32 << 20).map(|i| (i * 7 / 3) as u8).collect();
+    let mut running = run(program_with_filters(), &file, 1);
+    let mut client = nbd(&socket);
+    request(&mut client, 1, &mut data);
+    let mut monitor = UnixStream::connect(directory.path().join("qmp.sock")).unwrap();
+    let commit = r#"{"execute":"block-commit","arguments":{"device":"vda","job-id":"slow","speed":1}}"#;
+    monitor.write_all(format!("{{\"execute\":\"qmp_capabilities\"}}{commit}").as_bytes()).unwrap();
+    let mut lines = BufReader::new(monitor).lines().map(Result::unwrap);
+    assert!(lines.any(|line| line.contains("JOB_STATUS_CHANGE") && line.contains("running")));
+    running.signal("-TERM");
+    assert_eq!(running.ended().code(), Some(0));
+    let rest: Vec<String> = lines.collect();
+    assert!(rest.iter().any(|line| line.contains("BLOCK_JOB_CANCELLED")), "{rest:?}");
+    assert!(rest.iter().any(|line| line.contains("SHUTDOWN")), "{rest:?}");
+    let mut running = run(program_with_filters(), &file, 1);
+    let mut found = vec![0; data.len()];
+    request(&mut nbd(&socket), 0, &mut found);
+    assert!(found == data, "what was written is there");
+    running.signal("-TERM");
+    assert_eq!(running.ended().code(), Some(0));
+}
+
 #[test]
 fn the_idle_program_is_small() {
     let directory = tempfile::tempdir().unwrap();
