@@ -138,3 +138,20 @@ fn a_backing_file_can_be_left_out_or_given_and_a_ring_is_refused() {
         graph.close().await.unwrap();
     });
 }
+
+#[test]
+fn a_chain_that_leads_back_to_itself_is_refused_by_its_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    for (name, backing) in [("a.qcow2", "c.qcow2"), ("b.qcow2", "a.qcow2"), ("c.qcow2", "b.qcow2")] {
+        made(&at(name), 1 << 20, 65536, Some((backing, "qcow2")));
+    }
+    made(&at("self.qcow2"), 1 << 20, 65536, Some(("self.qcow2", "qcow2")));
+    for (top, way) in [("c.qcow2", vec!["c", "b", "a", "c"]), ("self.qcow2", vec!["self", "self"])] {
+        let definition = json!({ "driver": "qcow2", "node-name": "top", "file": at(top) });
+        let error = block_on(open(&graph(), definition)).unwrap_err().to_string();
+        let dir = dir.path().canonicalize().unwrap();
+        let way: Vec<_> = way.iter().map(|name| format!("{}/{name}.qcow2", dir.display())).collect();
+        assert!(error.ends_with(&format!("a cycle of backing files: {}", way.join(" -> "))), "{error}");
+    }
+}
