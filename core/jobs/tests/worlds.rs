@@ -174,7 +174,7 @@ impl Run {
 
     fn change_graph(&mut self) -> String {
         let graph = self.graph.clone();
-        match self.sim.below(11) {
+        match self.sim.below(14) {
             0 | 1 => {
                 let drivers = ["pass", "fault", "pass", "bitmap-holder"];
                 let (name, driver) = (self.name("f"), drivers[self.sim.below(4) as usize]);
@@ -276,11 +276,13 @@ impl Run {
             return "no job to steer".into();
         }
         let job = &list[self.sim.below(list.len() as u64) as usize];
-        let result = match self.sim.below(5) {
-            0 => ("pause", self.jobs.pause(&job.id)),
-            1 | 2 => ("resume", self.jobs.resume(&job.id)),
-            3 if job.status == JobStatus::Ready => ("complete", self.jobs.complete(&job.id)),
-            3 => ("cancel", self.jobs.cancel(&job.id, true)),
+        let ready = job.status == JobStatus::Ready;
+        let result = match self.sim.below(6) {
+            0 if !ready => ("pause", self.jobs.pause(&job.id)),
+            1 if !ready => ("cancel", self.jobs.cancel(&job.id, true)),
+            0 | 1 if self.sim.chance(4) => ("cancel", self.jobs.cancel(&job.id, true)),
+            _ if ready => ("complete", self.jobs.complete(&job.id)),
+            2 | 3 => ("resume", self.jobs.resume(&job.id)),
             _ => ("speed", self.jobs.set_speed(&job.id, 0)),
         };
         let (sim, time) = (self.sim.clone(), self.sim.below(300));
