@@ -1,7 +1,10 @@
 //! Tests across the whole of Driveline: what no crate can show alone.
 
+mod clients;
 mod filters;
 mod harness;
+mod memory;
 mod path_of_a_write;
 mod plugins;
 mod real_job;
+mod tidy;

@@ -2,7 +2,7 @@
 //! guests write and a stream, an intermediate and an active commit run. Afterwards other people's tools say that the
 //! bitmap is exact, the content right and every image clean.
 
-use crate::harness::{Daemon, Guest, have, output, run};
+use crate::harness::{Daemon, Guest, dirty, have, output, run};
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 use serde_json::{Value, json};
 use std::{
@@ -129,20 +129,6 @@ fn write_until(stop: &AtomicBool, socket: &Path, number: u64, oracle: &Oracle, c
     guest.flush().unwrap();
 }
 
-/// The granules that `nbdinfo` sees as dirty.
-fn dirty(uri: &str) -> BTreeSet<u64> {
-    let map = run("nbdinfo", &["--json", "--map=qemu:dirty-bitmap:daily", uri]);
-    let map: Value = serde_json::from_str(&map).unwrap();
-    let extents = map.as_array().unwrap().iter().filter(|extent| extent["type"].as_u64().unwrap() & 1 == 1);
-    let number = |extent: &Value, key: &str| extent[key].as_u64().unwrap();
-    extents
-        .flat_map(|extent| {
-            let (offset, length) = (number(extent, "offset"), number(extent, "length"));
-            offset / GRANULE..(offset + length).div_ceil(GRANULE)
-        })
-        .collect()
-}
-
 /// Runs `job` (started and awaited over QMP) while guests write, and checks everything that can be checked from outside.
 fn story(configuration: &str, job: impl FnOnce(&Daemon, &AtomicU64), chain_after: &[&str]) {
     let directory = tempfile::tempdir().unwrap();
@@ -154,7 +140,7 @@ fn story(configuration: &str, job: impl FnOnce(&Daemon, &AtomicU64), chain_after
         std::fs::File::options().read(true).write(true).open(directory.path().join("oracle.raw")).unwrap();
     let oracle = Arc::new(Oracle { file: oracle, granules: Mutex::default() });
     let (stop, count) = (AtomicBool::new(false), AtomicU64::new(0));
-    assert_eq!(dirty(&uri), BTreeSet::new(), "a new bitmap is clean");
+    assert_eq!(dirty(&uri, "daily", GRANULE), BTreeSet::new(), "a new bitmap is clean");
     std::thread::scope(|scope| {
         for number in 0..GUESTS {
             let (stop, socket, oracle, count) = (&stop, &socket, &oracle, &count);
@@ -174,7 +160,11 @@ fn story(configuration: &str, job: impl FnOnce(&Daemon, &AtomicU64), chain_after
     assert!(count.load(SeqCst) > 20, "the guests got on: {} writes", count.load(SeqCst));
 
     let written = oracle.granules.lock().unwrap().clone();
-    assert_eq!(dirty(&uri), written, "the bitmap says what the guests wrote, to the granule");
+    assert_eq!(
+        dirty(&uri, "daily", GRANULE),
+        written,
+        "the bitmap says what the guests wrote, to the granule"
+    );
     let raw = daemon.path("oracle.raw");
     run("qemu-img", &["compare", "-f", "raw", "-F", "raw", &raw, &uri]);
 

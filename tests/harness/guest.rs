@@ -23,7 +23,7 @@ impl Guest {
         Self::try_connect(socket, export).expect("an export can be opened")
     }
 
-    fn try_connect(socket: &Path, export: &str) -> Result<Self> {
+    pub(crate) fn try_connect(socket: &Path, export: &str) -> Result<Self> {
         let mut stream = UnixStream::connect(socket)?;
         let mut greeting = [0; 18];
         stream.read_exact(&mut greeting)?;

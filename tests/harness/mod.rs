@@ -2,10 +2,12 @@
 
 mod daemon;
 mod guest;
+mod map;
 mod qmp;
 mod tools;
 
 pub(crate) use daemon::Daemon;
 pub(crate) use guest::Guest;
+pub(crate) use map::{dirty, extents};
 pub(crate) use qmp::Qmp;
 pub(crate) use tools::{have, output, run};
