@@ -7,4 +7,5 @@ mod memory;
 mod path_of_a_write;
 mod plugins;
 mod real_job;
+mod robust;
 mod tidy;

@@ -221,6 +221,27 @@ fn a_bitmap_is_exact_through_a_stream_of_the_whole_chain() {
 }
 
 #[test]
+fn a_bitmap_is_exact_on_the_fallback_engine_too() {
+    if !have("a_bitmap_is_exact_on_the_fallback_engine_too", &TOOLS) {
+        return;
+    }
+    let job = |daemon: &Daemon, count: &AtomicU64| {
+        let mut qmp = daemon.qmp();
+        qmp.run("block-stream", json!({ "job-id": "s0", "device": "vda", "base-node": "base" }));
+        let ended = qmp.wait_event("BLOCK_JOB_COMPLETED", "s0");
+        assert!(ended.get("error").is_none(), "{ended}");
+        qmp.run("block-commit", json!({ "job-id": "c0", "device": "vda" }));
+        qmp.wait_event("BLOCK_JOB_READY", "c0");
+        let_guests_write(count);
+        qmp.run("job-complete", json!({ "id": "c0" }));
+        qmp.wait_event("BLOCK_JOB_COMPLETED", "c0");
+        let_guests_write(count);
+    };
+    let configuration = format!("{CONFIGURATION}\n[engine]\nbackend = \"epoll\"\n");
+    story(&configuration, job, &["base.qcow2"]);
+}
+
+#[test]
 fn a_bitmap_is_exact_through_a_stream_to_a_base() {
     if !have("a_bitmap_is_exact_through_a_stream_to_a_base", &TOOLS) {
         return;
