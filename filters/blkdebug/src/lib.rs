@@ -1,6 +1,6 @@
 //! For tests: makes requests fail, or wait until a test lets them go on, by rules.
 //!
-//! Three parts: [`rule`] says which requests, [`errno`] how they fail, [`suspend`] how they wait.
+//! Three parts: `rule` says which requests, `errno` how they fail, `suspend` how they wait.
 use driveline_sdk::prelude::*;
 use rule::{Operation, Rule, RuleOptions};
 use std::{collections::BTreeMap, ops::Range, path::PathBuf, sync::Arc};

@@ -1,6 +1,6 @@
 //! Limits operations and bytes per second, for one node or for a group of nodes together.
 //!
-//! Three parts: [`limits`] reads the options, [`bucket`] knows when something may pass, and [`group`] knows whose turn
+//! Three parts: `limits` reads the options, `bucket` knows when something may pass, and `group` knows whose turn
 //! it is.
 use driveline_sdk::prelude::*;
 use group::Member;
