@@ -167,7 +167,7 @@ impl Work for Stream {
             let root = self.root.lock().clone().expect("it has its root until it is over");
             let size = root.info().size_bytes;
             job.set_total(size);
-            let pull = Pull { chain: &self.chain, root, cursor: Mutex::new(0), end: size };
+            let pull = Pull { chain: &self.chain, root, cursor: Mutex::default(), end: size };
             let ignored = copy::run(job, &self.jobs.0.runtime, &pull, &Buffers::default()).await?;
             match ignored {
                 // What could not be copied is still read from below: the chain must stay.
@@ -227,8 +227,16 @@ impl Stream {
 struct Pull<'a> {
     chain: &'a Chain,
     root: Root,
-    cursor: Mutex<u64>,
+    cursor: Mutex<Cursor>,
     end: u64,
+}
+
+/// How far a stream has come.
+#[derive(Clone, Copy, Default)]
+struct Cursor {
+    at: u64,
+    /// From `at` to here all is to be copied, as far as was known when it was asked; whoever copies looks again.
+    wanted_until: u64,
 }
 
 impl Pull<'_> {
@@ -246,28 +254,27 @@ impl Pull<'_> {
 impl Source for Pull<'_> {
     fn next(&self) -> BoxFuture<'_, Result<Next, PieceError>> {
         Box::pin(async move {
-            let at = *self.cursor.lock();
+            let Cursor { at, mut wanted_until } = *self.cursor.lock();
             if at >= self.end {
                 return Ok(Next::Nothing);
             }
-            let range = at..self.end.min(at + LOOK_AHEAD);
-            let ask = Ask { op: op::BLOCK_STATUS, offset: at, length: range.end - at, ..Ask::default() };
-            let answer = self.root.submit(ask, Buffer::default()).await;
-            answer.result.map_err(PieceError::reading)?;
-            let length = answer.status.length;
-            match self.wanted(&answer.status) {
-                None => {
-                    *self.cursor.lock() = at + length;
-                    Ok(Next::Skip(length))
+            if at >= wanted_until {
+                let range = at..self.end.min(at + LOOK_AHEAD);
+                let ask = Ask { op: op::BLOCK_STATUS, offset: at, length: range.end - at, ..Ask::default() };
+                let answer = self.root.submit(ask, Buffer::default()).await;
+                answer.result.map_err(PieceError::reading)?;
+                let length = answer.status.length;
+                if self.wanted(&answer.status).is_none() {
+                    self.cursor.lock().at = at + length;
+                    return Ok(Next::Skip(length));
                 }
-                Some(_) => {
-                    // Pieces end on round offsets, so that they are whole clusters of any image.
-                    let round = (at / PIECE_BYTES_MAX + 1) * PIECE_BYTES_MAX;
-                    let end = (at + length).min(round);
-                    *self.cursor.lock() = end;
-                    Ok(Next::Piece(at..end))
-                }
+                wanted_until = at + length;
             }
+            // Pieces end on round offsets, so that they are whole clusters of most images.
+            let round = (at / PIECE_BYTES_MAX + 1) * PIECE_BYTES_MAX;
+            let end = wanted_until.min(round);
+            *self.cursor.lock() = Cursor { at: end, wanted_until };
+            Ok(Next::Piece(at..end))
         })
     }
 
