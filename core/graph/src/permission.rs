@@ -28,6 +28,13 @@ pub(crate) struct Granted {
     pub(crate) shares: P,
 }
 
+impl Granted {
+    /// Nobody needs anything of the node, or minds anything.
+    pub(crate) fn is_unused(&self) -> bool {
+        self.needs == P::NONE && self.shares == P::ALL
+    }
+}
+
 /// Works out the permissions of a graph, or names the first conflict.
 pub(crate) fn compute(topology: &Topology) -> Result<BTreeMap<NodeId, Granted>> {
     let mut claims: BTreeMap<NodeId, Vec<Claim>> = BTreeMap::new();

@@ -384,6 +384,26 @@ fn a_resize_that_a_user_does_not_share_is_refused_by_his_name() {
     assert_eq!(error.to_string(), "node 'disk': job 'stream0' does not share 'resize'");
 }
 
+#[test]
+fn a_node_below_an_overlay_is_resized_only_while_nobody_uses_the_overlay() {
+    // After a commit into its backing an overlay is still there, and in nobody's way.
+    let bench = memory();
+    bench
+        .add(serde_json::json!([
+            { "driver": "memory", "node-name": "of", "size": 1 << 20 },
+            { "driver": "overlay", "node-name": "over", "file": "of", "backing": "disk" },
+        ]))
+        .unwrap();
+    bench.insert("pass", "between", "disk").unwrap();
+    bench.change(|change| change.resize("vda", 2 << 20)).unwrap();
+    assert_eq!(bench.graph.node("disk").unwrap().info().size_bytes, 2 << 20);
+    let reader = bench.run(bench.graph.open_root("over", RootOptions::reader("a reader"))).unwrap();
+    let error = bench.change(|change| change.resize("vda", 1 << 20)).unwrap_err();
+    assert_eq!(error.to_string(), "node 'disk': node 'over' (as its 'backing') does not share 'resize'");
+    bench.run(reader.close()).unwrap();
+    bench.change(|change| change.resize("vda", 1 << 20)).unwrap();
+}
+
 // ---- changes under load
 
 #[test]

@@ -5,6 +5,7 @@ use crate::{
     driver::{Permissions, Role},
     error::{Error, Kind, Result},
     node::NodeId,
+    permission::{self, Granted},
     topology::Parent,
 };
 
@@ -111,25 +112,7 @@ impl Change {
         if self.topology.at(id).read_only {
             return Err(Error::new(Kind::NotPermitted, "it is read-only").at(&name));
         }
-        for parent in self.topology.parents(id) {
-            let shares = match &parent {
-                Parent::Root(root) => self.topology.roots[root].shares,
-                Parent::Node(parent, child) => {
-                    let role =
-                        self.topology.at(*parent).children.iter().find(|c| c.name == *child).map(|c| c.role);
-                    let named = overruled.iter().any(|name| **name == *self.topology.name(*parent));
-                    if named || role == Some(Role::Filtered) || role == Some(Role::Data) {
-                        continue;
-                    }
-                    Permissions::NONE
-                }
-                Parent::Drive(_) => continue,
-            };
-            if !shares.contains(Permissions::RESIZE) {
-                let user = self.topology.describe(&parent);
-                return Err(Error::new(Kind::Busy, format_args!("{user} does not share 'resize'")).at(&name));
-            }
-        }
+        self.check_resize_of_nodes(id, overruled)?;
         self.check_resize_of_roots(id)?;
         self.action([id], move |staged| {
             Box::pin(async move {
@@ -147,6 +130,33 @@ impl Change {
                 Ok(back)
             })
         });
+        Ok(())
+    }
+
+    /// Nodes that read through this one, themselves or by filters, would see another size; unless nobody uses them.
+    fn check_resize_of_nodes(&self, id: NodeId, overruled: &[String]) -> Result<()> {
+        let granted = permission::compute(&self.topology)?;
+        let mut below = vec![id];
+        while let Some(node) = below.pop() {
+            for parent in self.topology.parents(node) {
+                let Parent::Node(above, child) = &parent else { continue };
+                let role =
+                    self.topology.at(*above).children.iter().find(|c| c.name == *child).map(|c| c.role);
+                let unused = granted.get(above).is_some_and(Granted::is_unused);
+                let named = overruled.iter().any(|name| **name == *self.topology.name(*above));
+                match role {
+                    Some(Role::Filtered) => below.push(*above),
+                    Some(Role::Data) => {}
+                    Some(Role::Backing) if unused => {}
+                    _ if named => {}
+                    _ => {
+                        let user = self.topology.describe(&parent);
+                        let message = format_args!("{user} does not share 'resize'");
+                        return Err(Error::new(Kind::Busy, message).at(&self.topology.name(id)));
+                    }
+                }
+            }
+        }
         Ok(())
     }
 
