@@ -9,3 +9,4 @@ mod plugins;
 mod real_job;
 mod robust;
 mod tidy;
+mod worlds;

@@ -114,11 +114,6 @@ impl Daemon {
         Qmp::connect(&self.directory.join("qmp.sock"))
     }
 
-    /// The process.
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     /// Ends it as an operator does, and says how it ended.
     pub(crate) fn terminate(mut self) -> std::process::ExitStatus {
         run_kill("-TERM", self.child.id());
