@@ -113,12 +113,10 @@ fn a_chain_on_files_is_written_grown_and_understood_by_qemu() {
 }
 
 #[test]
-fn a_backing_file_can_be_left_out_or_given_and_a_ring_is_refused() {
+fn a_backing_file_can_be_left_out_when_the_one_that_the_header_names_is_gone() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
     made(&at("gone.qcow2"), 1 << 20, 65536, Some(("nbd://nowhere/", "raw")));
-    made(&at("a.qcow2"), 1 << 20, 65536, Some(("b.qcow2", "qcow2")));
-    made(&at("b.qcow2"), 1 << 20, 65536, Some(("a.qcow2", "qcow2")));
     block_on(async {
         let graph = graph();
         let image = |name: &str, backing: Value| {
@@ -131,8 +129,6 @@ fn a_backing_file_can_be_left_out_or_given_and_a_ring_is_refused() {
         };
         let error = open(&graph, image("gone.qcow2", json!(true))).await.unwrap_err();
         assert!(error.to_string().contains("nbd://nowhere/"), "{error}");
-        let error = open(&graph, image("a.qcow2", json!(true))).await.unwrap_err();
-        assert!(error.to_string().contains("chain"), "{error}");
         open(&graph, image("gone.qcow2", json!(null))).await.unwrap();
         assert_eq!(graph.chain("top").unwrap().len(), 1);
         graph.close().await.unwrap();
