@@ -58,7 +58,8 @@ impl Qcow2 {
         self.change_header(io, |header| header.size_bytes = size_bytes).await?;
         self.size_bytes.store(size_bytes, Relaxed);
         drop(meta);
-        Ok(self.settle(io).await?)
+        self.settle_resized(io).await;
+        Ok(())
     }
 
     async fn grow(&self, io: &mut Io<'_, '_>, old: u64, size_bytes: u64) -> Result<()> {
@@ -80,7 +81,16 @@ impl Qcow2 {
         self.change_header(io, |header| header.size_bytes = size_bytes).await?;
         self.size_bytes.store(size_bytes, Relaxed);
         drop(meta);
-        Ok(self.settle(io).await?)
+        self.settle_resized(io).await;
+        Ok(())
+    }
+
+    /// The image has its new size for good, so this is no error of the resize: what was given up is written with the next
+    /// flush, and until then it is leaked at worst.
+    async fn settle_resized(&self, io: &mut Io<'_, '_>) {
+        if let Err(error) = self.settle(io).await {
+            tracing::warn!("after a resize: {error}");
+        }
     }
 
     /// Zeroes what is behind the old end, while that is still the end.
