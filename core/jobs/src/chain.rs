@@ -3,6 +3,14 @@
 use driveline_graph::{Error, Graph, Kind, NodeView, Result};
 use std::sync::Arc;
 
+/// What becomes, at the end of a job, of an image that was read-only before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ReadOnly {
+    AsBefore,
+    /// It stays writable: making it read-only has failed.
+    Leave,
+}
+
 /// A stretch of a chain: from `top` down to just above `base`.
 #[derive(Clone, Debug)]
 pub(crate) struct Chain {

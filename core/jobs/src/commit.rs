@@ -15,7 +15,7 @@
 //! left is copied, and the base takes the place of the top node, in one change.
 
 use crate::{
-    chain::{Chain, by_file, file_and_format, overlays},
+    chain::{Chain, ReadOnly, by_file, file_and_format, overlays},
     copy::{self, Buffers, Next, PIECE_BYTES_MAX, PieceError, Source},
     event::JobEvent,
     holder::UsedHolder,
@@ -259,12 +259,15 @@ impl Work for Commit {
     }
 
     fn finalize<'a>(&'a self, job: &'a Arc<Job>) -> BoxFuture<'a, Result<()>> {
-        Box::pin(async move { self.end(job, true).await })
+        Box::pin(async move { self.end(job, true, ReadOnly::AsBefore).await })
     }
 
     fn abort<'a>(&'a self, job: &'a Arc<Job>) -> BoxFuture<'a, ()> {
         Box::pin(async move {
-            if let Err(error) = self.end(job, false).await {
+            let Err(error) = self.end(job, false, ReadOnly::AsBefore).await else { return };
+            tracing::error!(job = job.common.id, "cleaning up after a commit: {error}");
+            // An image that cannot be made read-only again, because its disk fails, keeps no bitmap from home.
+            if let Err(error) = self.end(job, false, ReadOnly::Leave).await {
                 tracing::error!(job = job.common.id, "cleaning up after a commit: {error}");
             }
         })
@@ -303,7 +306,7 @@ impl Commit {
     }
 
     /// Ends in one change, whatever came of it.
-    async fn end(&self, job: &Arc<Job>, success: bool) -> Result<()> {
+    async fn end(&self, job: &Arc<Job>, success: bool, read_only: ReadOnly) -> Result<()> {
         let graph = &self.jobs.0.graph;
         let mut holders = self.jobs.0.holders.lock().await;
         let roots = self.state.lock().clone();
@@ -346,7 +349,7 @@ impl Commit {
                 }
             }
         }
-        if self.base_was_read_only && !(success && self.active) {
+        if self.base_was_read_only && !(success && self.active) && read_only == ReadOnly::AsBefore {
             change.set_read_only(base, true)?;
         }
         if let Some(used) = &self.holder {

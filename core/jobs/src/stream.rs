@@ -10,7 +10,7 @@
 //! guest's write is never overwritten with what was there before it.
 
 use crate::{
-    chain::{Chain, by_file, file_and_format},
+    chain::{Chain, ReadOnly, by_file, file_and_format},
     copy::{self, Buffers, Next, PIECE_BYTES_MAX, PieceError, Source},
     holder::UsedHolder,
     job::{Common, Job, JobKind, Stopped},
@@ -178,12 +178,15 @@ impl Work for Stream {
     }
 
     fn finalize<'a>(&'a self, _: &'a Arc<Job>) -> BoxFuture<'a, Result<()>> {
-        Box::pin(async move { self.end(true).await })
+        Box::pin(async move { self.end(true, ReadOnly::AsBefore).await })
     }
 
     fn abort<'a>(&'a self, job: &'a Arc<Job>) -> BoxFuture<'a, ()> {
         Box::pin(async move {
-            if let Err(error) = self.end(false).await {
+            let Err(error) = self.end(false, ReadOnly::AsBefore).await else { return };
+            tracing::error!(job = job.common.id, "cleaning up after a stream: {error}");
+            // An image that cannot be made read-only again, because its disk fails, keeps no bitmap from home.
+            if let Err(error) = self.end(false, ReadOnly::Leave).await {
                 tracing::error!(job = job.common.id, "cleaning up after a stream: {error}");
             }
         })
@@ -192,7 +195,7 @@ impl Work for Stream {
 
 impl Stream {
     /// Ends in one change: the new backing (if it was a success), bitmaps home, holder gone, root gone.
-    async fn end(&self, success: bool) -> Result<()> {
+    async fn end(&self, success: bool, read_only: ReadOnly) -> Result<()> {
         let graph = &self.jobs.0.graph;
         let mut holders = self.jobs.0.holders.lock().await;
         let mut change = graph.change().await;
@@ -211,7 +214,7 @@ impl Stream {
         if let Some(root) = &root {
             change.detach_root(root);
         }
-        if self.was_read_only {
+        if self.was_read_only && read_only == ReadOnly::AsBefore {
             change.set_read_only(self.chain.top(), true)?;
         }
         change.commit().await?;
