@@ -35,7 +35,7 @@ impl MakeWriter<'_> for Captured {
 fn events_of_a_plugin_reach_the_program_with_target_fields_and_spans() {
     let captured = Captured::default();
     let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::new("off,driveline_filter_set=info,set::opened=info"))
+        .with_env_filter(EnvFilter::new("off,driveline_filter_set=info,set::opened=info,driveline_op=warn"))
         .with_writer(captured.clone())
         .without_time()
         .with_ansi(false)
@@ -47,6 +47,8 @@ fn events_of_a_plugin_reach_the_program_with_target_fields_and_spans() {
         let root = world.filter("logs", json!({}));
         let span = tracing::info_span!(target: "driveline_filter_set", "request", id = 7);
         span.in_scope(|| block_on(root.read(512..1024))).unwrap();
+        let full = world.filter("only-write", json!({}));
+        assert_eq!(block_on(full.write(0, b"data", 0)).unwrap_err().errno_code(), 28);
     });
     let text = String::from_utf8(captured.0.lock().unwrap().clone()).unwrap();
     let lines: Vec<_> = text.lines().map(str::trim).collect();
@@ -56,6 +58,7 @@ fn events_of_a_plugin_reach_the_program_with_target_fields_and_spans() {
             "INFO set::opened: opened node=\"filter\"",
             "INFO request{id=7}:reading{offset=512}: driveline_filter_set::logs: a read node=\"filter\" length=512 \
              negative=-1 exact=true half=0.5 range=512..1024",
+            "WARN driveline_op::error: nothing fits node=\"filter\" operation=\"write\" errno=28",
         ]
     );
 }

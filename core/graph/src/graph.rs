@@ -78,6 +78,16 @@ pub fn node_failed(cookie: u64, text: &str) {
     }
 }
 
+/// The name of the node with this cookie, whatever graph it is in: what `driveline_op::set_name_hook` gets for drivers
+/// in the program itself.
+fn node_name(cookie: u64) -> Option<String> {
+    let graphs = GRAPHS.get_or_init(Default::default).lock().clone();
+    let mut graphs = graphs.iter().filter_map(Weak::upgrade);
+    graphs.find_map(|graph| {
+        Graph(graph).topology().nodes.get(&NodeId(cookie)).map(|placed| placed.node.name().to_owned())
+    })
+}
+
 impl Graph {
     /// An empty graph without drivers.
     pub fn new(options: GraphOptions) -> Self {
@@ -91,6 +101,7 @@ impl Graph {
             listeners: RwLock::default(),
         }));
         driveline_op::set_panic_hook(node_failed);
+        driveline_op::set_name_hook(node_name);
         let mut graphs = GRAPHS.get_or_init(Default::default).lock();
         graphs.retain(|graph| graph.strong_count() > 0);
         graphs.push(Arc::downgrade(&graph.0));

@@ -1,11 +1,12 @@
 //! What an operation fails with.
 
-use driveline_abi::Status;
+use crate::shim::node_name;
+use driveline_abi::{Status, op};
 use std::fmt;
 
 /// The failure of an operation: an errno, and perhaps a text for the log.
 ///
-/// Only the errno travels upwards (see [`Status`]); the text is logged where the operation ends.
+/// Only the errno travels upwards (see [`Status`]); the text is logged, with the node's name, where the operation ends.
 pub struct Error {
     errno: i32,
     /// On the heap, so that the result of an operation stays small.
@@ -45,6 +46,17 @@ impl Error {
         Self { detail: Some(Box::new(detail)), ..Self::errno(errno) }
     }
 
+    /// The same error, saying more; the text goes to the log.
+    ///
+    /// ```
+    /// let refused = driveline_op::Error::NOT_PERMITTED.because("the label is read-only");
+    /// assert_eq!(refused.to_string(), "the label is read-only (Operation not permitted (os error 1))");
+    /// ```
+    #[must_use]
+    pub fn because(self, message: impl fmt::Display) -> Self {
+        Self::new(self.errno, message)
+    }
+
     /// `EINVAL` about an option of the node.
     pub fn option(key: &str, message: impl fmt::Display) -> Self {
         let detail = Detail { key: key.into(), message: message.to_string().into() };
@@ -72,9 +84,10 @@ impl Error {
     }
 
     /// The number that crosses the boundary; the text is logged, because it stays behind.
-    pub(crate) fn into_status(self) -> Status {
+    pub(crate) fn into_status(self, cookie: u64, operation: u32) -> Status {
         if let Some(message) = self.message() {
-            tracing::warn!(errno = self.errno, "{message}");
+            let operation = op::NAMES[operation as usize];
+            tracing::warn!(node = node_name(cookie), operation, errno = self.errno, "{message}");
         }
         Status(-self.errno)
     }

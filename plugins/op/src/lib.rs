@@ -63,6 +63,6 @@ pub use request::{
     BlockStatusRequest, CacheRequest, ConstMemory, DiscardRequest, FlushRequest, Memory, ReadRequest,
     WriteRequest, WriteZeroesRequest,
 };
-pub use shim::{Body, OpTable, PanicHook, panic_text, set_panic_hook};
+pub use shim::{Body, NameHook, OpTable, PanicHook, panic_text, set_name_hook, set_panic_hook};
 pub use wake::{HANDLE_WAKER, with_context, with_handle};
 pub use wiring::{Edge, Instance, Route, Target};

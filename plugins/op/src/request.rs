@@ -9,7 +9,10 @@ use std::{marker::PhantomData, ops::Range, ptr};
 /// # Safety
 ///
 /// Implementors are `#[repr(transparent)]` over [`Request`].
-pub(crate) unsafe trait View: Sized + 'static {}
+pub(crate) unsafe trait View: Sized + 'static {
+    /// The operation.
+    const OP: u32;
+}
 
 macro_rules! views {
     ($($(#[$doc:meta])* $name:ident = $op:expr;)*) => { $(
@@ -24,7 +27,7 @@ macro_rules! views {
         // SAFETY: as above; a shared view gives no access that an own copy would not.
         unsafe impl Sync for $name<'_> {}
         // SAFETY: repr(transparent), above.
-        unsafe impl View for $name<'static> {}
+        unsafe impl View for $name<'static> { const OP: u32 = $op; }
 
         impl $name<'_> {
             /// The first byte of the range.

@@ -25,7 +25,7 @@ use std::{
 #[repr(C)]
 #[derive(Debug)]
 pub struct Body<D> {
-    /// Names the node to the panic hook.
+    /// Stands for the node when hooks are called.
     pub cookie: u64,
     /// The driver.
     pub driver: D,
@@ -117,6 +117,24 @@ static PANIC_HOOK: OnceLock<PanicHook> = OnceLock::new();
 /// Sets who is told of panics in operations of this library. The first call counts; it returns whether it was.
 pub fn set_panic_hook(hook: PanicHook) -> bool {
     PANIC_HOOK.set(hook).is_ok()
+}
+
+/// What knows the name of a node by its cookie, for the log.
+pub type NameHook = fn(cookie: u64) -> Option<String>;
+static NAME_HOOK: OnceLock<NameHook> = OnceLock::new();
+
+/// Sets who knows the names of this library's nodes. The first call counts; it returns whether it was.
+pub fn set_name_hook(hook: NameHook) -> bool {
+    NAME_HOOK.set(hook).is_ok()
+}
+
+/// The name of a node, if somebody knows it. A panic in the hook is no name.
+pub(crate) fn node_name(cookie: u64) -> Option<String> {
+    let hook = NAME_HOOK.get()?;
+    catch_unwind(AssertUnwindSafe(|| hook(cookie))).unwrap_or_else(|payload| {
+        std::mem::forget(payload);
+        None
+    })
 }
 
 /// The text of a panic. The payload is leaked, because its `Drop` could panic again.
@@ -225,7 +243,11 @@ where
                 drop(end);
                 match result {
                     Ok(()) => Status::OK,
-                    Err(error) => error.into_status(),
+                    Err(error) => {
+                        // SAFETY: the slot is still lent, and a number has no destructor.
+                        let cookie = unsafe { (*slot).cookie };
+                        error.into_status(cookie, Q::OP)
+                    }
                 }
             }
         }

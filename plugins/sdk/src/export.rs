@@ -12,9 +12,10 @@ use driveline_op::{Body, op, panic_text};
 use std::{
     any::Any,
     cell::Cell,
+    collections::BTreeMap,
     marker::PhantomData,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::OnceLock,
+    sync::{OnceLock, PoisonError, RwLock},
 };
 
 pub use crate::options::OptionNames;
@@ -54,6 +55,11 @@ pub struct Declared {
 }
 
 /// A filter with `#[filter]` on it.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a filter that can be exported",
+    label = "its `impl Filter` has no `#[filter]`, or one with a mistake",
+    note = "write `#[filter(name = \"..\", default = \"pass\")]` above `impl Filter for {Self}`"
+)]
 pub trait Exported: Filter {
     /// Its declaration.
     const DECLARED: Declared;
@@ -107,6 +113,13 @@ pub(crate) fn host() -> HostApiRef {
     *HOST.get().expect("a filter runs in a host, or in driveline_sdk::testing")
 }
 
+/// The names of open nodes by their cookies: the log says whose error it tells of.
+static NAMES: RwLock<BTreeMap<u64, String>> = RwLock::new(BTreeMap::new());
+
+fn node_name(cookie: u64) -> Option<String> {
+    NAMES.read().unwrap_or_else(PoisonError::into_inner).get(&cookie).cloned()
+}
+
 /// Is there a host?
 pub(crate) fn started() -> bool {
     HOST.get().is_some()
@@ -116,6 +129,7 @@ pub(crate) fn started() -> bool {
 pub(crate) fn start(host: HostApiRef) {
     let _ = HOST.set(host);
     driveline_op::set_panic_hook(node_failed);
+    driveline_op::set_name_hook(node_name);
 }
 
 /// The start of a plugin.
@@ -202,6 +216,8 @@ extern "C" fn open<F: Filter>(arguments: &OpenArgs<'_>) -> RResult<FilterPtr, Ff
         let options = read_options::<F>(arguments.options_json.as_str())?;
         let cx = OpenCx { node_name: arguments.node_name.as_str(), children: arguments.children.as_slice() };
         let body = Body { cookie: arguments.cookie, driver: F::open(options, &cx)? };
+        let name = arguments.node_name.as_str().to_owned();
+        NAMES.write().unwrap_or_else(PoisonError::into_inner).insert(arguments.cookie, name);
         Ok(FilterPtr(Box::into_raw(Box::new(body)).cast_const().cast()))
     })
 }
@@ -210,6 +226,7 @@ unsafe extern "C" fn close<F: Filter>(filter: FilterPtr) -> Status {
     // SAFETY: the pointer came from `open`, and the host closes once, with nothing in flight.
     let body = unsafe { Box::from_raw(filter.0.cast_mut().cast::<Body<F>>()) };
     let cookie = body.cookie;
+    NAMES.write().unwrap_or_else(PoisonError::into_inner).remove(&cookie);
     match catch_unwind(AssertUnwindSafe(|| drop(body))) {
         Ok(()) => Status::OK,
         Err(payload) => {

@@ -72,7 +72,7 @@ macro_rules! only {
             }
 
             async fn $operation(&self, _: &mut Next<'_>, _: &$request<'_>) -> Result<()> {
-                Err(Error::NO_SPACE)
+                Err(Error::NO_SPACE.because("nothing fits"))
             }
         }
     )* };
