@@ -116,7 +116,7 @@ impl HostServices for ThreadTimers {
     }
 
     fn node_failed(&self, cookie: u64, message: &str) {
-        tracing::error!(cookie, "a filter failed: {message}");
+        // The graph knows its name, and logs it.
         driveline_graph::node_failed(cookie, message);
     }
 }
