@@ -128,7 +128,11 @@ fn checked(path: &Path, library: &Library) -> Result<(PluginModRef, VersionNumbe
     let header: AbiHeaderRef =
         match unsafe { library.get::<AbiHeaderRef>(ROOT_MODULE_LOADER_NAME_WITH_NUL.as_bytes()) } {
             Ok(symbol) => *symbol,
-            Err(_) => return Err(not_a_plugin("a library without a plugin's header".into())),
+            Err(_) => {
+                return Err(not_a_plugin(
+                    "a library without a plugin's header, which export_filters! writes".into(),
+                ));
+            }
         };
     if header.magic_string != AbiHeader::VALUE.magic_string {
         return Err(not_a_plugin("a library with another header under its name".into()));
