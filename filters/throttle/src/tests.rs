@@ -212,7 +212,7 @@ fn impossible_options_are_refused_by_name() {
         (
             json!({ "iops": 9, "iops-max": 9, "iops-max-length": "5" }),
             "iops-max-length",
-            "5 is not a length of time, expected such as \"250us\", \"5ms\" or \"1s\"",
+            "'5' is not a length of time: expected a number and its unit, such as \"250us\", \"5ms\" or \"1s\"",
         ),
     ] {
         let refused = testing::check::<Throttle>(options).unwrap_err();

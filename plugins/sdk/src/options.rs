@@ -187,7 +187,7 @@ mod tests {
         );
         assert_eq!(
             refusal(r#"{"read-delay": "5 parsecs"}"#),
-            "option 'read-delay': 5 parsecs is not a length of time, expected such as \"250us\", \"5ms\" or \"1s\""
+            "option 'read-delay': '5 parsecs' is not a length of time: expected a number and its unit, such as \"250us\", \"5ms\" or \"1s\""
         );
         assert_eq!(
             refusal(r#"{"read-delay": "5ms", "rules": [{"event": "a"}, {"evnt": "b"}]}"#),

@@ -104,7 +104,7 @@ impl Visitor<'_> for BytesVisitor {
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Bytes, E> {
         Bytes::read(text).ok_or_else(|| {
-            E::custom(format_args!("{text} is not a number of bytes, expected such as 4096 or \"64KiB\""))
+            E::custom(format_args!("'{text}' is not a number of bytes: expected an integer below 2^64, or one with a unit as in \"64KiB\""))
         })
     }
 }
@@ -128,7 +128,7 @@ impl Visitor<'_> for TimeVisitor {
     fn visit_str<E: Error>(self, text: &str) -> Result<Time, E> {
         Time::read(text).ok_or_else(|| {
             E::custom(format_args!(
-                "{text} is not a length of time, expected such as \"250us\", \"5ms\" or \"1s\""
+                "'{text}' is not a length of time: expected a number and its unit, such as \"250us\", \"5ms\" or \"1s\""
             ))
         })
     }
