@@ -47,7 +47,8 @@
 //! ```
 //!
 //! The crate's manifest says `[lib] crate-type = ["cdylib"]`; named `driveline-filter-delay`, it becomes
-//! `libdriveline_filter_delay.so`, which Driveline finds beside itself or in `DRIVELINE_PLUGIN_PATH`. It must be built
+//! `libdriveline_filter_delay.so`, which Driveline finds beside itself or in `DRIVELINE_PLUGIN_PATH` (other names it
+//! does not look at). It must be built
 //! with `panic = "unwind"`, the default; `codegen-units = 1` in its release profile makes each request some
 //! nanoseconds cheaper.
 //!
@@ -56,10 +57,57 @@
 //! | | |
 //! |---|---|
 //! | `name = ".."` | the driver's name in a graph |
-//! | `default = ".."` | what becomes of the operations left out: `"pass"`, they go to the child as they are; `"deny"`, they are emulated through those that are there (write_zeroes as writes), else refused. Choose `"deny"` if the filter changes data or offsets: a forgotten operation must not reach the child unchanged |
+//! | `default = ".."` | what becomes of the operations left out: `"pass"`, they go to the child as they are; `"deny"`, they are emulated through those that are there (write_zeroes as writes), else refused. Choose `"deny"` if the filter changes data or offsets, or must see every change (a mirror, a checksum): a forgotten operation must not reach the child unchanged |
 //! | `summary = ".."` | one line for people |
 //! | `children("target", ..)` | children beside the filtered one, each given by its name in a configuration |
 //! | `effects(..)` | `changes_data`, `changes_offsets`, `own_writes` (writes of its own accord), `not_live` (not to be inserted above a node in use) |
+//!
+//! # More children than one
+//!
+//! Child 0 is the one that the filter stands on: `child = "disk"` in a graph, and what [`Next::write`] and the like
+//! call. Those of `children(..)` are given in the same way by their own names, and have numbers that
+//! [`OpenCx::child`] tells:
+//!
+//! ```
+//! # use driveline_sdk::{prelude::*, testing::{self, json}};
+//! struct Tee {
+//!     copy: ChildId,
+//! }
+//!
+//! #[filter(name = "tee", default = "deny", children("copy"))]
+//! impl Filter for Tee {
+//!     type Options = NoOptions;
+//!
+//!     fn open(_: NoOptions, cx: &OpenCx<'_>) -> Result<Self> {
+//!         let copy = cx.child("copy")?;
+//!         if cx.info(copy).size_bytes < cx.info(0).size_bytes {
+//!             return Err(Error::option("copy", "it is smaller than the child"));
+//!         }
+//!         Ok(Tee { copy })
+//!     }
+//!
+//!     async fn read(&self, next: &mut Next<'_>, request: &ReadRequest<'_>) -> Result<()> {
+//!         next.read(request).await
+//!     }
+//!
+//!     async fn write(&self, next: &mut Next<'_>, request: &WriteRequest<'_>) -> Result<()> {
+//!         next.write(request).await?;
+//!         next.child(self.copy).write(request).await
+//!     }
+//!
+//!     async fn flush(&self, next: &mut Next<'_>, request: &FlushRequest<'_>) -> Result<()> {
+//!         next.flush(request).await?;
+//!         next.child(self.copy).flush(request).await
+//!     }
+//! }
+//!
+//! let (below, copy) = (testing::memory(4096), testing::memory(4096));
+//! let tee = testing::open_with::<Tee>(json!({}), &below, &[("copy", &copy)]).unwrap();
+//! testing::block_on(tee.write(512, b"data")).unwrap();
+//! assert_eq!(copy.data(512..516), b"data");
+//! ```
+//!
+//! ([`Next::fork`] is for calls at the same time.)
 //!
 //! # Options
 //!
@@ -71,9 +119,11 @@
 //!
 //! # What it can use
 //!
-//! Waiting: [`sleep`], [`now`]. Calling children: [`Next`]. Ranges: [`RangeLock`]. Memory: [`Buffer`]. Logging:
-//! the macros of [`tracing`], which reach the program's log with the filter's target and the request's span; what
-//! nobody listens to costs a nanosecond. A plugin has copies of everything static, so it cannot use tokio's sockets
+//! Waiting: [`sleep`], [`now`]. Calling children: [`Next`]. Ranges: [`RangeLock`]. Memory: [`Buffer`]. Failing:
+//! [`Error`], whose number goes to the client; [`Error::because`] adds a text, which is logged with the node's name.
+//! Logging: the macros of [`tracing`], which reach the program's log with the crate's name as their target
+//! (`--log warn,driveline_filter_delay=debug`); which node it was says [`OpenCx::node_name`], if the filter keeps it.
+//! What nobody listens to costs a nanosecond. A plugin has copies of everything static, so it cannot use tokio's sockets
 //! and timers, nor thread-locals of the program; threads of its own it can.
 //!
 //! It is not for drivers that are leaves or formats: those are built into Driveline.
@@ -109,7 +159,7 @@ pub use {serde, tracing};
 pub mod prelude {
     #[doc(no_inline)]
     pub use crate::{
-        BlockStatusRequest, Bytes, CacheRequest, DiscardRequest, Error, Filter, FlushRequest, Next,
+        BlockStatusRequest, Bytes, CacheRequest, ChildId, DiscardRequest, Error, Filter, FlushRequest, Next,
         NoOptions, OpenCx, ReadRequest, Result, Time, WriteRequest, WriteZeroesRequest, export_filters,
         filter, now, options, sleep, tracing,
     };

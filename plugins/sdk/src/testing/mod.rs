@@ -21,6 +21,10 @@
 //! A test that runs several requests at once uses [`join`]. Time stands still while anything can go on, and then
 //! jumps to where the next sleeper wakes ([`crate::sleep`] for an hour takes no time, and tests can count on it).
 //!
+//! Errors of requests arrive as they would in the program: as their numbers ([`crate::Error::code`]), without their texts. A
+//! panic is an `EIO` here too, and [`Node::failures`] has its text. Events of `tracing` go to the test's own subscriber.
+//! Children beside the first are given to [`open_with`].
+//!
 //! Operations that a filter leaves out go to the child with `default = "pass"` and are refused with `"deny"`: the
 //! emulation that Driveline offers in the latter case is not here.
 
