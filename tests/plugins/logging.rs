@@ -47,7 +47,7 @@ fn events_of_a_plugin_reach_the_program_with_target_fields_and_spans() {
         let root = world.filter("logs", json!({}));
         let span = tracing::info_span!(target: "driveline_filter_set", "request", id = 7);
         span.in_scope(|| block_on(root.read(512..1024))).unwrap();
-        let full = world.filter("only-write", json!({}));
+        let full = World::new(&[&library("current", "set")]).filter("only-write", json!({}));
         assert_eq!(block_on(full.write(0, b"data", 0)).unwrap_err().errno_code(), 28);
     });
     let text = String::from_utf8(captured.0.lock().unwrap().clone()).unwrap();
