@@ -34,7 +34,8 @@ async fn wait(polls: usize) {
             return Poll::Ready(());
         }
         left -= 1;
-        cx.waker().clone().wake(); // by way of an owned waker, as a reactor does
+        let owned = cx.waker().clone(); // as a reactor has one
+        owned.wake();
         Poll::Pending
     })
     .await;
