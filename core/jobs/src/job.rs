@@ -222,6 +222,12 @@ impl Job {
         self.changed.notify(usize::MAX);
     }
 
+    /// It is not started after all, and nobody hears of it.
+    pub(crate) fn never_was(&self) {
+        self.state.lock().status = JobStatus::Null;
+        self.changed.notify(usize::MAX);
+    }
+
     pub(crate) fn speed(&self) -> u64 {
         self.state.lock().speed
     }

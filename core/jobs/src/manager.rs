@@ -83,9 +83,10 @@ impl Jobs {
         self.0.listeners.0.write().push(Box::new(listener));
     }
 
-    /// All jobs, by id.
+    /// All jobs, by id. One that is about to start is none yet.
     pub fn list(&self) -> Vec<JobInfo> {
-        self.0.state.lock().jobs.values().map(|job| job.info()).collect()
+        let jobs = self.0.state.lock().jobs.values().map(|job| job.info()).collect::<Vec<_>>();
+        jobs.into_iter().filter(|job| job.status != JobStatus::Undefined).collect()
     }
 
     /// One job.
@@ -191,17 +192,24 @@ impl Jobs {
         let mut state = self.0.state.lock();
         state.jobs.remove(&job.common.id);
         state.claimed.retain(|_, by| *by != job.common.id);
+        drop(state);
+        // A shutdown may wait for it.
+        job.never_was();
     }
 
-    /// Lets a job run its life.
+    /// Lets a job run its life. When this returns it can be seen and steered.
     pub(crate) fn start(&self, job: Arc<Job>, work: impl Work) {
+        job.set_status(JobStatus::Created);
+        job.set_status(JobStatus::Running);
+        if self.0.state.lock().ended {
+            // The shutdown came while the job could not be cancelled yet.
+            let _ = job.verb(Verb::Cancel, Force(true));
+        }
         let jobs = self.clone();
         self.0.runtime.spawn(Box::pin(async move { jobs.live(job, work).await }));
     }
 
     async fn live(self, job: Arc<Job>, work: impl Work) {
-        job.set_status(JobStatus::Created);
-        job.set_status(JobStatus::Running);
         let mut result = work.run(&job).await;
         if result.is_ok() {
             result = self.settle(&job, &work).await;
@@ -227,8 +235,9 @@ impl Jobs {
         if !job.common.auto_dismiss {
             job.until_dismissed().await;
         }
-        job.set_status(JobStatus::Null);
+        // Whoever hears that it is gone may use its id at once.
         self.0.state.lock().jobs.remove(&job.common.id);
+        job.set_status(JobStatus::Null);
     }
 
     /// From the end of the work to its effect.

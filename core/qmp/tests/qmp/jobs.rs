@@ -120,6 +120,19 @@ fn a_job_is_cancelled() {
     assert_eq!(dirty(&mut client), 0);
 }
 
+/// A job was seen as `undefined` until its first turn came, and could not be cancelled: not by its user, and not by a
+/// shutdown, which then waited for all of its work.
+#[test]
+fn a_job_runs_when_its_command_returns_and_can_be_cancelled_at_once() {
+    let Some((_world, mut client)) = chain() else { return };
+    client.ok("block-stream", json!({ "device": "vda", "job-id": "j", "speed": 65536 }));
+    let jobs = client.ok("query-jobs", json!({}));
+    assert_eq!(jobs[0]["status"], "running", "{jobs}");
+    client.ok("job-cancel", json!({ "id": "j" }));
+    until(&mut client, "j", "null");
+    assert_eq!(client.ok("query-jobs", json!({})), json!([]));
+}
+
 #[test]
 fn wrong_jobs_are_refused_in_qemus_words() {
     let (_world, mut client) = World::with_disk();
