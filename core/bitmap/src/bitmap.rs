@@ -7,7 +7,7 @@ use core::ops::Range;
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use parking_lot::Mutex;
 
-pub use self::users::{Frozen, Use};
+pub use self::users::{Frozen, Keep, Use};
 use crate::state::Control;
 use crate::{BitmapName, Bits, Error, Granularity, Grown, Operation, Result, StoreBinding, View};
 
@@ -73,6 +73,7 @@ impl Bitmap {
         let control = Control {
             name,
             users: Vec::new(),
+            keepers: Vec::new(),
             users_ever: 0,
             readonly: false,
             inconsistent: false,

@@ -69,7 +69,7 @@ mod set;
 mod state;
 mod tree;
 
-pub use bitmap::{Bitmap, BitmapId, BitmapInfo, Frozen, Use};
+pub use bitmap::{Bitmap, BitmapId, BitmapInfo, Frozen, Keep, Use};
 pub use bits::{Bits, Extent, Extents, Grown};
 pub use error::{Error, Result};
 pub use granularity::{Granularity, Granule};

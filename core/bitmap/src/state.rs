@@ -115,6 +115,8 @@ pub(crate) struct Control {
     pub(crate) name: BitmapName,
     /// Who makes the bitmap busy, by a number that the next one of the same name does not share.
     pub(crate) users: Vec<(u64, String)>,
+    /// Who wants it to stay, numbered likewise.
+    pub(crate) keepers: Vec<(u64, String)>,
     pub(crate) users_ever: u64,
     pub(crate) readonly: bool,
     pub(crate) inconsistent: bool,
@@ -125,9 +127,12 @@ pub(crate) struct Control {
 impl Control {
     pub(crate) fn check(&self, operation: Operation) -> crate::Result<()> {
         let refuses = operation.refuses();
+        let names =
+            |who: &[(u64, String)]| who.iter().map(|(_, who)| who.as_str()).collect::<Vec<_>>().join(", ");
         let (found, expected) = if refuses.busy && !self.users.is_empty() {
-            let users: Vec<&str> = self.users.iter().map(|(_, who)| who.as_str()).collect();
-            (format!("busy (in use by {})", users.join(", ")), "one that nobody uses")
+            (format!("busy (in use by {})", names(&self.users)), "one that nobody uses")
+        } else if operation == Operation::Remove && !self.keepers.is_empty() {
+            (format!("shown by {}", names(&self.keepers)), "one that nobody looks at")
         } else if refuses.inconsistent && self.inconsistent {
             ("inconsistent (its image was not closed orderly)".to_owned(), "one whose contents are valid")
         } else if refuses.readonly && self.readonly {
@@ -147,5 +152,15 @@ impl Control {
 
     pub(crate) fn remove_user(&mut self, user: u64) {
         self.users.retain(|(number, _)| *number != user);
+    }
+
+    pub(crate) fn add_keeper(&mut self, who: &str) -> u64 {
+        self.users_ever += 1;
+        self.keepers.push((self.users_ever, who.to_owned()));
+        self.users_ever
+    }
+
+    pub(crate) fn remove_keeper(&mut self, keeper: u64) {
+        self.keepers.retain(|(number, _)| *number != keeper);
     }
 }

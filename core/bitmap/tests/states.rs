@@ -85,6 +85,25 @@ fn a_bitmap_is_busy_until_its_last_user_goes() {
     assert!(!daily.is_busy());
 }
 
+/// An export showed a bitmap that was removed meanwhile. It recorded no more, and a backup by it would have lacked
+/// what was written since.
+#[test]
+fn a_bitmap_that_is_shown_can_be_changed_but_not_removed() {
+    let mut set = BitmapSet::new();
+    set.add(bitmap("daily")).unwrap();
+    let daily = set.get("daily").unwrap().clone();
+    let (one, two) = (daily.keep("export 'a'"), daily.keep("export 'b'"));
+    assert!(!daily.is_busy() && one.bitmap().id() == daily.id());
+    daily.clear().unwrap();
+    set.rename("daily", name("weekly")).unwrap();
+    let refused = set.remove("weekly").unwrap_err().to_string();
+    assert!(refused.contains("shown by export 'a', export 'b'"), "{refused}");
+    drop(one);
+    assert!(set.remove("weekly").is_err());
+    drop(two);
+    set.remove("weekly").unwrap();
+}
+
 #[test]
 fn a_refused_merge_names_the_bitmap_at_fault() {
     let (daily, weekly) = (bitmap("daily"), bitmap("weekly"));

@@ -138,6 +138,11 @@ impl Daemon {
         &self.engine
     }
 
+    #[cfg(test)]
+    pub(crate) fn inner(&self) -> &Inner {
+        &self.inner
+    }
+
     /// Is ready when a monitor says `quit`.
     pub async fn quit_asked(&self) {
         self.inner.quit.heard().await;

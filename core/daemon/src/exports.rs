@@ -1,6 +1,7 @@
 //! What is served: exports by id, on servers by address.
 
 use crate::config::Address;
+use driveline_bitmap::Keep;
 use driveline_engine::Handle;
 use driveline_graph::{Error, Graph, Kind, Result, RootOptions};
 use driveline_nbd::{Address as Socket, Export, Server, ServerOptions};
@@ -74,6 +75,15 @@ struct Entry {
     name: String,
     at: Address,
     shutting_down: bool,
+    /// What it shows is there as long as it is.
+    _bitmaps: Vec<Keep>,
+}
+
+impl Entry {
+    fn new(new: &NewExport, at: Address, bitmaps: Vec<Keep>) -> Self {
+        let (target, name) = (new.target.clone(), new.name.clone());
+        Self { target, name, at, shutting_down: false, _bitmaps: bitmaps }
+    }
 }
 
 impl fmt::Debug for Exports {
@@ -97,9 +107,8 @@ impl Exports {
             let server = servers
                 .entry(address.clone())
                 .or_insert_with(|| Server::new(self.engine.clone(), ServerOptions::default()));
-            add(&self.graph, server, &new).await?;
-            let entry = Entry { target: new.target, name: new.name, at: address, shutting_down: false };
-            entries.push((new.id, entry));
+            let bitmaps = add(&self.graph, server, &new).await?;
+            entries.push((new.id.clone(), Entry::new(&new, address, bitmaps)));
         }
         let mut listening = BTreeMap::new();
         for (address, server) in servers {
@@ -128,8 +137,8 @@ impl Exports {
             };
             (at.clone(), state.servers[&at].clone())
         };
-        add(&self.graph, &listening.server, &new).await?;
-        let entry = Entry { target: new.target, name: new.name, at, shutting_down: false };
+        let bitmaps = add(&self.graph, &listening.server, &new).await?;
+        let entry = Entry::new(&new, at, bitmaps);
         self.state.lock().exports.insert(new.id, entry);
         Ok(())
     }
@@ -227,22 +236,24 @@ impl Exports {
     }
 }
 
-async fn add(graph: &Graph, server: &Server, new: &NewExport) -> Result<()> {
-    let mut bitmaps = Vec::new();
-    for (of, name) in &new.bitmaps {
-        bitmaps.push(graph.bitmap(of.as_ref().unwrap_or(&new.target), name)?);
-    }
+/// Offers an export. The result is to be held until it is gone.
+async fn add(graph: &Graph, server: &Server, new: &NewExport) -> Result<Vec<Keep>> {
     let user = format!("export '{}'", new.id);
+    let mut kept = Vec::new();
+    for (of, name) in &new.bitmaps {
+        kept.push(graph.bitmap(of.as_ref().unwrap_or(&new.target), name)?.keep(&user));
+    }
     let options = if new.writable { RootOptions::writer(user) } else { RootOptions::reader(user) };
     let root = graph.open_root(&new.target, options).await?;
     let export = Export {
         storage: root,
         writable: new.writable,
         description: new.description.clone(),
-        bitmaps,
+        bitmaps: kept.iter().map(|keep| keep.bitmap().clone()).collect(),
         allocation_depth: new.allocation_depth,
     };
-    server.add_export(&new.name, export).map_err(|error| Error::new(Kind::Exists, error))
+    server.add_export(&new.name, export).map_err(|error| Error::new(Kind::Exists, error))?;
+    Ok(kept)
 }
 
 fn listen(server: &Server, address: &Address) -> Result<Socket> {
@@ -303,6 +314,38 @@ fn escape(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_bitmap_stays_as_long_as_an_export_shows_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let text = r#"
+            [node.disk]
+            driver = "memory"
+            size = "1MiB"
+            [drive.vda]
+            root = "disk"
+            bitmaps = [{ name = "daily" }]
+            [export.vda]
+            type = "nbd"
+            drive = "vda"
+            socket = "vda.sock"
+            bitmaps = ["daily"]
+        "#;
+        let (config, mistakes) = crate::config::Config::parse(&folder.path().join("vm.toml"), text);
+        let daemon = crate::daemon::Daemon::start(&config, mistakes).unwrap();
+        let remove = || async {
+            let mut change = daemon.graph().change().await;
+            change.remove_bitmap("vda", "daily")?;
+            change.commit().await
+        };
+        daemon.engine().block_on_local(|| async {
+            let refused = remove().await.unwrap_err().to_string();
+            assert!(refused.contains("shown by export 'vda'"), "{refused}");
+            daemon.inner().exports.remove("vda", true).await.unwrap();
+            remove().await.unwrap();
+        });
+        daemon.stop().unwrap();
+    }
 
     #[test]
     fn a_uri_escapes_what_clients_would_take_apart() {

@@ -17,6 +17,14 @@ impl Bitmap {
         Ok(Use { bitmap: Arc::clone(self), user })
     }
 
+    /// Keeps the bitmap from being removed for as long as the result lives. All else can be done to it meanwhile.
+    ///
+    /// Who shows a bitmap to others needs this: one that was removed records no more, but looks as if it did.
+    pub fn keep(self: &Arc<Self>, who: &str) -> Keep {
+        let keeper = self.control.lock().add_keeper(who);
+        Keep { bitmap: Arc::clone(self), keeper }
+    }
+
     /// Lets what was recorded stand still for `who` to read, and records into a successor from now on.
     ///
     /// Drain marks around this for an exact cut. To drop the result reclaims: an unfinished backup loses nothing.
@@ -50,6 +58,27 @@ impl Use {
 impl Drop for Use {
     fn drop(&mut self) {
         self.bitmap.control.lock().remove_user(self.user);
+    }
+}
+
+/// Somebody shows the bitmap: it is not removed until this is dropped.
+#[derive(Debug)]
+#[must_use = "the bitmap is kept only as long as this lives"]
+pub struct Keep {
+    bitmap: Arc<Bitmap>,
+    keeper: u64,
+}
+
+impl Keep {
+    /// The bitmap that is kept.
+    pub fn bitmap(&self) -> &Arc<Bitmap> {
+        &self.bitmap
+    }
+}
+
+impl Drop for Keep {
+    fn drop(&mut self) {
+        self.bitmap.control.lock().remove_keeper(self.keeper);
     }
 }
 
