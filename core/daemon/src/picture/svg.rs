@@ -7,7 +7,7 @@ use super::{
 use std::fmt::Write;
 
 const STYLE: &str = "text{font:12px ui-monospace,Menlo,Consolas,monospace;fill:#1b1f24}\
-    .n{font-weight:bold}.k{fill:#57606a}.r{font-size:10px;fill:#57606a}\
+    .n{font-weight:bold}.k{fill:#57606a}.r{font-size:10px;fill:#57606a;paint-order:stroke;stroke:#fff;stroke-width:4px}\
     rect{stroke:#57606a;stroke-width:1}path{fill:none;stroke:#57606a;stroke-width:1.2}";
 
 impl Picture {
@@ -21,6 +21,8 @@ impl Picture {
              orient=\"auto\"><path d=\"M0 0L8 4L0 8z\" style=\"fill:#57606a;stroke:none\"/></marker></defs>\n\
              <rect width=\"100%\" height=\"100%\" style=\"fill:#fff;stroke:none\"/>\n"
         );
+        // Words come after all lines, so that none of them is crossed out.
+        let mut roles = String::new();
         for (at, item) in self.items.iter().enumerate() {
             for (index, (role, below)) in item.below.iter().enumerate() {
                 let (from, to) = (places[at], places[*below]);
@@ -36,12 +38,19 @@ impl Picture {
                     y2 - bend
                 );
                 if !role.is_empty() {
-                    let (x, y) = (x1 + 4.0, y1 + 12.0);
-                    let _ =
-                        writeln!(out, "<text class=\"r\" x=\"{x:.1}\" y=\"{y:.1}\">{}</text>", escape(role));
+                    // Beside the line where it leaves: the first of several has its word to the left.
+                    let first_of_several = index == 0 && item.below.len() > 1;
+                    let (x, anchor) = if first_of_several { (x1 - 5.0, "end") } else { (x1 + 5.0, "start") };
+                    let y = y1 + 12.0;
+                    let _ = writeln!(
+                        roles,
+                        "<text class=\"r\" x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\">{}</text>",
+                        escape(role)
+                    );
                 }
             }
         }
+        out.push_str(&roles);
         for (at, item) in self.items.iter().enumerate() {
             let place = places[at];
             let (fill, round) = match item.shape {
