@@ -9,6 +9,7 @@ use std::{
     io::{Read, Write},
     path::Path,
     process::{Child, Command, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 use tempfile::TempDir;
 
@@ -16,13 +17,28 @@ const READ: Permissions = Permissions::CONSISTENT_READ;
 const WRITE: Permissions = Permissions::WRITE;
 const ALL: Permissions = Permissions::ALL;
 
-fn image() -> TempDir {
-    let folder = TempDir::new().unwrap();
-    fs::write(folder.path().join("a.img"), [0; 4096]).unwrap();
-    folder
+/// A folder with an image, for one test at a time: a program that another test starts would hold our locks from its
+/// fork until it runs.
+struct Folder {
+    folder: TempDir,
+    _turn: MutexGuard<'static, ()>,
 }
 
-fn open(folder: &TempDir, options: Value, read_only: bool) -> Result<OpenChild> {
+impl Folder {
+    fn path(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
+fn image() -> Folder {
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let folder = TempDir::new().unwrap();
+    fs::write(folder.path().join("a.img"), [0; 4096]).unwrap();
+    Folder { folder, _turn }
+}
+
+fn open(folder: &Folder, options: Value, read_only: bool) -> Result<OpenChild> {
     let mut all = json!({ "path": "a.img" });
     all.as_object_mut().unwrap().extend(options.as_object().unwrap().clone());
     let args = OpenNodeArgs { directory: folder.path().to_owned(), read_only, ..OpenNodeArgs::default() };

@@ -134,14 +134,28 @@ fn open(path: PathBuf, options: &FileOptions, read_only: bool, cookie: u64) -> R
         io_error(&error, "opening", &path).key("path")
     })?;
     let locks = Locks::new(&file, options.locking, &path)?;
-    locks.take(&file, Permissions::CONSISTENT_READ, Permissions::ALL, &path)?;
-    if !read_only {
-        locks.take_write(&file, &path)?;
-    }
+    with_patience(|| {
+        locks.take(&file, Permissions::CONSISTENT_READ, Permissions::ALL, &path)?;
+        if read_only { Ok(()) } else { locks.take_write(&file, &path) }
+    })?;
     let size_bytes = file.len().map_err(|error| io_error(&error, "asking for the size of", &path))?;
     let discard = options.discard == Discard::Unmap;
     let driver = data::File::new(file, size_bytes, read_only, discard);
     Ok(Arc::new(FileNode { path, locks, body: Arc::new(Body { cookie, driver }) }))
+}
+
+/// Tries again for a moment while the file is locked: the kernel gives up the locks of a program that was killed only
+/// some milliseconds later, and a program that has just been forked holds those of its parent until it runs.
+fn with_patience(take: impl Fn() -> Result<()>) -> Result<()> {
+    const TRIES: u32 = 10;
+    const PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
+    for _ in 1..TRIES {
+        match take() {
+            Err(error) if error.kind() == Kind::Busy => std::thread::sleep(PAUSE),
+            done => return done,
+        }
+    }
+    take()
 }
 
 /// An error of the world, with the file at fault.
