@@ -33,13 +33,14 @@
 //! use driveline_qmp::{Control, ExportInfo, Monitor, NbdExport, NbdServer, RemoveMode, Result};
 //! use std::{sync::Arc, time::Duration};
 //!
+//! # fn none<'a>() -> BoxFuture<'a, Result<()>> { Box::pin(async { Err(driveline_qmp::Error::generic("none here")) }) }
 //! struct Program;
 //! impl Control for Program {
 //!     fn exports(&self) -> Vec<ExportInfo> { Vec::new() }
-//! #   fn add_export(&self, _: NbdExport) -> BoxFuture<'_, Result<()>> { unimplemented!() }
-//! #   fn remove_export<'a>(&'a self, _: &'a str, _: RemoveMode) -> BoxFuture<'a, Result<()>> { unimplemented!() }
-//! #   fn start_nbd_server(&self, _: NbdServer) -> BoxFuture<'_, Result<()>> { unimplemented!() }
-//! #   fn stop_nbd_server(&self) -> BoxFuture<'_, Result<()>> { unimplemented!() }
+//! #   fn add_export(&self, _: NbdExport) -> BoxFuture<'_, Result<()>> { none() }
+//! #   fn remove_export<'a>(&'a self, _: &'a str, _: RemoveMode) -> BoxFuture<'a, Result<()>> { none() }
+//! #   fn start_nbd_server(&self, _: NbdServer) -> BoxFuture<'_, Result<()>> { none() }
+//! #   fn stop_nbd_server(&self) -> BoxFuture<'_, Result<()>> { none() }
 //!     fn quit(&self) {}
 //!     // ...
 //! }
