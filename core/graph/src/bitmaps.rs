@@ -183,12 +183,12 @@ impl Change {
             let (saved, bits) = (target.bitmaps.lock().clone(), bitmap.recording_bits().clone());
             target.bitmaps.lock().put(bitmap.clone()).map_err(|error| Error::from(error).at(&target.name))?;
             source.bitmaps.lock().take(bitmap.id());
-            let home = if park {
-                staged.parked.insert(bitmap.id(), from)
+            // No undo: `staged` itself is dropped when the change fails.
+            if park {
+                staged.parked.insert(bitmap.id(), from);
             } else {
-                staged.parked.remove(&bitmap.id())
-            };
-            let _ = home; // `staged` itself is dropped when the change fails
+                staged.parked.remove(&bitmap.id());
+            }
             Ok(Box::new(move || {
                 *target.bitmaps.lock() = saved;
                 drop(bitmap.restore(&bits));
@@ -200,7 +200,7 @@ impl Change {
     /// Marks everything that is allocated in the top image of the node or drive.
     pub fn populate_bitmap(&mut self, target: &str, name: &str) -> Result<()> {
         let (target, name) = (target.to_owned(), name.to_owned());
-        let (id, _) = self.place(&target, &name);
+        let id = self.place(&target, &name);
         self.action(id, move |staged| {
             Box::pin(async move {
                 let (id, bitmap) = staged.find_bitmap(&target, &name)?;
@@ -228,10 +228,10 @@ impl Change {
     }
 
     /// Where a bitmap is now, if it is there before the change; else the node that is named.
-    fn place(&self, target: &str, name: &str) -> (Vec<NodeId>, bool) {
+    fn place(&self, target: &str, name: &str) -> Option<NodeId> {
         match self.find_bitmap(target, name) {
-            Ok((id, _)) => (vec![id], true),
-            Err(_) => (self.topology.node_or_drive(target).into_iter().collect(), false),
+            Ok((id, _)) => Some(id),
+            Err(_) => self.topology.node_or_drive(target).ok(),
         }
     }
 
@@ -243,7 +243,7 @@ impl Change {
     ) -> Result<()> {
         self.topology.node_or_drive(target)?;
         let (target, name) = (target.to_owned(), name.to_owned());
-        let (touches, _) = self.place(&target, &name);
+        let touches = self.place(&target, &name);
         self.action(touches, move |staged| {
             Box::pin(async move {
                 // Looked up only now: an earlier action of the same change may have added or moved it.

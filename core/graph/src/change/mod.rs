@@ -36,7 +36,8 @@ use std::{
     sync::Arc,
 };
 
-/// A change in the making. Nothing of it is seen by anyone until [`Change::commit`]; dropped, it never was.
+/// A change in the making. Nothing of it is seen by anyone until [`Change::commit`]; dropped, it never was: nodes that
+/// it opened are dropped with it, and a driver releases what it holds then.
 pub struct Change {
     pub(crate) graph: Graph,
     pub(crate) topology: Topology,
@@ -189,13 +190,5 @@ impl Change {
 
     pub(crate) fn parked_home(&self, id: BitmapId) -> Option<NodeId> {
         self.before.parked.get(&id).copied()
-    }
-}
-
-impl Drop for Change {
-    fn drop(&mut self) {
-        // A change that is dropped half-way has opened nodes that nobody will close in order. They are dropped;
-        // a driver releases what it holds then.
-        self.opened.clear();
     }
 }
