@@ -64,6 +64,16 @@ pub enum Error {
         /// Bytes that it covers.
         target_length: u64,
     },
+    /// What keeps a persistent bitmap could not be written.
+    #[error("cannot keep bitmap '{name}': {text}")]
+    Store {
+        /// The bitmap.
+        name: String,
+        /// What was done where, and what the system said.
+        text: String,
+        /// The system's error number.
+        errno: i32,
+    },
 }
 
 /// The result of a bitmap operation.
