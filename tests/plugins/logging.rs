@@ -40,6 +40,9 @@ fn events_of_a_plugin_reach_the_program_with_target_fields_and_spans() {
         .without_time()
         .with_ansi(false)
         .finish();
+    // Tests beside this one have no subscriber. With a second one about, `tracing` asks all of them what they want to
+    // hear, and not only the thread that gets to a place in the code first.
+    let _second = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::default());
     tracing::subscriber::with_default(subscriber, || {
         driveline_loader::log_refresh();
         let world = World::new(&[&library("current", "set")]);

@@ -214,7 +214,7 @@ fn a_read_succeeds_though_its_data_cannot_be_kept() {
 fn the_log_has_the_first_failure_of_a_series() {
     let Layers { node, image, .. } = layers(json!({ "chunk": 512 }));
     let warnings = Arc::new(AtomicUsize::new(0));
-    tracing::subscriber::with_default(Warnings(warnings.clone()), || {
+    testing::listen(Warnings(warnings.clone()), || {
         testing::block_on(async {
             let mut logged = Vec::new();
             for (sector, fails) in [true, true, true, false, true, true].into_iter().enumerate() {

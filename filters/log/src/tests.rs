@@ -35,7 +35,7 @@ fn listen(level: Level, test: impl AsyncFnOnce()) -> Vec<String> {
         .with_ansi(false)
         .with_writer(move || writer.clone())
         .finish();
-    tracing::subscriber::with_default(subscriber, || testing::block_on(test()));
+    testing::listen(subscriber, || testing::block_on(test()));
     let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
     text.lines().map(|line| line.trim().to_owned()).collect()
 }

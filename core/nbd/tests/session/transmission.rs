@@ -359,6 +359,9 @@ fn the_path_of_a_request_is_parse_submit_reply() {
         fn exit(&self, _: &tracing::span::Id) {}
     }
     let stages = Stages::default();
+    // Tests beside this one have no subscriber. With a second one about, `tracing` asks all of them what they want to
+    // hear, and not only the thread that gets to a place in the code first.
+    let _second = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::default());
     tracing::subscriber::with_default(stages.clone(), || {
         let exports = exports_of(Memory::with_info(Info { size_bytes: 4096, ..Info::default() }));
         let (outcome, ()) = connect(&exports, async |pipe| {

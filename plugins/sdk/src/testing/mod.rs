@@ -22,7 +22,8 @@
 //! jumps to where the next sleeper wakes ([`crate::sleep`] for an hour takes no time, and tests can count on it).
 //!
 //! Errors of requests arrive as they would in the program: as their numbers ([`crate::Error::code`]), without their texts. A
-//! panic is an `EIO` here too, and [`Node::failures`] has its text. Events of `tracing` go to the test's own subscriber.
+//! panic is an `EIO` here too, and [`Node::failures`] has its text. Events of `tracing` go to the test's own subscriber
+//! ([`listen`]).
 //! Children beside the first are given to [`open_with`].
 //!
 //! Operations that a filter leaves out go to the child with `default = "pass"` and are refused with `"deny"`: the
@@ -30,11 +31,13 @@
 
 mod clock;
 mod leaf;
+mod listen;
 mod node;
 mod readme;
 
 pub use clock::{block_on, join};
 pub use leaf::{Leaf, memory};
+pub use listen::listen;
 pub use node::{Below, Node, check, open, open_with, option_names};
 pub use readme::{check_readme, readme_table};
 pub use serde_json::{Value, json};
