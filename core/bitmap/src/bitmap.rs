@@ -1,7 +1,9 @@
 //! A bitmap: dirty bits with an identity, a name and a state.
 
+mod kept;
 mod users;
 
+use arc_swap::ArcSwapOption;
 use core::fmt;
 use core::ops::Range;
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -45,6 +47,10 @@ const RECORDING: u8 = 1 << 0;
 const SECOND: u8 = 1 << 1;
 /// The set that does not record is frozen for a reader; otherwise it is clean and unused.
 const FROZEN: u8 = 1 << 2;
+/// A ledger keeps the bitmap.
+const KEPT: u8 = 1 << 3;
+/// Who marks waits until the mark is safe.
+const WAITS: u8 = 1 << 4;
 
 /// A dirty bitmap, shared by the data path, which marks, and the control path, which does the rest.
 ///
@@ -65,6 +71,7 @@ pub struct Bitmap {
     state: AtomicU8,
     bits: [Bits; 2],
     control: Mutex<Control>,
+    ledger: ArcSwapOption<kept::Slot>,
 }
 
 impl Bitmap {
@@ -86,6 +93,7 @@ impl Bitmap {
             state: AtomicU8::new(RECORDING),
             bits: [Bits::new(granularity, length), Bits::new(granularity, length)],
             control: Mutex::new(control),
+            ledger: ArcSwapOption::empty(),
         }
     }
 
@@ -148,7 +156,11 @@ impl Bitmap {
     pub fn mark(&self, range: Range<u64>) {
         let state = self.state.load(Ordering::Relaxed);
         if state & RECORDING != 0 {
-            self.bits[recorder(state)].mark(range);
+            if state & KEPT == 0 {
+                self.bits[recorder(state)].mark(range);
+            } else {
+                self.mark_kept(state, range);
+            }
         }
     }
 
@@ -156,7 +168,12 @@ impl Bitmap {
     ///
     /// Check [`Operation::Populate`] first.
     pub fn mark_unconditionally(&self, range: Range<u64>) {
-        self.recording_bits().mark(range);
+        let state = self.state.load(Ordering::Acquire);
+        if state & KEPT == 0 {
+            self.bits[recorder(state)].mark(range);
+        } else {
+            self.mark_kept(state, range);
+        }
     }
 
     /// The bits as a reader should see them: those that stand still while the bitmap is frozen, else those that record.
@@ -209,7 +226,7 @@ impl Bitmap {
 
     /// Where its bits are kept.
     pub fn store(&self) -> Option<StoreBinding> {
-        self.control.lock().store.clone()
+        self.ledger().map(|ledger| ledger.binding()).or_else(|| self.control.lock().store.clone())
     }
 
     /// Binds it to a store, which makes it persistent, or to none, which does not.
@@ -249,14 +266,14 @@ impl Bitmap {
     pub fn clear(&self) -> Result<()> {
         let control = self.control.lock();
         control.check(Operation::Clear)?;
-        self.recording_bits().clear_all();
-        Ok(())
+        self.replace(&control, &Bits::new(self.granularity(), self.length()))
     }
 
     /// Records from now on.
     pub fn enable(&self) -> Result<()> {
         let control = self.control.lock();
         control.check(Operation::Enable)?;
+        self.take_down(&control, |record| record.recording = true)?;
         self.set_recording(true);
         Ok(())
     }
@@ -265,6 +282,7 @@ impl Bitmap {
     pub fn disable(&self) -> Result<()> {
         let control = self.control.lock();
         control.check(Operation::Disable)?;
+        self.take_down(&control, |record| record.recording = false)?;
         self.set_recording(false);
         Ok(())
     }
@@ -286,12 +304,17 @@ impl Bitmap {
     ///
     /// Errors: [`Error::LengthsDiffer`].
     pub fn restore(&self, saved: &Bits) -> Result<()> {
-        let _control = self.control.lock();
+        let control = self.control.lock();
         let bits = self.recording_bits();
-        if bits.length() == saved.length() {
-            bits.clear_all();
+        if bits.length() != saved.length() {
+            let (source_name, target_name) = (String::new(), control.name.to_string());
+            let (source_length, target_length) = (saved.length(), bits.length());
+            return Err(Error::LengthsDiffer { source_name, source_length, target_name, target_length });
         }
-        self.absorb(saved)
+        if bits.iter_dirty().eq(saved.iter_dirty()) {
+            return Ok(());
+        }
+        self.replace(&control, saved)
     }
 
     /// Follows its node to another length.
@@ -299,12 +322,29 @@ impl Bitmap {
     /// While it records, an area that grows is dirty in the drive's view (it changed for the reader) and clean in the
     /// node's, as in QEMU. Unlike there it may be busy: frozen bits follow as well, and what grows is recorded by
     /// the successor.
+    ///
+    /// What keeps it should have been asked to [`reserve`](Bitmap::reserve) before; if there is no room it is kept no more.
     pub fn resize(&self, length: u64) {
-        let _control = self.control.lock();
-        let state = self.state.load(Ordering::Acquire);
+        let control = self.control.lock();
+        let (state, before) = (self.state.load(Ordering::Acquire), self.length());
         let changes = self.view == View::Drive && state & RECORDING != 0;
-        self.bits[recorder(state)].resize(length, if changes { Grown::Dirty } else { Grown::Clean });
+        let bits = &self.bits[recorder(state)];
+        let kept = self.reserve(length).is_ok();
+        if let Some(ledger) = self.ledger().filter(|_| kept && length < before) {
+            ledger.cut(length.div_ceil(self.granularity().bytes()));
+        }
+        bits.resize(length, if changes && !kept { Grown::Dirty } else { Grown::Clean });
         self.bits[1 - recorder(state)].resize(length, Grown::Clean);
+        if kept {
+            if changes && length > before {
+                self.mark_unconditionally(before..length);
+            }
+            // If this fails, who finds the bitmap sees the old length, and counts what lies beyond as changed.
+            drop(self.take_down(&control, |_| {}));
+        } else {
+            drop(control);
+            drop(self.let_go());
+        }
     }
 
     /// All that a client may know about it.
@@ -323,7 +363,7 @@ impl Bitmap {
             persistent: control.persistent,
             readonly: control.readonly,
             inconsistent: control.inconsistent,
-            store: control.store.clone(),
+            store: self.ledger().map(|ledger| ledger.binding()).or_else(|| control.store.clone()),
         }
     }
 
@@ -337,12 +377,16 @@ impl Bitmap {
         self.bits.iter_mut().for_each(Bits::compact);
     }
 
-    pub(crate) fn set_name(&self, name: BitmapName) {
-        self.control.lock().name = name;
+    pub(crate) fn set_name(&self, name: BitmapName) -> Result<()> {
+        let mut control = self.control.lock();
+        self.take_down(&control, |record| record.name = name.clone())?;
+        control.name = name;
+        Ok(())
     }
 
     /// Adds `bits` to what records, whatever the state.
     pub(crate) fn absorb(&self, bits: &Bits) -> Result<()> {
+        self.mark_ledger(bits);
         self.recording_bits().merge_from(bits)
     }
 

@@ -206,6 +206,17 @@ impl Bits {
         start..start.saturating_add(self.granularity.bytes()).min(self.length())
     }
 
+    /// The granules that `range` touches, by their numbers.
+    pub(crate) fn granules_of(&self, range: Range<u64>) -> Option<Range<u64>> {
+        self.touched(range).map(|(first, last)| first..last + 1)
+    }
+
+    /// Whether all of these granules are dirty.
+    pub(crate) fn all_dirty(&self, granules: Range<u64>) -> bool {
+        let (first, last) = (granules.start, granules.end - 1);
+        if first == last { self.root.is_dirty(first) } else { self.root.find(first, last, false).is_none() }
+    }
+
     fn next(&self, from: u64, dirty: bool) -> Option<u64> {
         let (first, last) = self.touched(from..u64::MAX)?;
         let found = self.root.find(first, last, dirty)?;

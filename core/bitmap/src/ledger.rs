@@ -68,6 +68,9 @@ pub trait Ledger: fmt::Debug + Send + Sync {
     /// Does the last settled record count this half? One that does is cleared by turning to the other half.
     fn counts(&self, half: Half) -> bool;
 
+    /// Is [`poll_safe`](Ledger::poll_safe) ever anything but ready?
+    fn waits(&self) -> bool;
+
     /// Ready once all marks of these bytes, made before this call, are as safe as the bitmap's durability promises: data
     /// that they speak of may reach the disk then. Wakes `waker` when it is worth asking again.
     ///

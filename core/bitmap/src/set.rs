@@ -88,7 +88,7 @@ impl BitmapSet {
     /// Adds a bitmap that was moved here; one of the same name that is here already is merged into it.
     ///
     /// The moved one keeps its identity, granularity, state and users, takes the other one's place and gains its bits,
-    /// and its store if it has none itself. The one that gave way is returned.
+    /// and its ledger if it has none itself; else that forgets the one that gave way, which is returned.
     ///
     /// Errors: as [`check_put`](BitmapSet::check_put); nothing is changed then.
     pub fn put(&mut self, moved: Arc<Bitmap>) -> Result<Option<Arc<Bitmap>>> {
@@ -101,11 +101,16 @@ impl BitmapSet {
         if place.id() == moved.id() {
             return Ok(None);
         }
-        moved.absorb(place.bits())?;
-        if moved.store().is_none() && place.is_persistent() {
-            moved.set_store(place.store());
-            moved.set_persistent(true);
+        match place.ledger() {
+            Some(_) if moved.ledger().is_some() => place.forget()?,
+            Some(ledger) => {
+                moved.keep_in(ledger)?;
+                place.let_go();
+            }
+            None if moved.store().is_none() && place.is_persistent() => moved.set_store(place.store()),
+            None => {}
         }
+        moved.absorb(place.bits())?;
         Ok(Some(core::mem::replace(place, moved)))
     }
 
@@ -133,7 +138,7 @@ impl BitmapSet {
         bitmap.check(Operation::Rename)?;
         if *name != *new_name {
             self.check_name(&new_name)?;
-            bitmap.set_name(new_name);
+            bitmap.set_name(new_name)?;
         }
         Ok(())
     }

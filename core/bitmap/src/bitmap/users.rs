@@ -33,6 +33,11 @@ impl Bitmap {
     pub fn freeze(self: &Arc<Self>, who: &str) -> Result<Frozen> {
         let mut control = self.control.lock();
         control.check(Operation::Freeze)?;
+        self.ready_other_half(&control)?;
+        self.take_down(&control, |record| {
+            record.recorder = record.recorder.other();
+            record.frozen = true;
+        })?;
         let user = control.add_user(who);
         // Nobody else changes these two while the lock is held, so both turn in one step.
         self.state.fetch_xor(SECOND | FROZEN, Ordering::AcqRel);
@@ -117,13 +122,14 @@ impl Frozen {
 impl Drop for Frozen {
     fn drop(&mut self) {
         let bitmap = &self.held.bitmap;
-        let _control = bitmap.control.lock();
-        let (frozen, successor) = (bitmap.bits(), bitmap.recording_bits());
+        let control = bitmap.control.lock();
+        let (frozen, half) = (bitmap.bits(), bitmap.record_of(&control).recorder.other());
         if !self.success {
-            successor.merge_from(frozen).expect("both sets of bits are resized together");
+            bitmap.absorb(frozen).expect("both sets of bits are resized together");
         }
         // Readers turn to the successor before the frozen bits go.
         bitmap.state.fetch_and(!FROZEN, Ordering::AcqRel);
+        bitmap.settle_thaw(&control, half);
         frozen.clear_all();
     }
 }
