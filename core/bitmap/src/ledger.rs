@@ -44,6 +44,29 @@ pub struct Record {
     pub frozen: bool,
 }
 
+/// What a persistent bitmap survives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Durability {
+    /// An orderly end: its bits are saved then, and are in memory until then.
+    Volatile,
+    /// A process that is killed, too: exact afterwards, at the cost of a store to memory.
+    #[default]
+    Process,
+    /// A machine that loses power, too: a mark is durable before the data can be. After that a bitmap has too much, by a bound,
+    /// and never too little.
+    Power,
+}
+
+impl fmt::Display for Durability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Durability::Volatile => "volatile",
+            Durability::Process => "process",
+            Durability::Power => "power",
+        })
+    }
+}
+
 /// What keeps one bitmap beyond the life of the process.
 ///
 /// The bitmap tells its ledger of every change before memory has it, so that at any moment the ledger holds at least what

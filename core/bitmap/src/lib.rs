@@ -74,7 +74,7 @@ pub use bitmap::{Bitmap, BitmapId, BitmapInfo, Frozen, Keep, Use};
 pub use bits::{Bits, Extent, Extents, Grown};
 pub use error::{Error, Result};
 pub use granularity::{Granularity, Granule};
-pub use ledger::{Half, Ledger, Record};
+pub use ledger::{Durability, Half, Ledger, Record};
 pub use map::render_map;
 pub use name::BitmapName;
 pub use set::BitmapSet;

@@ -285,6 +285,7 @@ async fn add_bitmaps(
             granularity: bitmap.granularity,
             view: bitmap.view,
             recording: bitmap.recording,
+            durability: None,
         };
         change.add_bitmap(name, new)?;
     }

@@ -7,7 +7,7 @@ use crate::{
     node::NodeId,
     wiring::wire,
 };
-use driveline_bitmap::{Bitmap, BitmapName, Granularity, View};
+use driveline_bitmap::{Bitmap, BitmapName, Durability, Granularity, View};
 use driveline_op::{Ask, Buffer, Call, op};
 use std::sync::Arc;
 
@@ -22,12 +22,14 @@ pub struct NewBitmap {
     pub view: View,
     /// Does it record?
     pub recording: bool,
+    /// What it survives; without it, it is in memory only and ends with the process.
+    pub durability: Option<Durability>,
 }
 
 impl NewBitmap {
     /// A drive's bitmap that records, with the default granularity.
     pub fn named(name: impl Into<String>) -> Self {
-        Self { name: name.into(), granularity: None, view: View::Drive, recording: true }
+        Self { name: name.into(), granularity: None, view: View::Drive, recording: true, durability: None }
     }
 }
 
@@ -37,6 +39,7 @@ impl Change {
         let id = self.topology.node_or_drive(target)?;
         let name = BitmapName::new(&new.name)?;
         let granularity = new.granularity.map(Granularity::new).transpose()?;
+        let (graph, target) = (self.graph.clone(), target.to_owned());
         self.action([id], move |staged| {
             Box::pin(async move {
                 let node = staged.topology.at(id).node.clone();
@@ -48,6 +51,39 @@ impl Change {
                     .with_recording(new.recording);
                 let bitmap = Arc::new(bitmap);
                 refuse_parked_name(staged, id, bitmap.name().as_str())?;
+                node.bitmaps.lock().check_name(bitmap.name().as_str())?;
+                if let Some(durability) = new.durability {
+                    let Some(keeper) = graph.keeper() else {
+                        let message = format_args!("bitmap '{}': nothing keeps persistent bitmaps", new.name);
+                        return Err(Error::new(Kind::NotSupported, message).at(&node.name));
+                    };
+                    let ledger = keeper.new_ledger(&target, &bitmap, durability);
+                    let kept = ledger.and_then(|ledger| Ok(bitmap.keep_in(ledger)?));
+                    kept.map_err(|error| error.at(&node.name))?;
+                }
+                node.bitmaps.lock().add(bitmap.clone()).map_err(|error| Error::from(error).at(&node.name))?;
+                Ok(undo(move || {
+                    drop(node.bitmaps.lock().take(bitmap.id()));
+                    drop(bitmap.forget());
+                }))
+            })
+        });
+        Ok(())
+    }
+
+    /// Attaches a bitmap that was found in a store to a node or to a drive's root. It takes the node's size: what lies
+    /// beyond its own is dirty in the drive's view.
+    pub fn attach_bitmap(&mut self, target: &str, bitmap: Arc<Bitmap>) -> Result<()> {
+        let id = self.topology.node_or_drive(target)?;
+        self.action([id], move |staged| {
+            Box::pin(async move {
+                let node = staged.topology.at(id).node.clone();
+                let size = wire(&staged.topology, false)[&id].info.size_bytes;
+                refuse_parked_name(staged, id, bitmap.name().as_str())?;
+                if bitmap.length() != size {
+                    bitmap.reserve(size)?;
+                    bitmap.resize(size);
+                }
                 node.bitmaps.lock().add(bitmap.clone()).map_err(|error| Error::from(error).at(&node.name))?;
                 Ok(undo(move || drop(node.bitmaps.lock().take(bitmap.id()))))
             })
@@ -61,7 +97,14 @@ impl Change {
             let node = staged.topology.at(id).node.clone();
             let before = node.bitmaps.lock().clone();
             node.bitmaps.lock().remove(bitmap.name().as_str())?;
-            Ok(Box::new(move || *node.bitmaps.lock() = before))
+            if let Err(error) = bitmap.forget() {
+                *node.bitmaps.lock() = before;
+                return Err(error.into());
+            }
+            Ok(Box::new(move || {
+                *node.bitmaps.lock() = before;
+                drop(bitmap.remember());
+            }))
         })
     }
 
@@ -181,6 +224,8 @@ impl Change {
                 return Ok(Box::new(|| {}));
             }
             let (saved, bits) = (target.bitmaps.lock().clone(), bitmap.recording_bits().clone());
+            let (own, namesake) = (bitmap.ledger(), saved.get(bitmap.name().as_str()).cloned());
+            let namesakes = namesake.as_ref().and_then(|namesake| namesake.ledger());
             target.bitmaps.lock().put(bitmap.clone()).map_err(|error| Error::from(error).at(&target.name))?;
             source.bitmaps.lock().take(bitmap.id());
             // No undo: `staged` itself is dropped when the change fails.
@@ -192,6 +237,15 @@ impl Change {
             Ok(Box::new(move || {
                 *target.bitmaps.lock() = saved;
                 drop(bitmap.restore(&bits));
+                // What the namesake was kept in goes back to it, or remembers it again.
+                match (namesake, namesakes) {
+                    (Some(namesake), Some(_)) if own.is_some() => drop(namesake.remember()),
+                    (Some(namesake), Some(ledger)) => {
+                        bitmap.let_go();
+                        drop(namesake.keep_in(ledger));
+                    }
+                    _ => {}
+                }
                 drop(source.bitmaps.lock().put(bitmap));
             }))
         })

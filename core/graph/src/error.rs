@@ -163,6 +163,11 @@ impl From<driveline_op::Error> for Error {
 impl From<driveline_bitmap::Error> for Error {
     fn from(error: driveline_bitmap::Error) -> Self {
         use driveline_bitmap::Error as Bitmap;
+        if let Bitmap::Store { errno, .. } = error {
+            let mut out = Self::new(Kind::of_errno(errno), error);
+            out.0.errno = errno;
+            return out;
+        }
         let kind = match error {
             Bitmap::NotFound { .. } => Kind::NotFound,
             Bitmap::NameTaken { .. } => Kind::Exists,

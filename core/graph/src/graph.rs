@@ -6,6 +6,7 @@ use crate::{
     driver::{Description, Driver, DriverKind, Options, Permissions, Role},
     error::{Error, Kind, Result},
     event::Event,
+    keeper::Keeper,
     node::{Node, NodeId},
     permission::{self, Granted},
     root::{Root, RootOptions, RootShared},
@@ -36,6 +37,7 @@ pub(crate) struct Inner {
     next_root: AtomicU64,
     next_name: AtomicU64,
     listeners: RwLock<Vec<Listener>>,
+    pub(crate) keeper: RwLock<Option<Arc<dyn Keeper>>>,
 }
 
 type Listener = Box<dyn Fn(&Event) + Send + Sync>;
@@ -99,6 +101,7 @@ impl Graph {
             next_root: AtomicU64::new(1),
             next_name: AtomicU64::new(0),
             listeners: RwLock::default(),
+            keeper: RwLock::default(),
         }));
         driveline_op::set_panic_hook(node_failed);
         driveline_op::set_name_hook(node_name);

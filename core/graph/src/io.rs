@@ -19,7 +19,7 @@ use driveline_op::{
     Answer, Ask, BlockStatusRequest, Buffer, CacheRequest, Call, DiscardRequest, Error, FlushRequest, Info,
     Next, OpTable, ReadRequest, Result, WriteRequest, WriteZeroesRequest, flag, info, op,
 };
-use std::{ops::Range, sync::Arc};
+use std::{future::poll_fn, ops::Range, sync::Arc};
 
 /// Takes a request from outside to its end.
 pub(crate) async fn submit(root: &Arc<RootShared>, ask: Ask, buffer: Buffer) -> Answer {
@@ -120,12 +120,15 @@ pub(crate) struct Marks {
 impl Marks {
     /// A write of data that is the same before and after marks nothing *here*; with a scope, "here" is the node of
     /// the scope and all above it.
+    ///
+    /// Is there a bitmap whose mark must be safe ([`Marks::safe`]) before the data can be?
     #[inline]
-    fn mark(&self, range: Range<u64>, flags: u32, scope: u64) {
+    fn mark(&self, range: &Range<u64>, flags: u32, scope: u64) -> bool {
         let unchanged = flags & flag::UNCHANGED != 0;
         if unchanged && (scope == 0 || self.reach.binary_search(&NodeId(scope)).is_ok()) {
-            return;
+            return false;
         }
+        let mut waits = false;
         for bitmap in self.bitmaps.iter() {
             // What a job writes below changes this node, but no drive: a drive's bitmap does not want it.
             if unchanged && bitmap.view() == driveline_bitmap::View::Drive {
@@ -135,7 +138,27 @@ impl Marks {
                 bitmap.resize(range.end);
             }
             bitmap.mark(range.clone());
+            waits |= bitmap.waits();
         }
+        waits
+    }
+
+    /// Waits until what was marked is as safe as the bitmaps promise. A write whose mark cannot be made safe fails: it must
+    /// not reach the disk unrecorded.
+    async fn safe(&self, range: &Range<u64>) -> Result<()> {
+        for bitmap in self.bitmaps.iter().filter(|bitmap| bitmap.waits()) {
+            poll_fn(|cx| bitmap.poll_safe(range.clone(), cx.waker())).await.map_err(|error| match error {
+                driveline_bitmap::Error::Store { errno, .. } => Error::new(errno, error),
+                error => Error::IO.because(error),
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Marks, and waits if it has to.
+    #[inline]
+    async fn mark_safely(&self, range: Range<u64>, flags: u32, scope: u64) -> Result<()> {
+        if self.mark(&range, flags, scope) { self.safe(&range).await } else { Ok(()) }
     }
 }
 
@@ -148,17 +171,17 @@ pub(crate) static MARK_ONLY: OpTable<MarkOnly> =
 
 impl MarkOnly {
     async fn write(&self, next: &mut Next<'_>, request: &WriteRequest<'_>) -> Result<()> {
-        self.0.mark(request.range(), request.flags(), request.scope());
+        self.0.mark_safely(request.range(), request.flags(), request.scope()).await?;
         next.write(request).await
     }
 
     async fn write_zeroes(&self, next: &mut Next<'_>, request: &WriteZeroesRequest<'_>) -> Result<()> {
-        self.0.mark(request.range(), request.flags(), request.scope());
+        self.0.mark_safely(request.range(), request.flags(), request.scope()).await?;
         next.write_zeroes(request).await
     }
 
     async fn discard(&self, next: &mut Next<'_>, request: &DiscardRequest<'_>) -> Result<()> {
-        self.0.mark(request.range(), request.flags(), request.scope());
+        self.0.mark_safely(request.range(), request.flags(), request.scope()).await?;
         next.discard(request).await
     }
 }
@@ -197,7 +220,7 @@ impl Hop {
     }
 
     async fn write(&self, next: &mut Next<'_>, request: &WriteRequest<'_>) -> Result<()> {
-        let _hold = self.begin_change("write", request.range(), request.flags(), request.scope()).await;
+        let _hold = self.begin_change("write", request.range(), request.flags(), request.scope()).await?;
         let result = match &self.fit {
             None => next.write(request).await,
             Some(fit) => fit.write(next, request).await,
@@ -208,7 +231,7 @@ impl Hop {
 
     async fn write_zeroes(&self, next: &mut Next<'_>, request: &WriteZeroesRequest<'_>) -> Result<()> {
         let _hold =
-            self.begin_change("write_zeroes", request.range(), request.flags(), request.scope()).await;
+            self.begin_change("write_zeroes", request.range(), request.flags(), request.scope()).await?;
         let result = match &self.fit {
             None => next.write_zeroes(request).await,
             Some(fit) => fit.write_zeroes(next, request).await,
@@ -218,7 +241,7 @@ impl Hop {
     }
 
     async fn discard(&self, next: &mut Next<'_>, request: &DiscardRequest<'_>) -> Result<()> {
-        let _hold = self.begin_change("discard", request.range(), request.flags(), request.scope()).await;
+        let _hold = self.begin_change("discard", request.range(), request.flags(), request.scope()).await?;
         let result = match &self.fit {
             None => next.discard(request).await,
             Some(fit) => fit.discard(next, request).await,
@@ -229,15 +252,21 @@ impl Hop {
 
     /// Waits for overlapping holders of the range, then marks. It marks before the driver gets the request and
     /// whatever becomes of it: after a failed write nobody knows what the range holds.
-    async fn begin_change(&self, op: &str, range: Range<u64>, flags: u32, scope: u64) -> Option<Hold> {
+    async fn begin_change(
+        &self,
+        op: &str,
+        range: Range<u64>,
+        flags: u32,
+        scope: u64,
+    ) -> Result<Option<Hold>> {
         tracing::trace!(target: "driveline::io", stage = "begin", node = &*self.node.name, op, offset = range.start);
         let hold = match self.hold_range(&range) {
             Some((range, exclusive)) => Some(self.node.ranges.hold(range, exclusive).await),
             None => None,
         };
-        self.marks.mark(range, flags, scope);
+        self.marks.mark_safely(range, flags, scope).await?;
         tracing::trace!(target: "driveline::io", stage = "drive", node = &*self.node.name, op);
-        hold
+        Ok(hold)
     }
 
     /// What must be held for a change of `range`, and whether alone: a read-modify-write needs its blocks whole.

@@ -73,6 +73,7 @@ mod fit;
 mod gate;
 mod graph;
 mod io;
+mod keeper;
 mod lower;
 mod node;
 mod permission;
@@ -91,6 +92,7 @@ pub use driver::{
 pub use error::{Error, Kind, Result};
 pub use event::Event;
 pub use graph::{ChildView, DriveView, Graph, GraphOptions, NodeView, node_failed};
+pub use keeper::Keeper;
 pub use node::{Node, NodeId};
 pub use root::{RangeLock, Root, RootOptions, Unit};
 pub use topology::nearest;

@@ -97,7 +97,7 @@ impl Action for Add {
             return Err(Error::generic("Bitmap name cannot be empty"));
         }
         let recording = self.disabled != Some(true);
-        let new = NewBitmap { name: self.name.clone(), granularity, view, recording };
+        let new = NewBitmap { name: self.name.clone(), granularity, view, recording, durability: None };
         change.add_bitmap(&self.node, new).map_err(Error::from)
     }
 

@@ -85,8 +85,7 @@ async fn play(daemon: &Daemon, socket: PathBuf, mut content: Vec<u8>) -> Result<
     let (graph, jobs) = (daemon.graph(), daemon.jobs());
     // What QEMU has: a bitmap of a node, which records whatever is written to its node.
     let mut change = graph.change().await;
-    let of_node =
-        NewBitmap { name: "of-node".into(), granularity: Some(64 << 10), view: View::Node, recording: true };
+    let of_node = NewBitmap { granularity: Some(64 << 10), view: View::Node, ..NewBitmap::named("of-node") };
     change.add_bitmap("base", of_node)?;
     change.commit().await?;
     let (daily, on_base) = (graph.bitmap("vda", "daily")?, graph.bitmap("base", "of-node")?);

@@ -5,6 +5,7 @@ use crate::{
     error::{Error, Kind, Result},
     event::Event,
     graph::{Graph, State, find_bitmap},
+    keeper::Batch,
     node::{Node, NodeId},
     permission::Granted,
     root::RootShared,
@@ -38,16 +39,19 @@ impl Change {
         };
         staged.wire_new(&self.graph);
         let mut undos = Vec::new();
+        let batch = Batch::begin(&self.graph);
         let result = self.apply(&mut staged, &granted, &mut undos).await;
-        if let Err(error) = result {
+        if let Err(error) = result.and_then(|()| batch.settle()) {
             for undo in undos.into_iter().rev() {
                 undo().await;
             }
+            drop(batch);
             drop(drained);
             self.topology = staged.topology;
             return Err(self.abandon(error).await);
         }
         self.publish(staged, granted);
+        drop(batch);
         drop(drained);
         let result = self.close_nodes(&gone).await;
         self.graph.emit(&Event::Changed);

@@ -6,7 +6,7 @@ use crate::{
     error::{Error, Kind, Result},
     node::NodeId,
     permission::{self, Granted},
-    topology::Parent,
+    topology::{Parent, Topology},
 };
 
 impl Change {
@@ -119,6 +119,7 @@ impl Change {
                 let placed = staged.topology.at(id);
                 let (open, wired) = (placed.node.open.clone(), &staged.wired[&id]);
                 let (children, before) = (wired.children.clone(), wired.info.size_bytes);
+                reserve_above(&staged.topology, id, before, size_bytes)?;
                 open.resize(&children, size_bytes).await.map_err(|error| error.at(&name))?;
                 let back: Undo = Box::new(move || {
                     Box::pin(async move {
@@ -172,4 +173,17 @@ impl Change {
         }
         Ok(())
     }
+}
+
+/// What keeps the bitmaps of a node and of those above that show its size gets room for the new size first: then the resize
+/// cannot lose a bitmap to a full disk.
+fn reserve_above(topology: &Topology, id: NodeId, before: u64, size_bytes: u64) -> Result<()> {
+    for placed in topology.nodes.values() {
+        if topology.reach(placed.node.id).contains(&id) {
+            for bitmap in placed.node.bitmaps.lock().iter().filter(|bitmap| bitmap.length() == before) {
+                bitmap.reserve(size_bytes).map_err(|error| Error::from(error).at(&placed.node.name))?;
+            }
+        }
+    }
+    Ok(())
 }
