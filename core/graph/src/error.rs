@@ -89,6 +89,13 @@ impl Error {
         error
     }
 
+    /// An error of the world that has a text already.
+    pub fn io_text(errno: i32, text: impl fmt::Display) -> Self {
+        let mut error = Self::new(Kind::of_errno(errno), text);
+        error.0.errno = errno;
+        error
+    }
+
     /// The same, at a node (the innermost one that is named stays).
     #[must_use]
     pub fn at(mut self, node: &str) -> Self {

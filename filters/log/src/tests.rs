@@ -3,7 +3,7 @@ use driveline_drivers::conformance::{Check, check};
 use driveline_sdk::{
     flag,
     testing::{self, Below, json},
-    tracing::{self, Level},
+    tracing::Level,
 };
 use std::{
     io::{self, Write},

@@ -19,7 +19,7 @@ mod state;
 
 use crate::{
     definition::check_name,
-    driver::BoxFuture,
+    driver::{BoxFuture, OpenChild, OpenNode},
     error::{Error, Kind, Result},
     graph::{Graph, State, attach, find_bitmap},
     node::NodeId,
@@ -171,6 +171,25 @@ impl Change {
             })
         });
         self.actions.insert(0, action);
+        Ok(())
+    }
+
+    /// Does something with a node outside the data path, while nothing is in flight in it: `work` gets the node and its
+    /// children. It comes in its turn among the other steps, and has no undo.
+    pub fn visit<F>(&mut self, node: &str, work: F) -> Result<()>
+    where
+        F: FnOnce(Arc<dyn OpenNode>, Vec<OpenChild>) -> BoxFuture<'static, Result<()>> + Send + 'static,
+    {
+        let id = self.topology.id(node)?;
+        self.action([id], move |staged| {
+            let placed = staged.topology.at(id);
+            let (open, name) = (placed.node.open.clone(), placed.node.name.clone());
+            let children = staged.wired.get(&id).map(|wired| wired.children.clone()).unwrap_or_default();
+            Box::pin(async move {
+                work(open, children).await.map_err(|error| error.at(&name))?;
+                Ok(undo(|| {}))
+            })
+        });
         Ok(())
     }
 
