@@ -3,7 +3,8 @@
 //! The data path of a driver is an [`OpTable`](driveline_op::OpTable); here is the rest: how a node is opened from
 //! options, what it says about itself, and what is done with it while nothing is in flight.
 
-use crate::{Error, Kind, Result};
+use crate::{BitmapToStore, Error, Kind, Result, StoredBitmaps, Witness, stored};
+use driveline_bitmap::Bits;
 use driveline_op::{Edge, Info, Instance, op};
 use std::{
     borrow::Cow,
@@ -338,6 +339,54 @@ pub trait OpenNode: Send + Sync {
     fn make_empty<'a>(&'a self, children: &'a [OpenChild]) -> BoxFuture<'a, Result<()>> {
         let _ = children;
         Box::pin(async { Err(Error::new(Kind::NotSupported, "its driver cannot be emptied")) })
+    }
+
+    /// The bitmaps that the image holds.
+    fn stored_bitmaps<'a>(&'a self, children: &'a [OpenChild]) -> BoxFuture<'a, Result<StoredBitmaps>> {
+        let _ = children;
+        stored::none()
+    }
+
+    /// The contents of one of them, as long as the node: as they were stored, whatever was written since.
+    ///
+    /// Errors: [`Kind::NotFound`]; [`Kind::Corrupt`] for one that is inconsistent, with the reason.
+    fn load_bitmap<'a>(&'a self, children: &'a [OpenChild], name: &'a str) -> BoxFuture<'a, Result<Bits>> {
+        let _ = (children, name);
+        stored::none()
+    }
+
+    /// Makes exactly these the bitmaps that the image holds, durably. When this fails, or never comes to its end, the
+    /// image holds the old ones.
+    fn store_bitmaps<'a>(
+        &'a self,
+        children: &'a [OpenChild],
+        bitmaps: &'a [BitmapToStore<'a>],
+    ) -> BoxFuture<'a, Result<()>> {
+        let _ = (children, bitmaps);
+        stored::none()
+    }
+
+    /// Says of some bitmaps in the image, durably, that what is stored must not be trusted (`in_use`), or may be again.
+    /// When this fails, those that are not in use are as they were stored, but more than before may be in use.
+    fn set_bitmaps_in_use<'a>(
+        &'a self,
+        children: &'a [OpenChild],
+        names: &'a [&'a str],
+        in_use: bool,
+    ) -> BoxFuture<'a, Result<()>> {
+        let _ = (children, names, in_use);
+        stored::none()
+    }
+
+    /// The mark that proves that nobody else wrote to the image since it was set; `None`: the image can have none.
+    fn witness(&self) -> Option<Witness> {
+        None
+    }
+
+    /// Sets or takes away that mark, durably.
+    fn set_witness<'a>(&'a self, children: &'a [OpenChild], set: bool) -> BoxFuture<'a, Result<()>> {
+        let _ = (children, set);
+        Box::pin(async { Err(Error::new(Kind::NotSupported, "its driver has no witness")) })
     }
 
     /// Writes what is held back and gives everything up. No request comes afterwards.

@@ -79,6 +79,7 @@ mod node;
 mod permission;
 mod ranges;
 mod root;
+mod stored;
 mod topology;
 mod wiring;
 
@@ -95,4 +96,5 @@ pub use graph::{ChildView, DriveView, Graph, GraphOptions, NodeView, node_failed
 pub use keeper::Keeper;
 pub use node::{Node, NodeId};
 pub use root::{RangeLock, Root, RootOptions, Unit};
+pub use stored::{BitmapLimits, BitmapToStore, StoredBitmap, StoredBitmaps, Witness};
 pub use topology::nearest;
