@@ -76,7 +76,7 @@ fn dependencies_run_downwards_only() {
         ("core/engine", &[]),
         ("core/graph", &["bitmap", "op"]),
         ("plugins/loader", &["abi", "graph", "op"]),
-        ("core/drivers", &["abi", "engine", "graph", "op"]),
+        ("core/drivers", &["abi", "bitmap", "engine", "graph", "op"]),
         ("core/jobs", &["bitmap", "graph", "op"]),
         ("core/nbd", &["bitmap", "engine", "graph", "op"]),
         ("core/qmp", &["bitmap", "engine", "graph", "jobs", "op"]),

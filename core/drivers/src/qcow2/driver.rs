@@ -2,9 +2,10 @@
 
 use super::{Qcow2, io::Io};
 use crate::Bytes;
+use driveline_bitmap::Bits;
 use driveline_graph::{
-    BoxFuture, ChildSpec, Description, Driver, DriverKind, Error, ImpliedChild, Kind, OpenArgs, OpenChild,
-    OpenNode, Options, Result, Role, parse_options,
+    BitmapToStore, BoxFuture, ChildSpec, Description, Driver, DriverKind, Error, ImpliedChild, Kind,
+    OpenArgs, OpenChild, OpenNode, Options, Result, Role, StoredBitmaps, Witness, parse_options,
 };
 use driveline_op::{Body, Edge, Info, Instance, OpTable, info};
 use serde::Deserialize;
@@ -241,9 +242,44 @@ impl OpenNode for Qcow2Node {
         Box::pin(async move {
             let qcow2 = &self.0.driver;
             if !qcow2.read_only.load(Relaxed) {
-                qcow2.settle(&mut Io::Edges(&edges(children)?)).await?;
+                qcow2.end_writing(&mut Io::Edges(&edges(children)?)).await?;
             }
             Ok(())
         })
+    }
+
+    fn stored_bitmaps<'a>(&'a self, children: &'a [OpenChild]) -> BoxFuture<'a, Result<StoredBitmaps>> {
+        Box::pin(async move { self.0.driver.stored_bitmaps(&mut Io::Edges(&edges(children)?)).await })
+    }
+
+    fn load_bitmap<'a>(&'a self, children: &'a [OpenChild], name: &'a str) -> BoxFuture<'a, Result<Bits>> {
+        Box::pin(async move { self.0.driver.load_bitmap(&mut Io::Edges(&edges(children)?), name).await })
+    }
+
+    fn store_bitmaps<'a>(
+        &'a self,
+        children: &'a [OpenChild],
+        bitmaps: &'a [BitmapToStore<'a>],
+    ) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move { self.0.driver.store_bitmaps(&mut Io::Edges(&edges(children)?), bitmaps).await })
+    }
+
+    fn set_bitmaps_in_use<'a>(
+        &'a self,
+        children: &'a [OpenChild],
+        names: &'a [&'a str],
+        in_use: bool,
+    ) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            self.0.driver.set_bitmaps_in_use(&mut Io::Edges(&edges(children)?), names, in_use).await
+        })
+    }
+
+    fn witness(&self) -> Option<Witness> {
+        self.0.driver.witness()
+    }
+
+    fn set_witness<'a>(&'a self, children: &'a [OpenChild], set: bool) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move { self.0.driver.set_witness(&mut Io::Edges(&edges(children)?), set).await })
     }
 }

@@ -2,6 +2,8 @@
 
 use super::{CreateOptions, Preallocation, Qcow2Driver, create};
 use crate::{MemoryDriver, conformance::open_node};
+use driveline_bitmap::{Bits, Granularity};
+use driveline_graph::{BitmapToStore, OpenChild, OpenNode};
 use driveline_op::{Ask, Buffer, Call, op};
 use futures::FutureExt;
 
@@ -18,10 +20,33 @@ pub fn sample(seed: u64) -> Vec<u8> {
         let size = serde_json::json!({ "size": "1MiB" });
         let memory = open_node(&MemoryDriver::default(), size, vec![]).await.expect("memory opens");
         create(&memory.edge, &options).await.expect("the image is made");
+        if options.version > 2 && seed % 7 < 4 {
+            let children = [memory.clone()];
+            let none = serde_json::json!({});
+            let image = open_node(&Qcow2Driver::new(), none, children.to_vec()).await.expect("it opens");
+            store(&*image.node, &children, 256 << 10).await.expect("bitmaps are stored");
+            image.node.close(&children).await.expect("it closes");
+        }
         let ask = Ask { op: op::READ, ..Ask::default() };
         Call::new(&memory.edge, ask, Buffer::new(400 << 10)).await.buffer.to_vec()
     };
     made.now_or_never().expect("memory is always ready")
+}
+
+/// Two bitmaps, one with clusters of bits and one that is all ones.
+async fn store(node: &dyn OpenNode, children: &[OpenChild], size_bytes: u64) -> driveline_graph::Result<()> {
+    let sparse = Bits::new(Granularity::MIN, size_bytes);
+    sparse.mark(10_000..30_000);
+    let full = Bits::new(Granularity::MIN, size_bytes);
+    full.mark(0..size_bytes);
+    let bitmap = |name, bits| BitmapToStore {
+        name,
+        granularity: Granularity::MIN,
+        recording: true,
+        in_use: false,
+        bits: Some(bits),
+    };
+    node.store_bitmaps(children, &[bitmap("sparse", &sparse), bitmap("full", &full)]).await
 }
 
 /// Opens the bytes as an image, read-only and writable, and uses it. Panics are bugs, and so is waiting for ever.
@@ -42,7 +67,9 @@ async fn use_image(bytes: &[u8], read_only: bool) {
     let Ok(image) = args.open(&Qcow2Driver::new(), serde_json::json!({}), vec![memory.clone()]).await else {
         return;
     };
+    let children = [memory];
     let size = image.edge.info().size_bytes;
+    let _ = bitmaps(&*image.node, &children, size).await;
     for place in 0..4 {
         let offset = (size / 4).saturating_mul(place);
         let length = (size - offset).min(20_000);
@@ -56,8 +83,41 @@ async fn use_image(bytes: &[u8], read_only: bool) {
             let _ = Call::new(&image.edge, ask(op, offset, length), Buffer::new(buffer)).await;
         }
     }
-    let children = [memory];
+    let _ = bitmaps(&*image.node, &children, size).await;
     let _ = image.node.resize(&children, size / 512 / 2 * 512).await;
     let _ = image.node.make_empty(&children).await;
     let _ = image.node.close(&children).await;
+}
+
+/// Lists and loads the bitmaps, flags them, and stores others.
+async fn bitmaps(
+    node: &dyn OpenNode,
+    children: &[OpenChild],
+    size_bytes: u64,
+) -> driveline_graph::Result<()> {
+    let stored = node.stored_bitmaps(children).await?.bitmaps;
+    for bitmap in stored.iter().filter(|bitmap| bitmap.inconsistent.is_none()) {
+        node.load_bitmap(children, &bitmap.name).await?;
+    }
+    for in_use in [false, true] {
+        for bitmap in &stored {
+            let _ = node.set_bitmaps_in_use(children, &[&bitmap.name], in_use).await;
+        }
+    }
+    // What the image holds stays, if it can.
+    let kept: Vec<_> = stored
+        .iter()
+        .map(|bitmap| BitmapToStore {
+            name: &bitmap.name,
+            granularity: bitmap.granularity.unwrap_or_default(),
+            recording: bitmap.recording,
+            in_use: true,
+            bits: None,
+        })
+        .collect();
+    let _ = node.store_bitmaps(children, &kept).await;
+    if size_bytes < 1 << 30 {
+        let _ = store(node, children, size_bytes).await;
+    }
+    node.store_bitmaps(children, &[]).await
 }

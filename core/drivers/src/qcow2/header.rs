@@ -26,7 +26,7 @@ pub(crate) mod incompatible {
     pub(crate) const EXTENDED_L2: u64 = 16;
 }
 
-/// Bit of `autoclear`: the persistent bitmaps are consistent.
+/// Bit of `autoclear`: nobody wrote who does not know persistent bitmaps.
 pub(crate) const AUTOCLEAR_BITMAPS: u64 = 1;
 
 pub(crate) const EXT_END: u32 = 0;
@@ -279,17 +279,7 @@ impl Header {
                  open it read-only, or repair it with 'qemu-img check -r all'",
             ));
         }
-        if self.has_bitmaps() {
-            return Err(unsupported(
-                "the image has persistent bitmaps, which writing would make wrong; open it read-only",
-            ));
-        }
         Ok(())
-    }
-
-    /// Has it persistent bitmaps that are consistent?
-    pub(crate) fn has_bitmaps(&self) -> bool {
-        self.autoclear & AUTOCLEAR_BITMAPS != 0 && self.extensions.iter().any(|e| e.kind == EXT_BITMAPS)
     }
 
     pub(crate) fn geometry(&self) -> Geometry {
@@ -409,9 +399,6 @@ fn parse_extensions(area: &[u8], mut at: usize) -> Result<(Option<String>, Vec<E
                 let name =
                     str::from_utf8(data).map_err(|_| corrupt("the backing file's format is not UTF-8"))?;
                 format = Some(name.trim_end_matches('\0').to_owned()).filter(|name| !name.is_empty());
-            }
-            EXT_BITMAPS if length != 24 => {
-                return Err(corrupt(format_args!("the bitmaps extension has {length} bytes, expected 24")));
             }
             _ => extensions.push(Extension { kind, data: data.to_vec() }),
         }

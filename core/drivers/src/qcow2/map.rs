@@ -81,6 +81,8 @@ pub(crate) struct Map {
     pub(crate) l1: Vec<u64>,
     /// Where the header and the tables that it points to are: never data, whatever a damaged image says.
     pub(crate) protected: [Range<u64>; 3],
+    /// Where bitmaps are: no data, either. Sorted and apart.
+    pub(crate) bitmaps: Vec<Range<u64>>,
     index: ByOffset<usize>,
     slots: Vec<Slot>,
     capacity: usize,
@@ -102,6 +104,7 @@ impl Map {
             geometry,
             l1,
             protected,
+            bitmaps: Vec::new(),
             index: ByOffset::default(),
             slots: Vec::new(),
             capacity,
@@ -166,7 +169,9 @@ impl Map {
 
     /// Refuses to write data where there is none.
     pub(crate) fn check_data(&self, range: Range<u64>) -> Result<()> {
-        match self.protected.iter().find(|p| range.start < p.end && p.start < range.end) {
+        let bitmap = self.bitmaps.get(self.bitmaps.partition_point(|bitmap| bitmap.end <= range.start));
+        let mut protected = self.protected.iter().chain(bitmap);
+        match protected.find(|p| range.start < p.end && p.start < range.end) {
             None => Ok(()),
             Some(metadata) => Err(corrupt(format_args!(
                 "data would be written to {range:x?}, which overlaps metadata at {metadata:x?}"

@@ -1,4 +1,5 @@
-//! qcow2: QEMU's image format, with backing files, zero clusters, and internal snapshots that stay intact.
+//! qcow2: QEMU's image format, with backing files, zero clusters, persistent bitmaps, and internal snapshots that stay
+//! intact.
 //!
 //! Reads and writes versions 2 and 3 with every cluster size and refcount width, and reads compressed clusters. It
 //! does not take, apply or delete snapshots, write compressed clusters, decrypt, or keep data in another file.
@@ -29,6 +30,7 @@
 //!
 //! Source: QEMU docs/interop/qcow2.txt.
 
+mod bitmaps;
 mod compressed;
 mod create;
 mod driver;
@@ -99,6 +101,7 @@ pub(crate) struct Qcow2 {
     /// The last compressed cluster that was read, by its L2 entry.
     unpacked: Mutex<Option<(u64, Arc<[u8]>)>>,
     snapshots: Vec<snapshot::Snapshot>,
+    bitmaps: bitmaps::Bitmaps,
 }
 
 impl Qcow2 {

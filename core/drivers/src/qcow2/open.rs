@@ -2,6 +2,7 @@
 
 use super::{
     Qcow2,
+    bitmaps::Bitmaps,
     epoch::Epoch,
     header::{Compression, Header, incompatible},
     io::{FILE, File, Io},
@@ -43,7 +44,7 @@ async fn read_table(io: &mut Io<'_, '_>, file: &File, offset: u64, entries: usiz
 }
 
 impl Qcow2 {
-    /// Opens the image in child `FILE`. Unless `read_only`, it clears the autoclear bits.
+    /// Opens the image in child `FILE`. Unless `read_only`, it clears the autoclear bits of what it does not keep up.
     pub(crate) async fn open(io: &mut Io<'_, '_>, cache_bytes: u64, read_only: bool) -> Result<Self> {
         let header = read_header(io).await?;
         if !read_only {
@@ -56,6 +57,7 @@ impl Qcow2 {
         let reftable_entries = u64::from(header.reftable_clusters) * geometry.cluster_bytes() / 8;
         let reftable = read_table(io, &file, header.reftable_offset, reftable_entries as usize).await?;
         let refcounts = Refcounts::new(geometry, reftable, header.reftable_offset, cache_bytes / 2);
+        let bitmaps = Bitmaps::open(io, &file, &header).await;
         let qcow2 = Self {
             geometry,
             compression: header.compression,
@@ -73,6 +75,7 @@ impl Qcow2 {
             flushed: AtomicU64::new(0),
             unpacked: Mutex::new(None),
             snapshots,
+            bitmaps,
             header: Mutex::new(header),
         };
         if !read_only {
@@ -83,11 +86,24 @@ impl Qcow2 {
 
     /// Prepares an image for writes that passed all checks.
     async fn begin_writing(&self, io: &mut Io<'_, '_>) -> Result<()> {
+        let kept = self.begin_bitmaps(io).await?;
         // Whoever understands such a feature must be able to see that it was not kept up.
-        if self.header.lock().autoclear != 0 {
-            self.change_header(io, |header| header.autoclear = 0).await?;
+        let autoclear = self.header.lock().autoclear;
+        if autoclear & !kept != 0
+            && let Err(error) = self.change_header(io, |header| header.autoclear &= kept).await
+        {
+            if let Err(error) = self.end_bitmaps(io).await {
+                tracing::warn!(%error, "bitmaps of a qcow2 image stay flagged as in use");
+            }
+            return Err(error.into());
         }
         Ok(())
+    }
+
+    /// Writes what is held back; no write is to come.
+    pub(crate) async fn end_writing(&self, io: &mut Io<'_, '_>) -> Result<()> {
+        self.settle(io).await?;
+        Ok(self.end_bitmaps(io).await?)
     }
 
     /// Becomes read-only or writable, while nothing is in flight.
@@ -96,7 +112,7 @@ impl Qcow2 {
             return Ok(());
         }
         if read_only {
-            self.settle(io).await?;
+            self.end_writing(io).await?;
         } else {
             self.header.lock().check_writable()?;
             self.begin_writing(io).await?;
@@ -131,6 +147,7 @@ impl Qcow2 {
             "backing-file": header.backing,
             "backing-format": header.backing_format,
             "snapshots": snapshots.collect::<Vec<_>>(),
+            "bitmaps": self.bitmaps.details(),
         })
     }
 }

@@ -39,11 +39,16 @@ impl Qcow2 {
                 ),
             ));
         }
-        if size_bytes < old {
-            self.shrink(io, size_bytes).await
-        } else {
-            self.grow(io, old, size_bytes).await
+        if self.bitmaps_need_flags() {
+            self.flag_bitmaps(io).await?;
         }
+        if size_bytes < old {
+            self.shrink(io, size_bytes).await?;
+        } else {
+            self.grow(io, old, size_bytes).await?;
+        }
+        self.bitmaps.resized();
+        Ok(())
     }
 
     async fn shrink(&self, io: &mut Io<'_, '_>, size_bytes: u64) -> Result<()> {
@@ -171,6 +176,9 @@ impl Qcow2 {
     /// Gives up everything that this layer has allocated.
     pub(crate) async fn make_empty(&self, io: &mut Io<'_, '_>) -> Result<()> {
         self.check_writable()?;
+        if self.bitmaps_need_flags() {
+            self.flag_bitmaps(io).await?;
+        }
         let mut meta = self.lock(io).await?;
         let entries = self.map.lock().l1.len();
         for index in 0..entries {

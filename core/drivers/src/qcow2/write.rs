@@ -49,6 +49,9 @@ impl Qcow2 {
     pub(crate) async fn write(&self, next: &mut Next<'_>, request: &WriteRequest<'_>) -> Result<()> {
         self.check_writable()?;
         self.check_range(request.range())?;
+        if self.bitmaps_need_flags() {
+            Box::pin(self.flag_bitmaps(&mut Io::Next(next))).await?;
+        }
         let durable = request.flags() & flag::FUA != 0;
         // If the map is durable, the file's own FUA is enough for what is written in place.
         let mut flush = durable && !self.is_clean();

@@ -17,6 +17,9 @@ impl Qcow2 {
         self.check_writable()?;
         self.check_range(request.range())?;
         let io = &mut Io::Next(next);
+        if self.bitmaps_need_flags() {
+            Box::pin(self.flag_bitmaps(io)).await?;
+        }
         {
             let _pin = self.epoch.pin();
             Box::pin(self.zero_range(io, request.range(), request.flags())).await?;
@@ -28,6 +31,9 @@ impl Qcow2 {
         self.check_writable()?;
         self.check_range(request.range())?;
         let io = &mut Io::Next(next);
+        if self.bitmaps_need_flags() {
+            Box::pin(self.flag_bitmaps(io)).await?;
+        }
         // Version 2 has no zero clusters, so what is unmapped would show what the backing file has.
         if self.geometry.version >= 3 || io.info(BACKING).is_none() {
             let _pin = self.epoch.pin();

@@ -21,7 +21,7 @@ struct Begun {
 }
 
 /// The file after a crash before event `cut`: all that was durable, and of the rest any sectors.
-fn crashed(before: &[u8], log: &[Event], cut: usize, random: &mut StdRng) -> Vec<u8> {
+pub(super) fn crashed(before: &[u8], log: &[Event], cut: usize, random: &mut StdRng) -> Vec<u8> {
     let durable =
         log[..cut].iter().filter_map(|e| if let Event::Flush(n) = e { Some(*n) } else { None }).max();
     let durable = durable.unwrap_or(0);
@@ -46,7 +46,7 @@ fn crashed(before: &[u8], log: &[Event], cut: usize, random: &mut StdRng) -> Vec
 }
 
 /// `qemu-img check` finds nothing, or leaks only.
-fn at_worst_leaks(path: &Path, context: &str) {
+pub(super) fn at_worst_leaks(path: &Path, context: &str) {
     let out = output("qemu-img", &["check", "-f", "qcow2", path.to_str().unwrap()]);
     let text = String::from_utf8_lossy(&out.stdout);
     assert!(

@@ -23,7 +23,7 @@ pub(crate) enum Event {
 }
 
 /// A file in memory that grows when it is written past its end.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Leaf {
     pub(crate) data: Mutex<Vec<u8>>,
     /// Everything that happened, if it is to be recorded.
@@ -32,10 +32,34 @@ pub(crate) struct Leaf {
     pub(crate) slow: AtomicUsize,
     /// Each so-manieth write or flush fails; 0: none.
     pub(crate) failing: AtomicUsize,
+    /// All writes and flushes fail from this one on, by number.
+    pub(crate) fail_from: AtomicUsize,
+    /// This one fails.
+    pub(crate) fail_only: AtomicUsize,
     done: AtomicUsize,
 }
 
+impl Default for Leaf {
+    fn default() -> Self {
+        let never = || AtomicUsize::new(usize::MAX);
+        Self {
+            data: Mutex::default(),
+            log: Mutex::default(),
+            slow: AtomicUsize::new(0),
+            failing: AtomicUsize::new(0),
+            fail_from: never(),
+            fail_only: never(),
+            done: AtomicUsize::new(0),
+        }
+    }
+}
+
 impl Leaf {
+    /// Writes and flushes so far.
+    pub(crate) fn count(&self) -> usize {
+        self.done.load(Relaxed)
+    }
+
     async fn read(&self, _: &mut Next<'_>, request: &ReadRequest<'_>) -> Result<()> {
         for _ in 0..self.slow.load(Relaxed) {
             yield_now().await;
@@ -74,7 +98,10 @@ impl Leaf {
 
     fn may_fail(&self) -> Result<()> {
         let (each, done) = (self.failing.load(Relaxed), self.done.fetch_add(1, Relaxed));
-        if each > 0 && done % each == each - 1 { Err(Error::IO) } else { Ok(()) }
+        let fails = each > 0 && done % each == each - 1
+            || done >= self.fail_from.load(Relaxed)
+            || done == self.fail_only.load(Relaxed);
+        if fails { Err(Error::IO) } else { Ok(()) }
     }
 
     /// How much was recorded.

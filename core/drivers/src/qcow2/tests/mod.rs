@@ -1,5 +1,6 @@
 //! Whole images: against QEMU, against crashes, against damage.
 
+mod bitmaps;
 mod changes;
 mod crash;
 mod damage;

@@ -51,30 +51,6 @@ fn unknown_autoclear_bits_are_cleared_by_the_first_writer_only() {
 }
 
 #[test]
-fn an_image_with_bitmaps_of_qemu_is_read_and_never_written() {
-    if !have("qemu-img") {
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("image.qcow2");
-    let name = path.to_str().unwrap();
-    run("qemu-img", &["create", "-f", "qcow2", name, "1M"]);
-    run("qemu-img", &["bitmap", "--add", name, "daily"]);
-    let bytes = std::fs::read(&path).unwrap();
-    let error = World::open(bytes.clone(), None, false).err().unwrap();
-    assert!(error.to_string().contains("persistent bitmaps"), "{error}");
-    let reader = World::open(bytes.clone(), None, true).unwrap();
-    assert_eq!(reader.contents(), vec![0; 1 << 20]);
-    assert_eq!(
-        block_on(reader.node.set_read_only(&reader.children, false)).unwrap_err().kind(),
-        Kind::NotSupported
-    );
-    assert_eq!(reader.plain(op::WRITE_ZEROES, 0, 512, 0).unwrap_err().code(), 1);
-    reader.close().unwrap();
-    assert!(reader.bytes() == bytes);
-}
-
-#[test]
 fn a_node_becomes_read_only_and_writable_again() {
     let world = World::open(image(&CreateOptions::new(1 << 20)), None, false).unwrap();
     let write = |byte: u8| block_on(world.ask(op::WRITE, 5, 0, 0, [byte; 9][..].into())).result;

@@ -1,0 +1,181 @@
+//! Persistent bitmaps: what the image says about them, and who may believe it.
+//!
+//! A *directory* names the bitmaps; each has a *table*, which points to clusters of bits. All of that is read once and
+//! then known; only bits are read when they are asked for.
+//!
+//! * `codec`: the bytes, without I/O;
+//! * `survey`: which clusters the bitmaps own, and which bitmaps are damaged;
+//! * `load`: what the image holds, for who asks;
+//! * `store`: another set of bitmaps, in one step;
+//! * `flags`: which of them must not be trusted meanwhile.
+//!
+//! What is damaged in one bitmap is that bitmap's fault: it is listed with the reason, and can be removed. If the
+//! directory itself cannot be read, its bitmaps are lost, and the extension stays as it is until a set is stored.
+//!
+//! # Who may believe it
+//!
+//! A bitmap in the image is flagged as in use while somebody may write to the disk. A node that becomes writable flags
+//! all of them, before the first write can come. Whoever keeps bitmaps up loads them then, and stores them again in
+//! the end; the next write flags them once more. If nothing at all was written, closing takes the flags back.
+
+mod codec;
+mod flags;
+mod load;
+mod store;
+mod survey;
+
+use self::codec::{Entry, Place};
+use super::{
+    header::{AUTOCLEAR_BITMAPS, EXT_BITMAPS, Header},
+    io::{File, Io},
+};
+use driveline_op::Result;
+use parking_lot::Mutex;
+use std::{
+    collections::HashSet,
+    ops::Range,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+};
+
+/// Bit of `autoclear` that no version of the format uses: every writer that follows the format takes it away.
+pub(crate) const AUTOCLEAR_WITNESS: u64 = 1 << 63;
+
+/// What an open image knows about its bitmaps.
+#[derive(Debug)]
+pub(crate) struct Bitmaps {
+    state: Mutex<State>,
+    /// Nothing was written since the flags in the image were last looked after.
+    unwritten: AtomicBool,
+    /// The witness was there when the image was opened, or last became writable.
+    witness_at_open: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Where the directory is. `None`: there is none that could be relied on.
+    place: Option<Place>,
+    stored: Vec<Stored>,
+    outdated: bool,
+    unreadable: Option<String>,
+    /// The world failed when it was to be read, so it must be tried again before anything is written.
+    unread: bool,
+    surveyed: bool,
+    /// Writing flags did not come to its end, so it is not known which ones are in the image.
+    flags_unsure: bool,
+    /// Those that were flagged because the image became writable, by number.
+    flagged: Vec<usize>,
+}
+
+/// A bitmap in the image.
+#[derive(Debug)]
+struct Stored {
+    entry: Entry,
+    /// Why its contents cannot be used.
+    fault: Option<String>,
+    /// Its clusters in the file: none if they cannot be told from those of others.
+    clusters: Vec<Range<u64>>,
+}
+
+impl State {
+    /// Reads the directory.
+    async fn read(io: &mut Io<'_, '_>, file: &File, header: &Header) -> Result<Self> {
+        let mut state = Self::default();
+        let mut extensions = header.extensions.iter().filter(|e| e.kind == EXT_BITMAPS);
+        let Some(extension) = extensions.next() else { return Ok(state) };
+        state.outdated = header.autoclear & AUTOCLEAR_BITMAPS == 0;
+        let twice = extensions.next().map(|_| "there is more than one bitmaps extension".to_owned());
+        let geometry = header.geometry();
+        let place = twice.map_or_else(|| Place::parse(&extension.data, &geometry), Err).and_then(|place| {
+            let range = place.range(&geometry);
+            if range.end > geometry.align_up(file.end()) {
+                return Err(format!("the bitmap directory is at {range:x?}, behind the end of the file"));
+            }
+            match header.metadata().iter().find(|p| range.start < p.end && p.start < range.end) {
+                Some(other) => {
+                    Err(format!("the bitmap directory is at {range:x?}, where other metadata is: {other:x?}"))
+                }
+                None => Ok(place),
+            }
+        });
+        let read = match place {
+            Ok(place) => {
+                let mut bytes = vec![0; place.bytes as usize];
+                file.read(io, place.offset, &mut bytes).await?;
+                codec::parse_directory(&bytes, place.bitmaps).map(|entries| (place, entries))
+            }
+            Err(why) => Err(why),
+        };
+        match read {
+            Ok((place, entries)) => {
+                let mut names = HashSet::new();
+                for entry in entries {
+                    let again = !names.insert(entry.name.clone());
+                    let fault = if state.outdated {
+                        Some("a program that knows no bitmaps wrote to the image".into())
+                    } else if let Some(fault) = entry.fault() {
+                        Some(fault)
+                    } else if again {
+                        Some("another bitmap has the same name".into())
+                    } else {
+                        let text = "it was in use, and whoever used it did not store it";
+                        entry.has(codec::flags::IN_USE).then(|| text.into())
+                    };
+                    state.stored.push(Stored { entry, fault, clusters: Vec::new() });
+                }
+                state.place = Some(place).filter(|_| !state.outdated);
+            }
+            Err(why) => state.unreadable = Some(why),
+        }
+        Ok(state)
+    }
+
+    fn find(&self, name: &str) -> Option<&Stored> {
+        self.stored.iter().find(|stored| stored.entry.name == name.as_bytes())
+    }
+}
+
+impl Bitmaps {
+    /// Looks at what the image holds. Data can be read even if that fails, so the failure is only remembered.
+    pub(crate) async fn open(io: &mut Io<'_, '_>, file: &File, header: &Header) -> Self {
+        let state = State::read(io, file, header).await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "the bitmap directory of a qcow2 image could not be read");
+            State {
+                unread: true,
+                unreadable: Some(format!("reading the directory: {error}")),
+                ..State::default()
+            }
+        });
+        Self {
+            state: Mutex::new(state),
+            unwritten: AtomicBool::new(false),
+            witness_at_open: AtomicBool::new(header.autoclear & AUTOCLEAR_WITNESS != 0),
+        }
+    }
+
+    /// What there is to say about them to people.
+    pub(crate) fn details(&self) -> serde_json::Value {
+        let state = self.state.lock();
+        let bitmaps = state.stored.iter().map(|stored| {
+            let granularity = stored.entry.granularity().map(driveline_bitmap::Granularity::bytes);
+            serde_json::json!({
+                "name": String::from_utf8_lossy(&stored.entry.name),
+                "granularity": granularity,
+                "recording": stored.entry.has(codec::flags::AUTO),
+                "in-use": stored.entry.has(codec::flags::IN_USE),
+                "inconsistent": stored.fault,
+            })
+        });
+        bitmaps.collect()
+    }
+
+    /// The disk has another size than what is stored.
+    pub(crate) fn resized(&self) {
+        for stored in &mut self.state.lock().stored {
+            stored.fault.get_or_insert_with(|| "the disk was resized since it was stored".into());
+        }
+    }
+
+    pub(crate) fn witness_at_open(&self) -> bool {
+        self.witness_at_open.load(Relaxed)
+    }
+}
