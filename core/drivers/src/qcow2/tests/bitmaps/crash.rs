@@ -5,14 +5,22 @@ use crate::qcow2::tests::{
     crash::{at_worst_leaks, crashed},
     harness::Event,
 };
+use driveline_op::op;
+use futures::{FutureExt, future::join_all};
 use rand::SeedableRng;
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::{
+    path::PathBuf,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
 
 const SIZE: u64 = 3_000_320;
 
 /// A set of bitmaps of a few names, a new one each time.
 fn random_set(random: &mut StdRng) -> Vec<Kept> {
     let mut set = Vec::new();
+    if random.random_bool(0.25) {
+        return set;
+    }
     for name in ["a", "b", "a name that is much longer than those of the others"] {
         if random.random_bool(0.7) {
             let granularity = granularity([512, 4096, 65536][random.random_range(0..3)]);
@@ -42,13 +50,23 @@ impl Times {
     }
 }
 
+/// An image with a backing file and a bitmap, and the backing file.
+fn image_of_qemu(dir: &Path, cluster_bytes: u64) -> (PathBuf, PathBuf) {
+    let (path, base) = (dir.join("image.qcow2"), dir.join("base.qcow2"));
+    run("qemu-img", &["create", "-q", "-f", "qcow2", text(&base), &SIZE.to_string()]);
+    let options = format!("cluster_size={cluster_bytes}");
+    let backing = ["-b", text(&base), "-F", "qcow2"];
+    let create = ["create", "-q", "-f", "qcow2", "-o", &options];
+    run("qemu-img", &[&create[..], &backing, &[text(&path)]].concat());
+    run("qemu-img", &["bitmap", "--add", text(&path), "of QEMU"]);
+    (path, base)
+}
+
 fn crashes(seed: u64, cluster_bytes: u64, points: usize) {
     let mut random = StdRng::seed_from_u64(seed);
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("image.qcow2");
-    let first = random_set(&mut random);
-    let before = image_with(SIZE, cluster_bytes, &first);
-    let world = World::open(before.clone(), None, false).unwrap();
+    let (path, base) = image_of_qemu(dir.path(), cluster_bytes);
+    let world = open_file(&path, false);
     let flagged = world.bytes();
     *world.leaf.driver.log.lock() = Some(Vec::new());
     let log_len = || world.leaf.driver.log_len();
@@ -77,6 +95,8 @@ fn crashes(seed: u64, cluster_bytes: u64, points: usize) {
         let reader = World::open(file.clone(), None, true).unwrap();
         let list = reader.list();
         assert!(list.unreadable.is_none(), "{context}: {list:?}");
+        let backing = Some((text(&base).to_owned(), "qcow2".to_owned()));
+        assert_eq!(reader.node.backing_file(), backing, "{context}");
         for bitmap in &list.bitmaps {
             let why = bitmap.inconsistent.as_deref();
             assert!(bitmap.in_use || list.outdated || why.is_none(), "{context}: {bitmap:?}");
@@ -111,6 +131,41 @@ fn a_crash_leaves_one_set_or_the_next() {
 }
 
 #[test]
+fn a_header_that_is_half_written_is_one_or_the_other() {
+    if !have("qemu-img") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    // QEMU's header has the names of features, so that of the backing file is not in the first sector.
+    let (path, base) = image_of_qemu(dir.path(), 65536);
+    let bits = Bits::new(granularity(4096), SIZE);
+    let sets = [vec![], vec![kept("a", bits.clone())], vec![kept("a", bits.clone()), kept("b", bits)]];
+    for order in [[0, 1, 0], [2, 0, 1]] {
+        let world = open_file(&path, false);
+        let mut file = world.bytes();
+        *world.leaf.driver.log.lock() = Some(Vec::new());
+        for i in order {
+            world.store(&sets[i]).unwrap();
+        }
+        for event in world.leaf.driver.log.lock().take().unwrap() {
+            let Event::Write(at, bytes) = event else { continue };
+            for skipped in 0..if at == 0 { bytes.len().div_ceil(512) } else { 0 } {
+                let mut torn = file.clone();
+                for (i, sector) in bytes.chunks(512).enumerate().filter(|(i, _)| *i != skipped) {
+                    torn[i * 512..i * 512 + sector.len()].copy_from_slice(sector);
+                }
+                let torn = World::open(torn, None, true).unwrap();
+                assert_eq!(torn.node.backing_file(), Some((text(&base).to_owned(), "qcow2".to_owned())));
+                assert!(!torn.list().outdated && torn.list().unreadable.is_none());
+            }
+            file.resize(file.len().max(at as usize + bytes.len()), 0);
+            file[at as usize..at as usize + bytes.len()].copy_from_slice(&bytes);
+        }
+        assert_eq!(World::open(file, None, true).unwrap().usable(), sets[order[2]]);
+    }
+}
+
+#[test]
 fn a_bitmap_is_flagged_durably_before_the_first_byte_of_data() {
     let bits = Bits::new(granularity(4096), SIZE);
     bits.mark(0..9000);
@@ -122,7 +177,12 @@ fn a_bitmap_is_flagged_durably_before_the_first_byte_of_data() {
     world.write(0, &[1; 4096]);
     world.store(&[kept("a", bits.clone())]).unwrap();
     let stored = world.leaf.driver.log_len();
-    world.write(0, &[2; 4096]);
+    // Several at once, and none of them overtakes.
+    world.leaf.driver.slow.store(3, Relaxed);
+    let writes = (0..4).map(|i| world.ask(op::WRITE, i << 18, 0, 0, [2; 4096][..].into()));
+    for answer in block_on(join_all(writes)) {
+        answer.result.unwrap();
+    }
     let log = world.leaf.driver.log.lock().take().unwrap();
     assert!(matches!(log[opened - 1], Event::Flush(_)), "{:?}", &log[..opened]);
     let of = |log: &[Event]| {
@@ -137,7 +197,7 @@ fn a_bitmap_is_flagged_durably_before_the_first_byte_of_data() {
     };
     assert!(of(&log[..opened]).usable().is_empty());
     assert_eq!(of(&log[..stored]).usable(), [kept("a", bits)]);
-    // The second write of data finds the new set valid: its flags come first, and a flush.
+    // The next write of data finds the new set valid: its flags come first, and a flush.
     let [Event::Write(_, _), Event::Flush(_), Event::Write(_, data), ..] = &log[stored..] else {
         panic!("{:?}", &log[stored..]);
     };
@@ -176,6 +236,40 @@ fn a_failure_leaves_one_set_or_the_next_and_the_image_goes_on() {
         fs::write(&path, world.bytes()).unwrap();
         check(&path);
         assert_eq!(World::open(world.bytes(), None, true).unwrap().usable(), *expected, "{context}");
+    }
+}
+
+#[test]
+fn storing_may_be_cancelled_anywhere() {
+    if !have("qemu-img") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image.qcow2");
+    let mut random = StdRng::seed_from_u64(5);
+    let old = random_set(&mut random);
+    let new = [kept("new", random_bits(&mut random, granularity(512), SIZE))];
+    let before = image_with(SIZE, 512, &old);
+    for steps in 0.. {
+        let world = World::open(before.clone(), None, false).unwrap();
+        let set: Vec<_> = new.iter().map(Kept::to_store).collect();
+        let mut store = world.node.store_bitmaps(&world.children, &set);
+        let done = (0..steps).any(|_| store.as_mut().now_or_never().is_some());
+        drop(store);
+        // What is in the file, were this a crash, and what goes on.
+        let crashed = World::open(world.bytes(), None, true).unwrap();
+        let found = crashed.usable();
+        assert!(found.is_empty() && !done || found == new, "{steps}: {found:?}");
+        world.write(0, &[1; 2000]);
+        world.store(&old).unwrap();
+        world.close().unwrap();
+        fs::write(&path, world.bytes()).unwrap();
+        check(&path);
+        assert_eq!(World::open(world.bytes(), None, true).unwrap().usable(), old, "{steps}");
+        if done {
+            assert!(steps > 5, "it waits for writes and flushes, {steps} times");
+            return;
+        }
     }
 }
 

@@ -150,12 +150,17 @@ fn info(path: &Path) -> Vec<(String, u64, Vec<String>)> {
 
 /// What QEMU finds in bitmaps when it opens the image read-only: the SHA-256 of each one's words.
 fn sums_of_qemu(path: &Path, names: &[&str]) -> Vec<String> {
+    storage_daemon(path, true, names)
+}
+
+fn storage_daemon(path: &Path, read_only: bool, names: &[&str]) -> Vec<String> {
+    let read_only = if read_only { "on" } else { "off" };
     let (file, image) =
         (format!("driver=file,node-name=f,filename={}", text(path)), "driver=qcow2,node-name=d,file=f");
     let mut child = Command::new("qemu-storage-daemon")
         .args(["--chardev", "stdio,id=m", "--monitor", "m"])
-        .args(["--blockdev", &format!("{file},read-only=on")])
-        .args(["--blockdev", &format!("{image},read-only=on")])
+        .args(["--blockdev", &format!("{file},read-only={read_only}")])
+        .args(["--blockdev", &format!("{image},read-only={read_only}")])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()

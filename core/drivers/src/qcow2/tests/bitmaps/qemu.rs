@@ -41,6 +41,14 @@ fn what_qemu_records_is_listed_and_loaded_as_qemu_loads_it() {
         assert!(world.load("merged").unwrap().is_dirty(4096));
         world.close().unwrap();
         assert!(world.bytes() == fs::read(&path).unwrap(), "{options}: reading changed the image");
+        // The same, stored by us into an image of QEMU's.
+        let (expected, set) = (info(&path), world.usable());
+        let world = open_file(&path, false);
+        world.store(&set).unwrap();
+        world.close().unwrap();
+        fs::write(&path, world.bytes()).unwrap();
+        check(&path);
+        assert_eq!((info(&path), sums_of_qemu(&path, &names)), (expected, ours), "{options}");
         fs::remove_file(&path).unwrap();
     }
 }

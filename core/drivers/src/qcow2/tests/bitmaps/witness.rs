@@ -99,5 +99,8 @@ fn qemu_keeps_it_when_it_reads_and_takes_it_away_when_it_may_write() {
             run(tool, args);
             assert_eq!(witness(&open_file(&path, true)), (false, false), "{tool} {args:?}");
         }
+        put(bitmap);
+        storage_daemon(&path, false, if bitmap { &["a"] } else { &[] });
+        assert_eq!(witness(&open_file(&path, true)), (false, false));
     }
 }
