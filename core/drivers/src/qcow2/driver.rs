@@ -72,7 +72,7 @@ impl Default for Qcow2Driver {
 impl Qcow2Driver {
     /// The driver.
     pub fn new() -> Self {
-        let summary = "QEMU's image format: backing files, zero clusters, snapshots kept intact";
+        let summary = "QEMU's image format: backing files, zero clusters, bitmaps, snapshots kept intact";
         Self {
             description: Description {
                 children: vec![

@@ -36,6 +36,8 @@ pub(crate) struct Leaf {
     pub(crate) fail_from: AtomicUsize,
     /// This one fails.
     pub(crate) fail_only: AtomicUsize,
+    /// What cannot be read.
+    pub(crate) bad: Mutex<std::ops::Range<u64>>,
     done: AtomicUsize,
 }
 
@@ -49,6 +51,7 @@ impl Default for Leaf {
             failing: AtomicUsize::new(0),
             fail_from: never(),
             fail_only: never(),
+            bad: Mutex::new(0..0),
             done: AtomicUsize::new(0),
         }
     }
@@ -66,6 +69,10 @@ impl Leaf {
         }
         let data = self.data.lock();
         let range = request.range();
+        let bad = self.bad.lock().clone();
+        if range.start < bad.end && bad.start < range.end {
+            return Err(Error::IO);
+        }
         if range.end > data.len() as u64 {
             return Err(Error::invalid(format_args!("read of {range:?} past {}", data.len())));
         }

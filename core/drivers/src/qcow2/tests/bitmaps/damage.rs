@@ -194,13 +194,30 @@ fn bitmaps_that_a_foreign_writer_left_are_outdated_until_they_are_replaced() {
 }
 
 #[test]
-fn an_unreadable_place_is_no_reason_not_to_read_data() {
+fn a_directory_behind_the_end_is_no_reason_not_to_read_data() {
     let (mut bytes, directory) = three();
-    // The file ends where the directory would begin, so that a read of it is all zeroes: no entry has a table.
+    // The file ends where the directory would begin.
     bytes.truncate(directory as usize);
     let world = World::open(bytes, None, true).unwrap();
     assert!(world.list().unreadable.unwrap().contains("behind the end"));
     assert_eq!(world.contents(), vec![0; SIZE as usize]);
+}
+
+#[test]
+fn a_directory_that_cannot_be_read_now_may_be_read_later() {
+    let (bytes, directory) = three();
+    let leaf = leaf(bytes.clone());
+    *leaf.driver.bad.lock() = directory..directory + 1;
+    let refused = World::on(leaf.clone(), None, false, serde_json::json!({}));
+    assert_eq!(refused.err().unwrap().kind(), driveline_graph::Kind::Io);
+    let world = World::on(leaf.clone(), None, true, serde_json::json!({})).unwrap();
+    assert!(world.list().unreadable.unwrap().contains("reading the directory"));
+    assert_eq!(world.contents(), vec![0; SIZE as usize]);
+    block_on(world.node.set_read_only(&world.children, false)).unwrap_err();
+    assert!(world.bytes() == bytes, "nothing was lost");
+    *leaf.driver.bad.lock() = 0..0;
+    block_on(world.node.set_read_only(&world.children, false)).unwrap();
+    assert_eq!(world.load("two").unwrap(), bits(70_000));
 }
 
 #[test]

@@ -23,7 +23,7 @@ fn what_qemu_records_is_listed_and_loaded_as_qemu_loads_it() {
         run("qemu-img", &["bitmap", "--add", "--disable", text(&path), "asleep"]);
         run("qemu-img", &["bitmap", "--add", text(&path), "idle"]);
         qemu_io(&path, &["write 4k 100k".into(), "write -z 4000k 9k".into(), "discard 2M 64k".into()]);
-        run("qemu-img", &["bitmap", "--clear", text(&path), "idle"]);
+        run("qemu-img", &["bitmap", "--clear", "--disable", "--enable", text(&path), "idle"]);
         run("qemu-img", &["bitmap", "--add", text(&path), "merged", "--merge", "b512"]);
         let world = open_file(&path, true);
         let list = world.list();
