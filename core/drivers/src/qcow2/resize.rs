@@ -47,7 +47,9 @@ impl Qcow2 {
         } else {
             self.grow(io, old, size_bytes).await?;
         }
-        self.bitmaps.resized();
+        if size_bytes != old {
+            self.bitmaps.resized();
+        }
         Ok(())
     }
 

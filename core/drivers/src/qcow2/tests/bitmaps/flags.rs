@@ -108,6 +108,16 @@ fn every_kind_of_write_flags_what_was_stored_before_it() {
 }
 
 #[test]
+fn what_was_stored_for_another_size_is_not_loaded() {
+    for (size, same) in [(SIZE, true), (SIZE + 512, false), (SIZE - 512, false)] {
+        let world = World::open(two(), None, false).unwrap();
+        block_on(world.node.resize(&world.children, size)).unwrap();
+        assert_eq!(world.load("one").is_ok(), same, "{size}");
+        assert_eq!(world.set_in_use(&["one"], false).is_ok(), same, "{size}");
+    }
+}
+
+#[test]
 fn flags_are_set_and_taken_away_one_by_one() {
     let world = World::open(two(), None, false).unwrap();
     world.set_in_use(&["two"], false).unwrap();
