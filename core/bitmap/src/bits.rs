@@ -76,6 +76,19 @@ impl Bits {
         }
     }
 
+    /// Makes dirty those of the 64 granules from `64 * at` whose bits are set in `word`, the first one's the lowest; bits
+    /// beyond the length are ignored.
+    ///
+    /// For who reads a dense bitmap: word by word, half of 2^28 granules take milliseconds, and range by range a second.
+    pub fn mark_word(&self, at: u64, word: u64) {
+        let Some(first) = at.checked_mul(64) else { return };
+        let here = self.granules().saturating_sub(first);
+        let word = if here < 64 { word & ((1 << here) - 1) } else { word };
+        if word != 0 {
+            self.root.mark_word(first, word);
+        }
+    }
+
     /// Makes every granule clean that lies wholly within `range`.
     ///
     /// A granule of which only a part is in the range stays as it is: the rest of it may have changed. The

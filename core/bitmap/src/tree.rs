@@ -34,6 +34,8 @@ trait Level: Default {
 
     fn mark_one(&self, index: u64);
     fn mark(&self, first: u64, last: u64);
+    /// Marks those of the 64 indices from `index`, a multiple of 64, whose bits are set in `word`.
+    fn mark_word(&self, index: u64, word: u64);
     fn clear(&self, first: u64, last: u64);
     fn is_dirty(&self, index: u64) -> bool;
     /// The first index at or after `from` that is dirty, or clean.
@@ -83,6 +85,10 @@ impl Level for Leaf {
                 word.fetch_or(mask, Ordering::Relaxed);
             }
         }
+    }
+
+    fn mark_word(&self, index: u64, word: u64) {
+        self.bits.as_raw_slice()[(index >> 6) as usize].fetch_or(word, Ordering::Relaxed);
     }
 
     fn clear(&self, first: u64, last: u64) {
@@ -199,6 +205,12 @@ impl<T: Level> Level for Inner<T> {
         }
     }
 
+    fn mark_word(&self, index: u64, word: u64) {
+        if let Some(child) = self.child_to_mark((index >> T::BITS) as usize) {
+            child.mark_word(index & T::LAST, word);
+        }
+    }
+
     fn clear(&self, first: u64, last: u64) {
         for (slot, first, last) in split::<T>(first, last) {
             if self.is_full(slot) {
@@ -299,6 +311,11 @@ impl Root {
         for (slot, first, last) in split::<Top>(first, last) {
             self.slots[slot].get_or_init(Box::default).mark(first, last);
         }
+    }
+
+    pub(crate) fn mark_word(&self, index: u64, word: u64) {
+        let top = self.slots[(index >> Top::BITS) as usize].get_or_init(Box::default);
+        top.mark_word(index & Top::LAST, word);
     }
 
     pub(crate) fn clear(&self, first: u64, last: u64) {

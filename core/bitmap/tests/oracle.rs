@@ -95,6 +95,7 @@ enum Step {
     ClearAll,
     Merge { granularity: u32, marks: Vec<Range<u64>> },
     Resize(u64, Grown),
+    Word(u64, u64),
     Compact,
     Copy,
 }
@@ -119,6 +120,8 @@ fn steps() -> impl Strategy<Value = Step> {
         2 => (9..16_u32, prop::collection::vec(ranges(), 0..4))
             .prop_map(|(granularity, marks)| Step::Merge { granularity, marks }),
         4 => (0..BYTES_MAX, grown).prop_map(|(length, grown)| Step::Resize(length, grown)),
+        2 => (0..BYTES_MAX >> 15, prop_oneof![Just(0), Just(u64::MAX), any::<u64>()])
+            .prop_map(|(at, word)| Step::Word(at, word)),
         1 => Just(Step::Compact),
         1 => Just(Step::Copy),
     ]
@@ -162,6 +165,12 @@ proptest! {
                 Step::Resize(length, grown) => {
                     bits.resize(length, grown);
                     flags.resize(length, grown);
+                }
+                Step::Word(at, word) => {
+                    bits.mark_word(at, word);
+                    for granule in (0..64).filter(|bit| word >> bit & 1 == 1).map(|bit| at * 64 + bit) {
+                        flags.mark(granule << shift..(granule + 1) << shift);
+                    }
                 }
                 Step::Compact => bits.compact(),
                 Step::Copy => {

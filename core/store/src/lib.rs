@@ -1,0 +1,27 @@
+//! The sidecar file that keeps a drive's dirty bitmaps, for any format, through crashes and power cuts.
+#![deny(unsafe_code)]
+
+mod disk;
+mod entry;
+mod error;
+#[doc(hidden)]
+pub mod fuzz;
+mod header;
+mod ids;
+mod log;
+#[allow(unsafe_code, reason = "words of a shared mapping, see there")]
+mod mapping;
+mod open;
+mod region;
+mod space;
+mod store;
+mod volume;
+
+pub use error::{Error, Result};
+pub use ids::{BootId, Uuid};
+pub use log::LogOptions;
+pub use open::{Found, OpenOptions, Opened, Verdict};
+pub use store::{Durability, OWNER_BYTES_MAX, Options, Spec, Store};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,7 @@
+//! The crate against killed processes, power cuts, failing disks and damaged files.
+
+mod cuts;
+mod disk;
+mod faults;
+mod kill;
+mod model;
