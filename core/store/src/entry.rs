@@ -186,6 +186,10 @@ impl Ledger for Entry {
         self.open_store().is_some_and(|shared| shared.counts(self.id, half))
     }
 
+    fn waits(&self) -> bool {
+        self.durability == Durability::Power
+    }
+
     #[inline]
     fn poll_safe(&self, bytes: Range<u64>, waker: &Waker) -> Poll<Result<()>> {
         let place = self.place.load();

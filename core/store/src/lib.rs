@@ -17,11 +17,12 @@ mod space;
 mod store;
 mod volume;
 
+pub use driveline_bitmap::Durability;
 pub use error::{Error, Result};
 pub use ids::{BootId, Uuid};
 pub use log::LogOptions;
 pub use open::{Found, OpenOptions, Opened, Verdict};
-pub use store::{Durability, OWNER_BYTES_MAX, Options, Spec, Store};
+pub use store::{OWNER_BYTES_MAX, Options, Spec, Store};
 
 #[cfg(test)]
 mod tests;

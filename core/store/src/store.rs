@@ -18,21 +18,10 @@ use crate::log::{Log, rings_bytes};
 use crate::mapping::Words;
 use crate::region::{self, ALIGN, CLEAN_CRC, Region};
 use crate::volume::Volume;
-use crate::{BootId, Error, LogOptions, Result, Uuid, space};
+use crate::{BootId, Durability, Error, LogOptions, Result, Uuid, space};
 
 /// The longest owner section, in bytes.
 pub const OWNER_BYTES_MAX: usize = 32 << 10;
-
-/// How far a bitmap outlives its process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Durability {
-    /// Marks stay in memory until a flush or an orderly close. After a crash everything is dirty.
-    Volatile = 0,
-    /// Marks go to the page cache: exact after the process was killed. After a power cut everything is dirty.
-    Process = 1,
-    /// As [`Process`](Durability::Process); and after a power cut what was dirty is, with at most the active extents in addition.
-    Power = 2,
-}
 
 /// What a new store is told.
 #[derive(Clone, Debug)]
