@@ -120,8 +120,26 @@ impl Bitmap {
     /// The same with contents that are lost: imported from an image that was not closed orderly. It does not record.
     #[must_use]
     pub fn with_lost_contents(self) -> Self {
+        self.set_lost();
+        self
+    }
+
+    /// Its contents are lost. It does not record.
+    pub fn set_lost(&self) {
         self.control.lock().inconsistent = true;
-        self.with_recording(false)
+        self.set_recording(false);
+    }
+
+    /// Whatever its contents were that are lost: all of it is dirty from now on, and it records.
+    ///
+    /// Errors: [`Error::Store`].
+    pub fn adopt(&self) -> Result<()> {
+        self.mark_unconditionally(0..u64::MAX);
+        let mut control = self.control.lock();
+        self.take_down(&control, |record| record.recording = true)?;
+        control.inconsistent = false;
+        self.set_recording(true);
+        Ok(())
     }
 
     /// Who it is.

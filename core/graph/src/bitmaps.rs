@@ -108,12 +108,49 @@ impl Change {
         })
     }
 
+    /// Takes a bitmap off its node, which its store keeps all the same: whoever put it away elsewhere does this. One in use is
+    /// refused.
+    pub fn detach_bitmap(&mut self, target: &str, name: &str) -> Result<()> {
+        self.bitmap_action(target, name, |staged, id, bitmap| {
+            let node = staged.topology.at(id).node.clone();
+            let before = node.bitmaps.lock().clone();
+            bitmap.set_readonly(false);
+            node.bitmaps.lock().remove(bitmap.name().as_str())?;
+            Ok(Box::new(move || *node.bitmaps.lock() = before))
+        })
+    }
+
     /// Clears a bitmap: it forgets all that was written before this change, and nothing of what comes after.
     pub fn clear_bitmap(&mut self, target: &str, name: &str) -> Result<()> {
         self.bitmap_action(target, name, |_, _, bitmap| {
             let saved = bitmap.bits().clone();
             bitmap.clear()?;
             Ok(Box::new(move || drop(bitmap.restore(&saved))))
+        })
+    }
+
+    /// Makes a bitmap usable whose contents are lost: all of it is dirty, and it is kept where it was.
+    pub fn adopt_bitmap(&mut self, target: &str, name: &str) -> Result<()> {
+        let (graph, home) = (self.graph.clone(), target.to_owned());
+        self.bitmap_action(target, name, move |staged, id, bitmap| {
+            let at = staged.topology.name(id);
+            if !bitmap.is_inconsistent() {
+                let message = format_args!("bitmap '{}' is not inconsistent", bitmap.name());
+                return Err(Error::new(Kind::Invalid, message).at(&at));
+            }
+            let store = bitmap.store();
+            let keeper = graph.keeper().filter(|_| bitmap.is_persistent());
+            if let Some(keeper) = keeper {
+                let ledger = keeper.new_ledger(&home, &bitmap, Durability::default());
+                ledger.and_then(|ledger| Ok(bitmap.keep_in(ledger)?)).map_err(|error| error.at(&at))?;
+            }
+            bitmap.adopt()?;
+            Ok(Box::new(move || {
+                drop(bitmap.forget());
+                bitmap.let_go();
+                bitmap.set_store(store);
+                bitmap.set_lost();
+            }))
         })
     }
 

@@ -6,7 +6,7 @@ use crate::{
     error::{Error, Result},
     monitor::Monitor,
 };
-use driveline_bitmap::View;
+use driveline_bitmap::{Durability, View};
 use driveline_graph::{Change, Graph, Kind, NewBitmap};
 use serde::{
     Deserialize, Deserializer,
@@ -40,6 +40,26 @@ pub(crate) struct Add {
     persistent: Option<bool>,
     disabled: Option<bool>,
     x_driveline_view: Option<ViewName>,
+    x_driveline_durability: Option<DurabilityName>,
+}
+
+/// What a persistent bitmap survives.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum DurabilityName {
+    Volatile,
+    Process,
+    Power,
+}
+
+impl From<DurabilityName> for Durability {
+    fn from(name: DurabilityName) -> Self {
+        match name {
+            DurabilityName::Volatile => Durability::Volatile,
+            DurabilityName::Process => Durability::Process,
+            DurabilityName::Power => Durability::Power,
+        }
+    }
 }
 
 /// Whose changes a bitmap records.
@@ -76,11 +96,13 @@ pub(crate) struct Rename {
 
 impl Action for Add {
     fn stage(&self, graph: &Graph, change: &mut Change) -> Result<()> {
-        if self.persistent == Some(true) {
-            return Err(Error::generic(
-                "Parameter 'persistent' does not accept value 'true': this version keeps bitmaps in memory only",
-            ));
-        }
+        let durability = match (self.persistent, self.x_driveline_durability) {
+            (Some(true), durability) => Some(durability.map_or_else(Durability::default, Into::into)),
+            (_, Some(_)) => {
+                return Err(Error::generic("'x-driveline-durability' needs 'persistent' to be true"));
+            }
+            (_, None) => None,
+        };
         // A drive's user wants to know what changed on the drive; who names a node wants what changed in the node.
         let drive = graph.is_drive(&self.node) && graph.node(&self.node).is_err();
         let view = match self.x_driveline_view {
@@ -97,7 +119,7 @@ impl Action for Add {
             return Err(Error::generic("Bitmap name cannot be empty"));
         }
         let recording = self.disabled != Some(true);
-        let new = NewBitmap { name: self.name.clone(), granularity, view, recording, durability: None };
+        let new = NewBitmap { name: self.name.clone(), granularity, view, recording, durability };
         change.add_bitmap(&self.node, new).map_err(Error::from)
     }
 
@@ -183,6 +205,10 @@ pub(crate) async fn disable(monitor: &Monitor, bitmap: BitmapRef) -> Result<Done
 
 pub(crate) async fn populate(monitor: &Monitor, bitmap: BitmapRef) -> Result<Done> {
     alone(monitor, Of(bitmap, Change::populate_bitmap)).await
+}
+
+pub(crate) async fn adopt(monitor: &Monitor, bitmap: BitmapRef) -> Result<Done> {
+    alone(monitor, Of(bitmap, Change::adopt_bitmap)).await
 }
 
 pub(crate) async fn merge(monitor: &Monitor, merge: Merge) -> Result<Done> {

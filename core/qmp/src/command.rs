@@ -7,7 +7,7 @@ use crate::{
     exports,
     jobs::{self, BlockJobById, ByDevice, ById},
     monitor::{self, Monitor},
-    nodes, session, transaction,
+    nodes, session, stores, transaction,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -66,6 +66,9 @@ commands! {
     "x-driveline-block-dirty-bitmap-move" => bitmaps::move_to,
     "x-driveline-block-dirty-bitmap-rename" => bitmaps::rename,
     "x-driveline-block-dirty-bitmap-populate" => bitmaps::populate,
+    "x-driveline-block-dirty-bitmap-adopt" => bitmaps::adopt,
+    "x-driveline-block-dirty-bitmap-store" => stores::store,
+    "x-driveline-query-recovered-bitmaps" => stores::query_recovered,
     "transaction" => transaction::transaction,
 
     "query-jobs" => jobs::query_jobs,

@@ -1,6 +1,6 @@
 //! What commands need of the program around the graph: its exports, its NBD server, its end.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use driveline_graph::BoxFuture;
 use std::path::PathBuf;
 
@@ -22,9 +22,73 @@ pub trait Control: Send + Sync + 'static {
     /// Stops it, and removes its exports.
     fn stop_nbd_server(&self) -> BoxFuture<'_, Result<()>>;
 
+    /// Where the persistent bitmaps of a node or drive are kept; after they were moved to `place` if one is given, and brought
+    /// to stable storage if `flush` is set.
+    fn bitmap_store<'a>(
+        &'a self,
+        target: &'a str,
+        place: Option<BitmapPlace>,
+        flush: bool,
+    ) -> BoxFuture<'a, Result<BitmapStore>> {
+        let _ = (target, place, flush);
+        Box::pin(async { Err(Error::generic("This program keeps no persistent bitmaps")) })
+    }
+
+    /// What became of the bitmaps that were found in stores and images.
+    fn recovered_bitmaps(&self) -> Vec<RecoveredBitmap> {
+        Vec::new()
+    }
+
+    /// Nodes were added: bitmaps that their images hold are attached before this is ready.
+    fn nodes_added(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {})
+    }
+
+    /// A node is about to be removed: its persistent bitmaps are put into its image, and taken off it. If it stays after all,
+    /// [`Control::nodes_added`] finds them again.
+    fn node_going<'a>(&'a self, node: &'a str) -> BoxFuture<'a, Result<()>> {
+        let _ = node;
+        Box::pin(async { Ok(()) })
+    }
+
     /// Asks the program to end, and returns at once. Before it goes it calls
     /// [`Monitor::close`](crate::Monitor::close), so that the last replies arrive.
     fn quit(&self);
+}
+
+/// A place for persistent bitmaps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BitmapPlace {
+    /// A qcow2 image, by the name of its node.
+    Qcow2(String),
+    /// A file of their own.
+    File(PathBuf),
+}
+
+/// Where the bitmaps of a drive or node are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BitmapStore {
+    /// `qcow2:NODE` or `file:PATH`.
+    pub place: String,
+    /// The file that they are in while the program runs, if any is persistent.
+    pub file: Option<PathBuf>,
+}
+
+/// A bitmap that was found in a store or an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecoveredBitmap {
+    /// The drive, or the node of the image.
+    pub node: String,
+    /// Its name.
+    pub name: String,
+    /// `exact`, `superset`, `all-dirty` or `lost`.
+    pub verdict: String,
+    /// Areas of the drive that count as dirty because they were being written, if it is a superset.
+    pub extents: Option<u64>,
+    /// Bytes that became dirty by them.
+    pub bytes: Option<u64>,
+    /// Why, if it is all dirty or lost.
+    pub reason: Option<String>,
 }
 
 /// An export, for `query-block-exports`. All are NBD's.

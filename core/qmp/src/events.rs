@@ -1,5 +1,6 @@
 //! Events: what happened, as QMP tells it to every monitor that has finished its negotiation.
 
+use crate::{control::RecoveredBitmap, stores};
 use serde_json::{Value, json};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -21,6 +22,8 @@ pub enum Event {
         /// The text of the panic.
         message: String,
     },
+    /// A bitmap was found in an image, and can be used as far as this says.
+    BitmapRecovered(RecoveredBitmap),
 }
 
 /// Why the program ends.
@@ -51,6 +54,7 @@ impl Event {
             Event::Shutdown(_) => "SHUTDOWN",
             Event::ExportDeleted { .. } => "BLOCK_EXPORT_DELETED",
             Event::NodeFailed { .. } => "X_DRIVELINE_NODE_FAILED",
+            Event::BitmapRecovered(_) => "X_DRIVELINE_BITMAP_RECOVERED",
         }
     }
 
@@ -59,6 +63,7 @@ impl Event {
             Event::Shutdown(reason) => json!({ "guest": false, "reason": reason.name() }),
             Event::ExportDeleted { id } => json!({ "id": id }),
             Event::NodeFailed { node, message } => json!({ "node-name": node, "message": message }),
+            Event::BitmapRecovered(bitmap) => stores::recovered(bitmap),
         }
     }
 

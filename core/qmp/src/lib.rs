@@ -13,10 +13,15 @@
 //! | `x-driveline-blockdev-insert-filter` `options` `above` | opens a filter above a node, or a drive's root, under load; returns its `node-name` |
 //! | `x-driveline-blockdev-remove-filter` `node-name` | takes it out again |
 //! | `block-dirty-bitmap-add` with `x-driveline-view` | `drive` (the default on a drive's name) or `node` (on a node's): whose changes are recorded |
+//! | `block-dirty-bitmap-add` with `x-driveline-durability` | `volatile`, `process` (the default) or `power`: what a `persistent` one survives |
+//! | `x-driveline-block-dirty-bitmap-adopt` `node` `name` | makes a bitmap whose contents are lost usable, all of it dirty |
+//! | `x-driveline-block-dirty-bitmap-store` `node` `store` `flush` | says where persistent bitmaps are kept; moves them to `store` (`qcow2:NODE` or `file:PATH`) first, and brings them to stable storage |
+//! | `x-driveline-query-recovered-bitmaps` | what became of bitmaps that were found at the start: `exact`, `superset`, `all-dirty` or `lost` |
+//! | event `X_DRIVELINE_BITMAP_RECOVERED` | the same, of an image that was opened meanwhile |
 //! | event `X_DRIVELINE_NODE_FAILED` `node-name` `message` | an operation of a filter panicked |
 //!
-//! The first three can also be actions of a `transaction`. Two things differ from QEMU on purpose: a node that has
-//! bitmaps is not deleted, because bitmaps are never lost by the way, and bitmaps are not `persistent` yet.
+//! The first three can also be actions of a `transaction`. One thing differs from QEMU on purpose: a node that has
+//! bitmaps is not deleted, because bitmaps are never lost by the way.
 //!
 //! Its nouns:
 //! * [`Monitor`]: all connections to one graph; takes clients and tells them of events;
@@ -91,11 +96,14 @@ mod monitor;
 mod nodes;
 mod outbox;
 mod session;
+mod stores;
 mod transaction;
 mod translate;
 mod wire;
 
-pub use control::{Address, Control, ExportInfo, NbdExport, NbdServer, RemoveMode};
+pub use control::{
+    Address, BitmapPlace, BitmapStore, Control, ExportInfo, NbdExport, NbdServer, RecoveredBitmap, RemoveMode,
+};
 pub use error::{Class, Error, Result};
 pub use events::{Event, Reason};
 pub use monitor::{Listener, Monitor};

@@ -53,6 +53,7 @@ pub(crate) async fn blockdev_add(
         }
         other => other?,
     }
+    monitor.control().nodes_added().await;
     Ok(Done {})
 }
 
@@ -80,13 +81,21 @@ pub(crate) struct NodeName {
 
 pub(crate) async fn blockdev_del(monitor: &Monitor, del: NodeName) -> Result<Done> {
     let NodeName { node_name: name } = del;
+    monitor.control().node_going(&name).await?;
+    let removed = remove_node(monitor, &name).await;
+    if removed.is_err() {
+        monitor.control().nodes_added().await;
+    }
+    removed.map(|()| Done {})
+}
+
+async fn remove_node(monitor: &Monitor, name: &str) -> Result<()> {
     let mut change = monitor.graph().change().await;
-    change.remove_node(&name).map_err(|error| match error.kind() {
+    change.remove_node(name).map_err(|error| match error.kind() {
         Kind::NotFound => Error::generic(format_args!("Failed to find node with node-name='{name}'")),
         _ => error.into(),
     })?;
-    change.commit().await?;
-    Ok(Done {})
+    Ok(change.commit().await?)
 }
 
 #[derive(Deserialize)]

@@ -91,6 +91,7 @@ fn action(at: usize, entry: Entry) -> Result<Option<Boxed>> {
             Ok(Some(Box::new(arguments::parse::<bitmaps::Rename>(data, &place)?)))
         }
         "x-driveline-block-dirty-bitmap-populate" => of(data, Change::populate_bitmap),
+        "x-driveline-block-dirty-bitmap-adopt" => of(data, Change::adopt_bitmap),
         other if OTHERS.contains(&other) => {
             let text = format_args!("Action '{other}' cannot be part of a transaction in this version");
             Err(Error::generic(text))

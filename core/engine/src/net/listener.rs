@@ -5,6 +5,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
@@ -23,11 +24,12 @@ pub struct UnixListener {
 
 impl UnixListener {
     /// Listens on `path`. A socket file that a dead process left there is replaced; one that somebody listens on is
-    /// `AddrInUse`, and so is any other kind of file.
+    /// `AddrInUse`, and so is any other kind of file. That takes a second: the kernel may end a killed process' ring, and with it
+    /// the listening socket, some time after the process itself.
     pub fn bind(path: impl AsRef<Path>) -> io::Result<UnixListener> {
         let path = path.as_ref();
         let listener = match std::os::unix::net::UnixListener::bind(path) {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_stale(path) => {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && becomes_stale(path) => {
                 std::fs::remove_file(path)?;
                 std::os::unix::net::UnixListener::bind(path)?
             }
@@ -71,6 +73,21 @@ impl Drop for UnixListener {
 impl AsFd for UnixListener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.listener.as_fd()
+    }
+}
+
+/// A socket file that nobody listens on, now or within a second.
+fn becomes_stale(path: &Path) -> bool {
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
+    let deadline = Instant::now() + Duration::from_secs(1);
+    loop {
+        if is_stale(path) {
+            return true;
+        }
+        if !is_socket || Instant::now() >= deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 

@@ -145,9 +145,12 @@ fn wrong_arguments_are_named_and_change_nothing() {
     let wrong = [
         (json!({ "granularity": 5 }), "Granularity must be power of 2 and at least 512"),
         (json!({ "granularity": "64KiB" }), "Parameter 'granularity' expects uint64"),
+        // The program around this graph keeps none.
+        (json!({ "persistent": true }), "nothing keeps persistent bitmaps"),
+        (json!({ "x-driveline-durability": "power" }), "needs 'persistent' to be true"),
         (
-            json!({ "persistent": true }),
-            "Parameter 'persistent' does not accept value 'true': this version keeps",
+            json!({ "persistent": true, "x-driveline-durability": "forever" }),
+            "Parameter 'x-driveline-durability' does not accept value 'forever'",
         ),
         (
             json!({ "x-driveline-view": "guest" }),
@@ -162,4 +165,12 @@ fn wrong_arguments_are_named_and_change_nothing() {
         assert!(text.contains(expected), "{text}");
     }
     assert_eq!(bitmaps(&mut client, "disk"), []);
+    let store = |store: &str| json!({ "node": "vda", "store": store });
+    let text = client.wrong("x-driveline-block-dirty-bitmap-store", store("nowhere"));
+    assert!(text.contains("expected qcow2:NODE or file:PATH"), "{text}");
+    let text = client.wrong("x-driveline-block-dirty-bitmap-store", store("file:/x"));
+    assert_eq!(text, "This program keeps no persistent bitmaps");
+    client.ok("block-dirty-bitmap-add", with(json!({})));
+    let text = client.wrong("x-driveline-block-dirty-bitmap-adopt", with(json!({})));
+    assert_eq!(text, "node 'disk': bitmap 'b' is not inconsistent");
 }
