@@ -3,7 +3,7 @@
 //! Numbers are little-endian; `text` is a 16-bit length and as many bytes.
 //!
 //! ```text
-//! whole     magic "DRVLSTOR" | version u32 | crc32c u32 of all that follows | bytes u32 | 0 u32 | sequence u64 | sections
+//! whole     magic "DRVLSTOR" | version u32 | crc32c u32 of the version and of all that follows | bytes u32 | 0 u32 | sequence u64 | sections
 //! section   magic "DRVLSECT" | kind u32 | crc32c u32 of the kind and the body | bytes of the body u32 | 0 u32 | body,
 //!           padded with zeros to a multiple of 8
 //! base  1   uuid 16 | generation u64 | drive size u64 | boot id 16 | clean u8 | role u8 (0 counts, 1 incoming,
@@ -65,7 +65,7 @@ pub(crate) fn encode(header: &Header, sequence: u64) -> Vec<u8> {
     let bytes = out.len() as u32;
     out[16..20].copy_from_slice(&bytes.to_le_bytes());
     out[24..32].copy_from_slice(&sequence.to_le_bytes());
-    let crc = crc32c::crc32c(&out[16..]);
+    let crc = whole_crc(VERSION, &out[16..]);
     out[12..16].copy_from_slice(&crc.to_le_bytes());
     out
 }
@@ -85,8 +85,9 @@ pub(crate) fn reseal(copy: &mut [u8]) {
     }
     let Some(head) = copy.get(..WHOLE_BYTES) else { return };
     let bytes = u32::from_le_bytes(head[16..20].try_into().expect("4 bytes"));
+    let version = u32::from_le_bytes(head[8..12].try_into().expect("4 bytes"));
     if let Some(whole) = copy.get(16..bytes as usize) {
-        let crc = crc32c::crc32c(whole);
+        let crc = whole_crc(version, whole);
         copy[12..16].copy_from_slice(&crc.to_le_bytes());
     }
 }
@@ -99,6 +100,10 @@ fn section(out: &mut Vec<u8>, kind: u32, body: &[u8]) {
     out.extend([0; 4]);
     out.extend(body);
     out.resize(out.len().next_multiple_of(8), 0);
+}
+
+fn whole_crc(version: u32, rest: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(&version.to_le_bytes()), rest)
 }
 
 fn section_crc(kind: u32, body: &[u8]) -> u32 {
@@ -168,7 +173,7 @@ pub(crate) fn decode(copy: &[u8]) -> Decoded {
         return Decoded::Foreign;
     }
     let whole = copy.get(16..bytes as usize).unwrap_or_default();
-    let sealed = magic == MAGIC && !whole.is_empty() && crc32c::crc32c(whole) == crc;
+    let sealed = magic == MAGIC && !whole.is_empty() && whole_crc(version, whole) == crc;
     if sealed && version != VERSION {
         return Decoded::Version(version);
     }

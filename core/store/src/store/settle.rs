@@ -14,7 +14,7 @@
 use driveline_bitmap::Half;
 
 use super::Core;
-use crate::header::{self, Base, COPIES, COPY_BYTES, Header, Row, encode, index};
+use crate::header::{self, Base, COPIES, COPY_BYTES, Header, Role, Row, encode, index};
 use crate::region::{CLEAN_CRC, Region};
 use crate::{Error, Result};
 
@@ -45,6 +45,10 @@ impl Core {
 
     /// Makes the header say what it should, or takes back what it should say.
     pub(crate) fn settle(&mut self) -> Result<()> {
+        if let Role::Incoming { .. } = self.base.role {
+            // It became the store's file, so it counts.
+            self.base.role = Role::Counts;
+        }
         let header = self.header();
         if self.volume.in_doubt() {
             // What the disk says must be known before something else is said.
