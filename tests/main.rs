@@ -3,8 +3,10 @@
 mod clients;
 mod filters;
 mod harness;
+mod kills;
 mod memory;
 mod path_of_a_write;
+mod persistent;
 mod plugins;
 mod real_job;
 mod robust;

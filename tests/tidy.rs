@@ -82,7 +82,10 @@ fn dependencies_run_downwards_only() {
         ("core/nbd", &["bitmap", "engine", "graph", "op"]),
         ("core/qmp", &["bitmap", "engine", "graph", "jobs", "op"]),
         // The only one that knows everyone; but filters are loaded.
-        ("core/daemon", &["bitmap", "drivers", "engine", "graph", "jobs", "loader", "nbd", "op", "qmp"]),
+        (
+            "core/daemon",
+            &["bitmap", "drivers", "engine", "graph", "jobs", "loader", "nbd", "op", "qmp", "store"],
+        ),
     ];
     let manifests = manifests();
     for (folder, manifest) in &manifests {

@@ -64,6 +64,28 @@ impl Qmp {
             .unwrap_or_else(|error| panic!("{command} {arguments}: {error}"))
     }
 
+    /// Runs a command whose program may be killed meanwhile: then nobody knows what became of it.
+    pub(crate) fn attempt(
+        &mut self,
+        command: &str,
+        arguments: Value,
+    ) -> std::io::Result<Result<Value, Value>> {
+        let text = json!({ "execute": command, "arguments": arguments }).to_string();
+        self.writer.write_all(format!("{text}\n").as_bytes())?;
+        loop {
+            let mut line = String::new();
+            if self.reader.read_line(&mut line)? == 0 || !line.ends_with('\n') {
+                return Err(std::io::ErrorKind::UnexpectedEof.into());
+            }
+            let mut answer: Value = serde_json::from_str(&line).expect("a line is a JSON object");
+            if answer.get("error").is_some() {
+                return Ok(Err(answer["error"].take()));
+            } else if answer.get("event").is_none() {
+                return Ok(Ok(answer["return"].take()));
+            }
+        }
+    }
+
     /// Waits for an event of that name whose data has `device` (or `id`) as given, and returns its data.
     pub(crate) fn wait_event(&mut self, name: &str, job: &str) -> Value {
         let is_it = |event: &Value| {

@@ -1,16 +1,17 @@
 //! The program as monitors see it: exports, the NBD server, the end.
 
 use crate::{
-    config::Address,
+    config::{Address, StorePlace},
     daemon::Inner,
     exports::{Exports, NewExport},
+    stores::{Recovered, Trust},
 };
 use driveline_engine::net::{TcpListener, UnixListener};
 use driveline_graph::BoxFuture;
 use driveline_nbd::ServerOptions;
 use driveline_qmp::{
-    Address as QmpAddress, Control, Error, Event, ExportInfo, Listener, NbdExport, NbdServer, RemoveMode,
-    Result,
+    Address as QmpAddress, BitmapPlace, BitmapStore, Control, Error, Event, ExportInfo, Listener, NbdExport,
+    NbdServer, RecoveredBitmap, RemoveMode, Result,
 };
 use std::{
     io,
@@ -93,10 +94,68 @@ impl Control for Program {
         })
     }
 
+    fn bitmap_store<'a>(
+        &'a self,
+        target: &'a str,
+        place: Option<BitmapPlace>,
+        flush: bool,
+    ) -> BoxFuture<'a, Result<BitmapStore>> {
+        Box::pin(async move {
+            let stores = &self.inner()?.stores;
+            if let Some(place) = place {
+                let place = match place {
+                    BitmapPlace::Qcow2(node) => StorePlace::Qcow2(node),
+                    // Relative to where the program was started, as other paths that monitors name.
+                    BitmapPlace::File(path) => StorePlace::File(absolute(&path).unwrap_or(path)),
+                };
+                stores.rebind(target, &place).await?;
+            }
+            if flush {
+                stores.flush(target)?;
+            }
+            let (place, file) = stores.where_kept(target)?;
+            Ok(BitmapStore { place, file })
+        })
+    }
+
+    fn recovered_bitmaps(&self) -> Vec<RecoveredBitmap> {
+        let reports = self.inner().map(|inner| inner.stores.reports()).unwrap_or_default();
+        reports.iter().map(recovered).collect()
+    }
+
+    fn nodes_added(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let Ok(inner) = self.inner() else { return };
+            for report in inner.stores.find_added().await {
+                inner.tell(&Event::BitmapRecovered(recovered(&report)));
+            }
+        })
+    }
+
+    fn node_going<'a>(&'a self, node: &'a str) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move { Ok(self.inner()?.stores.release(node).await?) })
+    }
+
     fn quit(&self) {
         if let Ok(inner) = self.inner() {
             inner.quit.ring();
         }
+    }
+}
+
+/// What became of a bitmap, as monitors hear of it.
+fn recovered(report: &Recovered) -> RecoveredBitmap {
+    let (extents, bytes) = match report.trust {
+        Trust::Superset { extents, bytes } => (Some(extents), Some(bytes)),
+        _ => (None, None),
+    };
+    RecoveredBitmap {
+        node: report.owner.clone(),
+        name: report.name.clone(),
+        verdict: report.trust.word().to_owned(),
+        extents,
+        bytes,
+        reason: report.trust.reason().map(str::to_owned),
     }
 }
 

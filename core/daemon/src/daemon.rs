@@ -1,18 +1,23 @@
 //! A running graph: started from a configuration as a whole, ended in good order.
 
 use crate::{
-    config::{Config, Mistake, Mistakes},
+    config::{BitmapSection, Config, DriveSection, Mistake, Mistakes},
     control, drivers,
     exports::{ExportView, Exports, NewExport},
     logging,
     runtime::EngineRuntime,
+    stores::{Recovered, Stores},
 };
 use driveline_engine::{Engine, Handle, JoinHandle};
 use driveline_graph::{Change, Error, Graph, GraphOptions, Kind, NewBitmap, Result};
 use driveline_jobs::{HOLDER_DRIVER, Jobs};
 use driveline_qmp::{Event, Monitor, Reason};
 use parking_lot::Mutex;
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 /// Why nothing was started.
 #[derive(Debug)]
@@ -47,6 +52,8 @@ pub(crate) struct Inner {
     pub(crate) graph: Graph,
     pub(crate) jobs: Jobs,
     pub(crate) exports: Exports,
+    /// What keeps persistent bitmaps.
+    pub(crate) stores: Arc<Stores>,
     /// Where QMP is spoken, if anywhere.
     monitor: Mutex<Option<Monitoring>>,
     /// Somebody wants the program to end.
@@ -95,8 +102,9 @@ impl Daemon {
         let engine = start_engine(config).map_err(StartError::World)?;
         let jobs = Jobs::new(graph.clone(), Arc::new(EngineRuntime::new(engine.handle())));
         let exports = Exports::new(engine.handle(), graph.clone());
-        let inner =
-            Arc::new(Inner { graph, jobs, exports, monitor: Mutex::default(), quit: Quit::default() });
+        let stores = Stores::new(&graph).map_err(|error| StartError::World(error.to_string()))?;
+        let (monitor, quit) = (Mutex::default(), Quit::default());
+        let inner = Arc::new(Inner { graph, jobs, exports, stores, monitor, quit });
         let daemon = Self { engine, inner };
         match daemon.engine.block_on_local(|| daemon.inner.open(config, daemon.engine.handle())) {
             Ok(()) => Ok(daemon),
@@ -126,6 +134,11 @@ impl Daemon {
     /// What is served.
     pub fn exports(&self) -> Vec<ExportView> {
         self.inner.exports.list()
+    }
+
+    /// What became of the bitmaps that were found in stores and images.
+    pub fn recovered(&self) -> Vec<Recovered> {
+        self.inner.stores.reports()
     }
 
     /// The engine's handle.
@@ -171,7 +184,20 @@ impl Inner {
             })?),
             None => None,
         };
-        build(config, &self.graph, |definition| definition, false).await?;
+        self.build(config).await?;
+        let found = self.stores.find(config).await?;
+        let mut change = self.graph.change().await;
+        for drive in &config.drives {
+            let name = drive.name.get_ref();
+            let there = |bitmap: &&BitmapSection| {
+                found.iter().any(|(drive, found)| drive == name && found == bitmap.name.get_ref())
+            };
+            for bitmap in drive.bitmaps.iter().filter(|bitmap| !there(bitmap)) {
+                change.add_bitmap(name, new_bitmap(bitmap))?;
+            }
+        }
+        change.commit().await?;
+        self.stores.begin(&engine).await;
         let new_export = |export: &crate::config::ExportSection| {
             let new = NewExport {
                 id: export.id.get_ref().clone(),
@@ -195,6 +221,21 @@ impl Inner {
         Ok(())
     }
 
+    /// Makes the graph. Files that are locked are tried for a second: the kernel may give up the locks of a program that was
+    /// killed only some time after it, and this may be the one that takes its place.
+    async fn build(&self, config: &Config) -> Result<()> {
+        const PATIENCE: Duration = Duration::from_secs(1);
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match build(config, &self.graph, |definition| definition, false).await {
+                Err(error) if error.kind() == Kind::Busy && Instant::now() < deadline => {
+                    driveline_engine::sleep(PATIENCE / 50).await;
+                }
+                built => return built,
+            }
+        }
+    }
+
     /// Tells monitors of an event.
     pub(crate) fn tell(&self, event: &Event) {
         if let Some(monitoring) = &*self.monitor.lock() {
@@ -209,11 +250,15 @@ impl Inner {
         }
         self.jobs.shutdown().await;
         self.exports.close().await;
+        let (remaining, saved) = self.stores.save().await;
         let monitoring = self.monitor.lock().take();
         if let Some(monitoring) = monitoring {
             monitoring.monitor.close(Reason::Signal).await;
         }
-        self.graph.close().await
+        let closed = self.graph.close().await;
+        // Files know what the images look like when those are closed.
+        let put_away = self.stores.close_files(remaining);
+        closed.and(saved).and(put_away)
     }
 }
 
@@ -244,7 +289,8 @@ pub(crate) fn start_engine(config: &Config) -> Result<Engine, String> {
     Engine::start(wanted).map_err(|error| format!("the engine does not start: {error}"))
 }
 
-/// Makes the nodes, drives and bitmaps of a configuration, in one change. `edit` may alter definitions first.
+/// Makes the nodes and drives of a configuration, in one change. `edit` may alter definitions first. In a rehearsal its bitmaps
+/// too, none of them persistent: else they come when it is known which of them are there already.
 pub(crate) async fn build(
     config: &Config,
     graph: &Graph,
@@ -259,18 +305,22 @@ pub(crate) async fn build(
         change.set_drive(drive.name.get_ref(), drive.root.get_ref())?;
     }
     for drive in &config.drives {
-        add_bitmaps(&mut change, drive, rehearsal).await?;
+        if rehearsal {
+            for bitmap in &drive.bitmaps {
+                let new = NewBitmap { durability: None, ..new_bitmap(bitmap) };
+                change.add_bitmap(drive.name.get_ref(), new)?;
+            }
+        } else {
+            add_holder(&mut change, drive).await?;
+        }
     }
     change.commit().await
 }
 
-async fn add_bitmaps(
-    change: &mut Change,
-    drive: &crate::config::DriveSection,
-    rehearsal: bool,
-) -> Result<()> {
+/// Puts the permanent holder of a drive at its root, if it has one.
+async fn add_holder(change: &mut Change, drive: &DriveSection) -> Result<()> {
     let name = drive.name.get_ref();
-    if drive.permanent_holder && !rehearsal {
+    if drive.permanent_holder {
         let mut holder = driveline_graph::Options::new();
         holder.insert("driver".into(), HOLDER_DRIVER.into());
         holder.insert("node-name".into(), format!("{name}-holder").into());
@@ -279,15 +329,16 @@ async fn add_bitmaps(
             Error::new(Kind::Invalid, why).at(drive.root.get_ref())
         })?;
     }
-    for bitmap in &drive.bitmaps {
-        let new = NewBitmap {
-            name: bitmap.name.get_ref().clone(),
-            granularity: bitmap.granularity,
-            view: bitmap.view,
-            recording: bitmap.recording,
-            durability: None,
-        };
-        change.add_bitmap(name, new)?;
-    }
     Ok(())
+}
+
+/// A bitmap of the configuration that is not there yet.
+fn new_bitmap(bitmap: &BitmapSection) -> NewBitmap {
+    NewBitmap {
+        name: bitmap.name.get_ref().clone(),
+        granularity: bitmap.granularity,
+        view: bitmap.view,
+        recording: bitmap.recording,
+        durability: bitmap.durability,
+    }
 }

@@ -38,3 +38,4 @@ pub mod exports;
 pub mod logging;
 pub mod picture;
 pub mod runtime;
+pub mod stores;

@@ -25,6 +25,9 @@ pub fn run(file: &Path) -> ExitCode {
         }
         Err(error) => return fail(format_args!("{}: {error}", file.display())),
     };
+    for report in daemon.recovered().iter().filter(|report| report.crashed) {
+        eprintln!("driveline: {report}");
+    }
     let lines: String =
         daemon.exports().iter().map(|export| format!("{}: {}\n", export.id, export.uri)).collect();
     print(&lines);

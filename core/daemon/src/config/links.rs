@@ -3,7 +3,7 @@
 use super::{
     Config,
     mistake::{Mistake, Mistakes},
-    sections::{Address, ExportSection, ExportTarget},
+    sections::{Address, DriveSection, ExportSection, ExportTarget, StorePlace},
     value::{Value, get},
 };
 use std::collections::BTreeMap;
@@ -28,7 +28,9 @@ pub(super) fn check(config: &Config, mistakes: &mut Mistakes) {
             );
             mistakes.add(Mistake::new(root.span(), message).nearest(root.get_ref(), nodes.clone()));
         }
+        check_store(drive, nodes.clone(), mistakes);
     }
+    check_same_store(config, mistakes);
     let mut taken: BTreeMap<(&Address, &str), &str> = BTreeMap::new();
     for export in &config.exports {
         let id = export.id.get_ref();
@@ -59,6 +61,37 @@ pub(super) fn check(config: &Config, mistakes: &mut Mistakes) {
     {
         let message = format_args!("the monitor listens where export '{}' does", export.id.get_ref());
         mistakes.add(Mistake::new(monitor.span(), message));
+    }
+}
+
+/// The image that a drive's bitmaps are kept in is a node.
+fn check_store<'a>(
+    drive: &DriveSection,
+    nodes: impl Iterator<Item = &'a str> + Clone,
+    mistakes: &mut Mistakes,
+) {
+    let Some(store) = &drive.store else { return };
+    if let StorePlace::Qcow2(node) = store.get_ref()
+        && !nodes.clone().any(|name| name == node)
+    {
+        let name = drive.name.get_ref();
+        let message = format_args!("bitmaps of drive '{name}' are kept in a node '{node}' that there is not");
+        mistakes.add(Mistake::new(store.span(), message).nearest(node, nodes));
+    }
+}
+
+/// A place has the bitmaps of one drive.
+fn check_same_store(config: &Config, mistakes: &mut Mistakes) {
+    for (at, drive) in config.drives.iter().enumerate() {
+        let Some(store) = &drive.store else { continue };
+        let same = |other: &&DriveSection| {
+            other.store.as_ref().is_some_and(|other| other.get_ref() == store.get_ref())
+        };
+        if let Some(other) = config.drives[..at].iter().find(same) {
+            let message =
+                format_args!("{} has the bitmaps of drive '{}'", store.get_ref(), other.name.get_ref());
+            mistakes.add(Mistake::new(store.span(), message).label("the second drive"));
+        }
     }
 }
 

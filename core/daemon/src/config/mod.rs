@@ -10,7 +10,8 @@
 //! | | *a child* | | the name of a node, or a table that defines one; the file of a format may be a path, and `backing = false` says that there is none |
 //! | | *an option* | | see the driver |
 //! | `[drive.NAME]` | `root` | required | the node that the drive leads to at first |
-//! | | `bitmaps` | none | tables with `name`, `granularity`, `view` (`"drive"` or `"node"`), `recording` |
+//! | | `bitmaps` | none | tables with `name`, `granularity`, `view` (`"drive"` or `"node"`), `recording`, `persistent`, `durability` (`"volatile"`, `"process"` or `"power"`: what a persistent one survives) |
+//! | | `bitmap-store` | see below | where persistent bitmaps are kept: `"qcow2:NODE"` or `"file:PATH"` |
 //! | | `holder` | `"when-needed"` | `"permanent"`: its bitmaps stay on a holder of its own |
 //! | `[export.NAME]` | `type` | required | `"nbd"` |
 //! | | `drive` or `node` | required | what is served |
@@ -21,6 +22,9 @@
 //! | | `allocation-depth` | `false` | clients may ask in which layer data is |
 //! | | `description` | none | a text that clients show |
 //! | `[monitor]` | `qmp` or `listen` | required | a unix socket, or `"host:port"`, where QMP is spoken |
+//!
+//! Persistent bitmaps are kept in the top image of their drive if that is a writable qcow2 image of version 3, else in a file
+//! `NAME.dlbitmaps` beside the lowest image, where NAME is the drive's.
 //!
 //! Paths are relative to the file.
 //!
@@ -38,7 +42,7 @@ mod value;
 
 pub use mistake::{Mistake, Mistakes, Span};
 pub use sections::{
-    Address, BitmapSection, DriveSection, EngineSection, ExportSection, ExportTarget, NodeSection,
+    Address, BitmapSection, DriveSection, EngineSection, ExportSection, ExportTarget, NodeSection, StorePlace,
 };
 pub use toml::Spanned;
 pub use value::{Table, Value};

@@ -6,7 +6,7 @@ use super::{
     section::{Section, unknown_key},
     value::Value,
 };
-use driveline_bitmap::{BitmapName, Granularity, View};
+use driveline_bitmap::{BitmapName, Durability, Granularity, View};
 use driveline_engine::Backend;
 use driveline_graph::check_name;
 use std::{
@@ -65,6 +65,26 @@ pub struct DriveSection {
     pub bitmaps: Vec<BitmapSection>,
     /// Its bitmaps stay on a holder of its own for good.
     pub permanent_holder: bool,
+    /// Where its persistent bitmaps are kept; without it, the program chooses.
+    pub store: Option<Spanned<StorePlace>>,
+}
+
+/// Where the persistent bitmaps of a drive are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StorePlace {
+    /// In a qcow2 image, by the name of its node.
+    Qcow2(String),
+    /// In a file of their own, by its absolute path.
+    File(PathBuf),
+}
+
+impl fmt::Display for StorePlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StorePlace::Qcow2(node) => write!(f, "qcow2:{node}"),
+            StorePlace::File(path) => write!(f, "file:{}", path.display()),
+        }
+    }
 }
 
 /// A bitmap of a drive.
@@ -78,6 +98,8 @@ pub struct BitmapSection {
     pub view: View,
     /// Does it record?
     pub recording: bool,
+    /// What it survives; without it, nothing.
+    pub durability: Option<Durability>,
 }
 
 /// `[export.NAME]`.
@@ -170,13 +192,17 @@ impl Config {
         }
         match part {
             "node" => self.nodes.push(NodeSection { name: name.clone(), value: value.clone() }),
-            "drive" => self.drives.extend(read_drive(name, section)),
+            "drive" => self.drives.extend(read_drive(&self.directory, name, section)),
             _ => self.exports.extend(read_export(&self.directory, name, section)),
         }
     }
 }
 
-fn read_drive(name: &Spanned<String>, mut section: Section<'_, '_>) -> Option<DriveSection> {
+fn read_drive(
+    directory: &Path,
+    name: &Spanned<String>,
+    mut section: Section<'_, '_>,
+) -> Option<DriveSection> {
     let root = section.string("root");
     if root.is_none() && !section.has("root") {
         section.missing("root", "root = \"NODE\"");
@@ -192,8 +218,28 @@ fn read_drive(name: &Spanned<String>, mut section: Section<'_, '_>) -> Option<Dr
         bitmaps.push(bitmap);
     }
     let holder = section.choice("holder", &[("permanent", true), ("when-needed", false)]);
+    let store = section.string("bitmap-store").and_then(|text| read_store(directory, text, &mut section));
     section.finish();
-    Some(DriveSection { name: name.clone(), root: root?, bitmaps, permanent_holder: holder.unwrap_or(false) })
+    let permanent_holder = holder.unwrap_or(false);
+    Some(DriveSection { name: name.clone(), root: root?, bitmaps, permanent_holder, store })
+}
+
+fn read_store(
+    directory: &Path,
+    text: Spanned<String>,
+    section: &mut Section<'_, '_>,
+) -> Option<Spanned<StorePlace>> {
+    let place = match text.get_ref().split_once(':') {
+        Some(("qcow2", node)) if !node.is_empty() => StorePlace::Qcow2(node.to_owned()),
+        Some(("file", path)) if !path.is_empty() => StorePlace::File(directory.join(path)),
+        _ => {
+            let message = format_args!("'{}' is no place for bitmaps", text.get_ref());
+            let mistake = Mistake::new(text.span(), message).label("expected qcow2:NODE or file:PATH");
+            section.mistakes.add(mistake);
+            return None;
+        }
+    };
+    Some(Spanned::new(text.span(), place))
 }
 
 fn read_bitmap(of: &str, item: &Spanned<Value>, mistakes: &mut Mistakes) -> Option<BitmapSection> {
@@ -218,12 +264,24 @@ fn read_bitmap(of: &str, item: &Spanned<Value>, mistakes: &mut Mistakes) -> Opti
     }
     let view = section.choice("view", &[("drive", View::Drive), ("node", View::Node)]);
     let recording = section.boolean("recording").is_none_or(Spanned::into_inner);
+    let persistent = section.boolean("persistent");
+    let words =
+        [("volatile", Durability::Volatile), ("process", Durability::Process), ("power", Durability::Power)];
+    let durability = section.choice("durability", &words);
+    if let (Some(_), Some(no)) = (durability, persistent.as_ref().filter(|persistent| !persistent.get_ref()))
+    {
+        let message = "a bitmap with a durability is persistent";
+        section.mistakes.add(Mistake::new(no.span(), message).label("remove this, or the durability"));
+    }
+    let persistent = persistent.is_some_and(Spanned::into_inner);
+    let durability = durability.or_else(|| persistent.then(Durability::default));
     section.finish();
     Some(BitmapSection {
         name: name?,
         granularity: granularity.map(Spanned::into_inner),
         view: view.unwrap_or(View::Drive),
         recording,
+        durability,
     })
 }
 

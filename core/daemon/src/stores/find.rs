@@ -1,0 +1,452 @@
+//! At the start: what stores and images hold becomes bitmaps of drives and nodes, whatever ended the program before.
+
+use super::{
+    Kept, Owner, Recovered, Stores, Trust,
+    owner::Owned,
+    place::{self, Place},
+    store_error, view_for,
+};
+use crate::config::{Config, DriveSection};
+use driveline_bitmap::{Bitmap, BitmapName, Bits, Durability, Granularity, StoreBinding, View};
+use driveline_graph::{Error, Graph, NodeView, Result, StoredBitmap, StoredBitmaps};
+use driveline_store::{BootId, Fingerprint, Found, OpenOptions, Opened, Spec, Store};
+use parking_lot::Mutex;
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+/// How much later than the last sign of life of its process an image may have been changed, and still count as changed by
+/// that process: signs come every second.
+const HEARTBEAT_SLACK: Duration = Duration::from_secs(3);
+
+/// What an image holds.
+struct InImage {
+    stored: StoredBitmaps,
+    /// Contents of those that can be used, by name.
+    bits: Vec<(String, Bits)>,
+}
+
+impl Stores {
+    /// Finds the bitmaps of all drives and images, and attaches them. Names of those of drives are returned, by drive.
+    pub(crate) async fn find(&self, config: &Config) -> Result<Vec<(String, String)>> {
+        let mut names = Vec::new();
+        for drive in &config.drives {
+            let place = match &drive.store {
+                Some(place) => Place::configured(&self.graph, place.get_ref())?,
+                None => match Place::default_for(&self.graph, drive.name.get_ref()) {
+                    Ok(place) => place,
+                    // Nobody asks for a place, so it does not matter that there is none.
+                    Err(_) if drive.bitmaps.iter().all(|bitmap| bitmap.durability.is_none()) => continue,
+                    Err(error) => return Err(error),
+                },
+            };
+            let owner = Owner::Drive(drive.name.get_ref().clone());
+            let kept = self.add(owner, place, drive.store.is_some());
+            let found = self.find_for(&kept, Some(drive)).await?;
+            names.extend(found.into_iter().map(|name| (drive.name.get_ref().clone(), name)));
+        }
+        self.find_images().await?;
+        Ok(names)
+    }
+
+    /// Finds the bitmaps of images that came later. Returns what became of them.
+    pub(crate) async fn find_added(self: &Arc<Self>) -> Vec<Recovered> {
+        let before = self.reports.lock().len();
+        if let Err(error) = self.find_images().await {
+            tracing::error!("bitmaps of an image: {error}");
+        }
+        self.settle().await;
+        self.reports.lock()[before..].to_vec()
+    }
+
+    /// Finds the bitmaps of images that are no drive's place, and were not looked at yet.
+    async fn find_images(&self) -> Result<()> {
+        for view in self.graph.nodes() {
+            let name = view.node.name();
+            let taken = |kept: &Arc<Kept>| kept.inner.lock().place.node() == Some(name);
+            if view.node.open_node().witness().is_none() || self.all().iter().any(taken) {
+                continue;
+            }
+            if !self.state.lock().seen.insert(view.node.id()) {
+                continue;
+            }
+            match Place::of_image(&self.graph, name) {
+                Ok(place) => {
+                    let stored = stored_in(&self.graph, name).await?;
+                    if !stored.stored.bitmaps.is_empty() || place.store_path().exists() {
+                        let kept = self.add(Owner::Node(name.to_owned()), place, true);
+                        self.find_for(&kept, None).await?;
+                    }
+                }
+                Err(_) => self.show_read_only(name).await?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds the bitmaps of one drive or image. Returns their names.
+    async fn find_for(&self, kept: &Kept, drive: Option<&DriveSection>) -> Result<Vec<String>> {
+        let place = kept.inner.lock().place.clone();
+        let (opened, mut gone) = self.open_store(kept, &place)?;
+        let image = match place.node() {
+            Some(node) => Some(stored_in(&self.graph, node).await?),
+            None => None,
+        };
+        let mut bitmaps: Vec<Arc<Bitmap>> = Vec::new();
+        // Bitmaps that were lost before, if the store knows that.
+        let mut lost_before = None;
+        let size = self.graph.size_bytes(kept.owner.name())?;
+        if let Some(Opened { store, bitmaps: found, owner, heartbeat, clean, damage, .. }) = opened {
+            let owned = owner.as_deref().and_then(Owned::decode);
+            let outside = match owned.as_ref().and_then(|owned| self.witnessed(&owned.place)) {
+                Some(false) => {
+                    Some("its image was opened for writing by another program meanwhile".to_owned())
+                }
+                Some(true) => None,
+                None => changed_outside(&self.graph, kept.owner.name(), owned.as_ref(), clean, heartbeat),
+            };
+            if outside.is_none() {
+                lost_before = owned.map(|owned| owned.lost);
+            }
+            if let Some(damage) = damage {
+                tracing::warn!("{}: {damage}", store.path().display());
+            }
+            for found in found {
+                let name = found.record.name.to_string();
+                let in_image = image.as_ref().and_then(|image| image.bits.iter().find(|(n, _)| *n == name));
+                if in_image.is_some() {
+                    // It was put away into the image; the end of the program came between that and the end of this file.
+                    found.ledger.forget().map_err(Error::from)?;
+                    continue;
+                }
+                let (bitmap, trust) = take_found(found, kept, outside.as_deref());
+                self.report(kept, &name, trust, !clean);
+                bitmaps.push(Arc::new(bitmap));
+            }
+            store.heartbeat(SystemTime::now());
+            kept.inner.lock().store = Some(store);
+        }
+        if let Some(image) = &image {
+            gone = gone.or_else(|| image.stored.unreadable.clone());
+            self.take_image(kept, image, drive, size, lost_before.as_deref(), &mut bitmaps)?;
+        }
+        if let (Some(reason), Some(drive)) = (gone, drive) {
+            self.make_all_dirty(kept, drive, size, &reason, &mut bitmaps)?;
+        }
+        let names = bitmaps.iter().map(|bitmap| bitmap.name().to_string()).collect();
+        let mut change = self.graph.change().await;
+        for bitmap in bitmaps {
+            change.attach_bitmap(kept.owner.name(), bitmap)?;
+        }
+        change.commit().await?;
+        Ok(names)
+    }
+
+    /// Is it certain that nobody else wrote to the image since this program had its bitmaps in a file beside it? `None`:
+    /// it is no image, or not part of the graph any more.
+    fn witnessed(&self, place: &Place) -> Option<bool> {
+        let Place::Image { file, .. } = place else { return None };
+        let views = self.graph.nodes();
+        let of_file = |view: &&NodeView| {
+            view.node.open_node().witness().is_some()
+                && place::file_of(&self.graph, view.node.name()).as_ref() == Some(file)
+        };
+        views.iter().find(of_file)?.node.open_node().witness().map(|witness| witness.at_open)
+    }
+
+    /// Opens the file of a drive's or image's bitmaps, wherever the end of the program left it.
+    ///
+    /// Returns why, if there was one and not even names can be told from it.
+    fn open_store(&self, kept: &Kept, place: &Place) -> Result<(Option<Opened>, Option<String>)> {
+        let mut gone = None;
+        let options = OpenOptions::new(self.boot_id);
+        let path = place.store_path();
+        let mut candidates = vec![path.clone()];
+        candidates.extend(strays(&self.graph, &kept.owner, &path, self.boot_id));
+        for candidate in candidates {
+            if !candidate.exists() {
+                continue;
+            }
+            match Store::open(&candidate, &options) {
+                Ok(opened) => return Ok((Some(opened), gone)),
+                // It moved on to another file, or never came to count. The one that counts is among the candidates,
+                // or is named.
+                Err(driveline_store::Error::Superseded { by_path: other, .. })
+                | Err(driveline_store::Error::Incoming { from_path: other, .. }) => {
+                    if other.exists() && other != candidate {
+                        let opened = Store::open(&other, &options).map_err(store_error)?;
+                        return Ok((Some(opened), gone));
+                    }
+                    tracing::warn!(
+                        "{} does not count, and {} is not there",
+                        candidate.display(),
+                        other.display()
+                    );
+                }
+                Err(error) if is_past_reading(&error) => {
+                    let aside = candidate.with_extension("dlbitmaps.damaged");
+                    tracing::error!("{error}; it is kept as {}", aside.display());
+                    gone = Some(error.to_string());
+                    fs::rename(&candidate, &aside).map_err(|error| {
+                        Error::io(
+                            error.raw_os_error().unwrap_or(5),
+                            format_args!("renaming {}", candidate.display()),
+                        )
+                    })?;
+                }
+                Err(error) => return Err(store_error(error)),
+            }
+        }
+        Ok((None, gone))
+    }
+
+    /// Bitmaps that there should be, and of which nothing is left: everything may have changed.
+    fn make_all_dirty(
+        &self,
+        kept: &Kept,
+        drive: &DriveSection,
+        size: u64,
+        reason: &str,
+        bitmaps: &mut Vec<Arc<Bitmap>>,
+    ) -> Result<()> {
+        for section in &drive.bitmaps {
+            let name = section.name.get_ref();
+            let Some(durability) = section.durability else { continue };
+            if bitmaps.iter().any(|bitmap| bitmap.name().as_str() == name) {
+                continue;
+            }
+            let granularity = section.granularity.map(Granularity::new).transpose().map_err(Error::from)?;
+            let bitmap = Bitmap::new(
+                BitmapName::new(name).map_err(Error::from)?,
+                granularity.unwrap_or_default(),
+                size,
+            );
+            let bitmap = bitmap.with_view(section.view).with_recording(section.recording);
+            bitmap.mark_unconditionally(0..size);
+            bitmaps.push(self.keep(kept, bitmap, durability)?);
+            self.report(kept, name, Trust::AllDirty { reason: reason.to_owned() }, true);
+        }
+        Ok(())
+    }
+
+    /// Keeps a bitmap that was not in the store.
+    fn keep(&self, kept: &Kept, bitmap: Bitmap, durability: Durability) -> Result<Arc<Bitmap>> {
+        kept.store(self, bitmap.length())?;
+        let (record, granularity, view) = (bitmap.record(), bitmap.granularity(), bitmap.view());
+        let spec = Spec { record, granularity, view, durability };
+        let ledger = kept.inner.lock().store.as_ref().expect("it was just made").add(&spec);
+        bitmap.keep_in(ledger.map_err(store_error)?)?;
+        Ok(Arc::new(bitmap))
+    }
+
+    /// Takes over what a writable image holds, besides what was found in the file beside it.
+    fn take_image(
+        &self,
+        kept: &Kept,
+        image: &InImage,
+        drive: Option<&DriveSection>,
+        size: u64,
+        lost_before: Option<&[String]>,
+        bitmaps: &mut Vec<Arc<Bitmap>>,
+    ) -> Result<()> {
+        if let Some(why) = &image.stored.unreadable {
+            tracing::error!("{}: the bitmaps of its image cannot be told: {why}", kept.owner);
+        }
+        let mut foreign = Vec::new();
+        for stored in &image.stored.bitmaps {
+            if bitmaps.iter().any(|bitmap| bitmap.name().as_str() == stored.name) {
+                continue;
+            }
+            let section = drive
+                .and_then(|drive| drive.bitmaps.iter().find(|bitmap| *bitmap.name.get_ref() == stored.name));
+            let bits = image.bits.iter().find(|(name, _)| *name == stored.name).map(|(_, bits)| bits);
+            let wanted = section.and_then(|section| section.durability);
+            if bits.is_none() && lost_before.is_some_and(|before| !before.contains(&stored.name)) {
+                // It was removed, and the image was not told any more.
+                continue;
+            }
+            let (Ok(name), Some(granularity)) = (BitmapName::new(&stored.name), stored.granularity) else {
+                foreign.push(stored.name.clone());
+                self.report(kept, &stored.name, lost(stored), true);
+                continue;
+            };
+            let bitmap = Bitmap::new(name, granularity, size).with_view(view_for(&kept.owner, View::Drive));
+            let bitmap = match bits {
+                Some(bits) => {
+                    let bitmap = bitmap.with_recording(stored.recording);
+                    bits.iter_dirty().for_each(|range| bitmap.mark_unconditionally(range));
+                    self.report(kept, &stored.name, Trust::Exact, false);
+                    bitmap
+                }
+                None if wanted.is_some() => {
+                    bitmap.mark_unconditionally(0..size);
+                    let reason = why_lost(stored);
+                    self.report(kept, &stored.name, Trust::AllDirty { reason }, true);
+                    bitmap.with_recording(stored.recording)
+                }
+                None => {
+                    let node = kept.inner.lock().place.node().unwrap_or_default().to_owned();
+                    self.report(kept, &stored.name, lost(stored), true);
+                    foreign.push(stored.name.clone());
+                    bitmaps
+                        .push(Arc::new(bitmap.with_store(StoreBinding::Qcow2 { node }).with_lost_contents()));
+                    continue;
+                }
+            };
+            bitmaps.push(self.keep(kept, bitmap, wanted.unwrap_or_default())?);
+        }
+        let mut inner = kept.inner.lock();
+        inner.foreign = foreign;
+        let owned = kept.owned(&inner).encode();
+        inner.store.as_ref().map_or(Ok(()), |store| store.set_owner(&owned).map_err(store_error))
+    }
+
+    /// Shows the bitmaps of an image that may not be written, on its own node.
+    async fn show_read_only(&self, node: &str) -> Result<()> {
+        let image = stored_in(&self.graph, node).await?;
+        let size = self.graph.size_bytes(node)?;
+        let mut change = self.graph.change().await;
+        for stored in &image.stored.bitmaps {
+            let (Ok(name), Some(granularity)) = (BitmapName::new(&stored.name), stored.granularity) else {
+                continue;
+            };
+            let bitmap = Bitmap::new(name, granularity, size)
+                .with_view(View::Node)
+                .with_recording(stored.recording)
+                .with_store(StoreBinding::Qcow2 { node: node.to_owned() });
+            let bitmap = match image.bits.iter().find(|(name, _)| *name == stored.name) {
+                Some((_, bits)) => {
+                    bits.iter_dirty().for_each(|range| bitmap.mark_unconditionally(range));
+                    bitmap
+                }
+                None => bitmap.with_lost_contents(),
+            };
+            bitmap.set_readonly(true);
+            change.attach_bitmap(node, Arc::new(bitmap))?;
+        }
+        change.commit().await
+    }
+
+    pub(super) fn report(&self, kept: &Kept, name: &str, trust: Trust, crashed: bool) {
+        let report = Recovered { owner: kept.owner.name().to_owned(), name: name.to_owned(), trust, crashed };
+        match &report.trust {
+            Trust::Exact => tracing::info!("{report}"),
+            _ => tracing::warn!("{report}"),
+        }
+        self.reports.lock().push(report);
+    }
+}
+
+/// A bitmap of a store, as the graph takes it.
+fn take_found(found: Found, kept: &Kept, outside: Option<&str>) -> (Bitmap, Trust) {
+    let Found { ledger, granularity, view, record, bits, verdict, .. } = found;
+    let bitmap =
+        Bitmap::new(record.name.clone(), granularity, record.length).with_view(view_for(&kept.owner, view));
+    let bitmap = bitmap.found(ledger, &record, &bits);
+    let trust = match outside {
+        Some(reason) => {
+            bitmap.mark_unconditionally(0..record.length);
+            Trust::AllDirty { reason: reason.to_owned() }
+        }
+        None => verdict.into(),
+    };
+    (bitmap, trust)
+}
+
+/// Was it a store, of which not even the names of bitmaps are left? Another file is nobody's to touch.
+fn is_past_reading(error: &driveline_store::Error) -> bool {
+    use driveline_store::Error;
+    match error {
+        Error::NamesLost { .. } => true,
+        // Cut off to nothing, or overwritten by zeroes.
+        Error::Foreign { path, .. } => fs::read(path).is_ok_and(|bytes| bytes.iter().all(|byte| *byte == 0)),
+        _ => false,
+    }
+}
+
+fn why_lost(stored: &StoredBitmap) -> String {
+    stored.inconsistent.clone().unwrap_or_else(|| "it was in use when its program ended".to_owned())
+}
+
+fn lost(stored: &StoredBitmap) -> Trust {
+    Trust::Lost { reason: why_lost(stored) }
+}
+
+/// Asks an image what it holds, and loads what of it can be used.
+async fn stored_in(graph: &Graph, node: &str) -> Result<InImage> {
+    let image = Arc::new(Mutex::new(None));
+    let mut change = graph.change().await;
+    let result = image.clone();
+    change.visit(node, move |open, children| {
+        Box::pin(async move {
+            let stored = open.stored_bitmaps(&children).await?;
+            let mut bits = Vec::new();
+            for bitmap in &stored.bitmaps {
+                if bitmap.inconsistent.is_some() || stored.outdated {
+                    continue;
+                }
+                match open.load_bitmap(&children, &bitmap.name).await {
+                    Ok(loaded) => bits.push((bitmap.name.clone(), loaded)),
+                    // One that is damaged is lost, and keeps the others from nothing.
+                    Err(error) => tracing::error!("bitmap '{}': {error}", bitmap.name),
+                }
+            }
+            *result.lock() = Some(InImage { stored, bits });
+            Ok(())
+        })
+    })?;
+    change.commit().await?;
+    let image = image.lock().take();
+    Ok(image.expect("the visit was made"))
+}
+
+/// Files that hold the bitmaps of the same drive or image, but not where they belong: the program ended between a change
+/// of the graph and the move of its bitmaps.
+fn strays(graph: &Graph, owner: &Owner, belongs: &Path, boot_id: BootId) -> Vec<PathBuf> {
+    let files = place::files_below(graph, owner.name());
+    let mut directories: BTreeSet<&Path> = files.iter().filter_map(|file| file.parent()).collect();
+    directories.extend(belongs.parent());
+    let mut strays = Vec::new();
+    for directory in directories {
+        let Ok(entries) = fs::read_dir(directory) else { continue };
+        let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+        for path in
+            paths.filter(|path| path.extension().is_some_and(|end| end == "dlbitmaps") && *path != belongs)
+        {
+            let inspected = Store::inspect(&path, boot_id).ok();
+            let owned = inspected.and_then(|inspected| Owned::decode(inspected.owner.as_deref()?));
+            if owned.is_some_and(|owned| owned.owner == *owner) {
+                strays.push(path);
+            }
+        }
+    }
+    strays.sort();
+    strays
+}
+
+/// Why the images of a drive count as changed by somebody else since its bitmaps were kept up.
+fn changed_outside(
+    graph: &Graph,
+    target: &str,
+    owned: Option<&Owned>,
+    clean: bool,
+    heartbeat: Option<SystemTime>,
+) -> Option<String> {
+    let before = owned.and_then(|owned| owned.images.as_ref()).filter(|_| clean);
+    if clean && before.is_none() {
+        return None;
+    }
+    let differences = Fingerprint::take(&place::files_below(graph, target)).map(|now| match before {
+        Some(before) => before.differences(&now),
+        None => heartbeat.map(|last| now.changed_after(last + HEARTBEAT_SLACK)).unwrap_or_default(),
+    });
+    match differences {
+        Ok(differences) if differences.is_empty() => None,
+        Ok(differences) => Some(differences.join("; ")),
+        Err(error) => Some(format!("its images cannot be looked at: {error}")),
+    }
+}

@@ -1,0 +1,301 @@
+//! Persistent bitmaps: where each drive's are kept, how they are found again, and how they follow their drive.
+//!
+//! A [`driveline_store::Store`], a file beside the images, holds the bitmaps of a drive while the program runs, so that they
+//! survive whatever ends it. What the *place* of a drive's bitmaps says is where they are in between:
+//!
+//! ```text
+//!              while it runs, and after a crash         after an orderly end
+//!   a file     DIRECTORY/vda.dlbitmaps                  the same file, closed
+//!   a qcow2    DIRECTORY/active.qcow2.dlbitmaps         the image, as QEMU keeps bitmaps; the file is gone
+//! ```
+//!
+//! An image whose bitmaps are in such a file says that they are in use, as the format demands, and has a witness mark that
+//! every program takes away that opens it for writing: so a change from outside is noticed.
+
+mod find;
+mod follow;
+mod owner;
+mod place;
+mod report;
+mod save;
+
+pub use self::report::{Recovered, Trust};
+
+use self::place::Place;
+use driveline_bitmap::{Bitmap, Durability, Ledger, StoreBinding, View};
+use driveline_graph::{Error, Graph, Keeper, Kind, NodeId, Result, Root};
+use driveline_store::{BootId, LogOptions, Options, Spec, Store};
+use parking_lot::Mutex;
+use std::{
+    collections::BTreeSet,
+    fmt,
+    path::{Path, PathBuf},
+    sync::{Arc, Weak},
+};
+
+/// All stores of the program.
+#[derive(Debug)]
+pub(crate) struct Stores {
+    graph: Graph,
+    boot_id: BootId,
+    state: Mutex<State>,
+    /// Rings when there may be something to follow.
+    changed: event_listener::Event,
+    reports: Mutex<Vec<Recovered>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    kept: Vec<Arc<Kept>>,
+    in_batch: bool,
+    /// The program ends: nothing follows any more.
+    closing: bool,
+    /// Images whose bitmaps were looked for.
+    seen: BTreeSet<NodeId>,
+}
+
+/// Whose bitmaps a store keeps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Owner {
+    /// A drive's, wherever they are attached.
+    Drive(String),
+    /// Those of an image that is no drive's place.
+    Node(String),
+}
+
+impl Owner {
+    /// The name of the drive or node.
+    pub(crate) fn name(&self) -> &str {
+        match self {
+            Owner::Drive(name) | Owner::Node(name) => name,
+        }
+    }
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Owner::Drive(name) => write!(f, "drive '{name}'"),
+            Owner::Node(name) => write!(f, "node '{name}'"),
+        }
+    }
+}
+
+/// The bitmaps of one drive or image, and what keeps them.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    owner: Owner,
+    inner: Mutex<KeptInner>,
+}
+
+#[derive(Debug)]
+struct KeptInner {
+    place: Place,
+    /// The configuration or a monitor said the place: it does not change by itself.
+    fixed: bool,
+    /// None as long as no bitmap is persistent.
+    store: Option<Store>,
+    /// Keeps the image from going away.
+    pin: Option<Root>,
+    /// The bitmaps that the image knows to be in use.
+    announced: Vec<String>,
+    /// Bitmaps of the image that this program has nothing to do with; their names.
+    foreign: Vec<String>,
+}
+
+impl Stores {
+    /// Keeps the persistent bitmaps of a graph.
+    ///
+    /// Errors: the system does not tell which boot this is.
+    pub(crate) fn new(graph: &Graph) -> Result<Arc<Self>> {
+        let boot_id = BootId::current()
+            .map_err(|error| Error::io(error.raw_os_error().unwrap_or(5), "reading the boot id"))?;
+        let stores = Arc::new(Self {
+            graph: graph.clone(),
+            boot_id,
+            state: Mutex::default(),
+            changed: event_listener::Event::new(),
+            reports: Mutex::default(),
+        });
+        graph.set_keeper(Arc::new(Clerk(Arc::downgrade(&stores))));
+        let bell = Arc::downgrade(&stores);
+        graph.on_event(move |event| {
+            if let (driveline_graph::Event::Changed, Some(stores)) = (event, bell.upgrade()) {
+                stores.changed.notify(usize::MAX);
+            }
+        });
+        Ok(stores)
+    }
+
+    /// What became of the bitmaps that were found.
+    pub(crate) fn reports(&self) -> Vec<Recovered> {
+        self.reports.lock().clone()
+    }
+
+    fn clerk(self: &Arc<Self>) -> Arc<dyn Keeper> {
+        Arc::new(Clerk(Arc::downgrade(self)))
+    }
+
+    /// Begins to follow changes of the graph. Images know of their bitmaps before this returns.
+    pub(crate) async fn begin(self: &Arc<Self>, engine: &driveline_engine::Handle) {
+        self.settle().await;
+        engine.spawn(self.clone().follow()).detach();
+        engine.spawn(self.clone().beat()).detach();
+    }
+
+    fn all(&self) -> Vec<Arc<Kept>> {
+        self.state.lock().kept.clone()
+    }
+
+    fn add(&self, owner: Owner, place: Place, fixed: bool) -> Arc<Kept> {
+        let inner =
+            KeptInner { place, fixed, store: None, pin: None, announced: Vec::new(), foreign: Vec::new() };
+        let kept = Arc::new(Kept { owner, inner: Mutex::new(inner) });
+        self.state.lock().kept.push(kept.clone());
+        kept
+    }
+
+    /// What keeps the bitmaps of a drive or node, by its name.
+    ///
+    /// A node's are those of its drive, if it is what the drive shows: its top image, or a filter above that. Another
+    /// image can keep its own.
+    fn of(&self, target: &str) -> Result<Arc<Kept>> {
+        let named = |name: &str| self.all().into_iter().find(|kept| kept.owner.name() == name);
+        if let Some(kept) = named(target) {
+            return Ok(kept);
+        }
+        let is_drive = self.graph.is_drive(target);
+        let drives = self.graph.drives();
+        let shown = |name: &str| place::shown(&self.graph, name).iter().any(|node| **node == *target);
+        let drive = drives.iter().find(|drive| is_drive && *drive.name == *target || shown(&drive.name));
+        if let Some(drive) = drive {
+            if let Some(kept) = named(&drive.name) {
+                return Ok(kept);
+            }
+            let place = Place::default_for(&self.graph, &drive.name)?;
+            return Ok(self.add(Owner::Drive(drive.name.to_string()), place, false));
+        }
+        let place = Place::of_image(&self.graph, target)?;
+        Ok(self.add(Owner::Node(target.to_owned()), place, true))
+    }
+
+    /// All bitmaps that a store keeps, with the nodes that they are on now.
+    fn bitmaps_of(&self, store: &Path) -> Vec<Arc<Bitmap>> {
+        let here = StoreBinding::Sidecar { path: store.to_owned() };
+        let nodes = self.graph.nodes();
+        let bitmaps = nodes.iter().flat_map(|view| view.bitmaps.iter());
+        bitmaps
+            .filter(|bitmap| bitmap.ledger().is_some() && bitmap.store().as_ref() == Some(&here))
+            .cloned()
+            .collect()
+    }
+}
+
+impl Kept {
+    /// What the store says of itself while it is in use.
+    fn owned(&self, inner: &KeptInner) -> owner::Owned {
+        let (place, lost) = (inner.place.clone(), inner.foreign.clone());
+        owner::Owned { owner: self.owner.clone(), place, lost, images: None }
+    }
+
+    /// The store, made if there is none yet. `in_batch`: its records wait for the batch.
+    fn store(&self, stores: &Stores, drive_size: u64) -> Result<()> {
+        let mut inner = self.inner.lock();
+        if inner.store.is_none() {
+            let path = inner.place.store_path();
+            let owner = self.owned(&inner);
+            let options = Options {
+                drive_size,
+                boot_id: stores.boot_id,
+                owner: owner.encode(),
+                log: LogOptions::default(),
+            };
+            let store = Store::create(&path, &options).map_err(store_error)?;
+            store.heartbeat(std::time::SystemTime::now());
+            if stores.state.lock().in_batch {
+                store.begin_batch().map_err(store_error)?;
+            }
+            inner.store = Some(store);
+        }
+        Ok(())
+    }
+}
+
+/// The graph's keeper. It does not keep the stores alive, since they have the graph.
+#[derive(Debug)]
+struct Clerk(Weak<Stores>);
+
+impl Clerk {
+    fn stores(&self) -> Result<Arc<Stores>> {
+        let ending = || Error::new(Kind::NotSupported, "the program is ending");
+        self.0.upgrade().filter(|stores| !stores.state.lock().closing).ok_or_else(ending)
+    }
+}
+
+impl Keeper for Clerk {
+    fn new_ledger(&self, target: &str, bitmap: &Bitmap, durability: Durability) -> Result<Arc<dyn Ledger>> {
+        let stores = self.stores()?;
+        let kept = stores.of(target)?;
+        kept.inner.lock().place.check(bitmap)?;
+        kept.store(&stores, bitmap.length())?;
+        let spec = Spec {
+            record: bitmap.record(),
+            granularity: bitmap.granularity(),
+            view: bitmap.view(),
+            durability,
+        };
+        let inner = kept.inner.lock();
+        inner.store.as_ref().expect("it was just made").add(&spec).map_err(store_error)
+    }
+
+    fn begin_batch(&self) {
+        let Ok(stores) = self.stores() else { return };
+        stores.state.lock().in_batch = true;
+        for kept in stores.all() {
+            if let Some(store) = &kept.inner.lock().store
+                && let Err(error) = store.begin_batch()
+            {
+                tracing::error!("{error}");
+            }
+        }
+    }
+
+    fn end_batch(&self) -> Result<()> {
+        let Ok(stores) = self.stores() else { return Ok(()) };
+        stores.state.lock().in_batch = false;
+        let mut first = Ok(());
+        for kept in stores.all() {
+            if let Some(store) = &kept.inner.lock().store {
+                first = first.and(store.end_batch().map_err(store_error));
+            }
+        }
+        first
+    }
+}
+
+/// An error of a store, as one of the graph.
+fn store_error(error: driveline_store::Error) -> Error {
+    match &error {
+        driveline_store::Error::Io { source, .. } => {
+            Error::io_text(source.raw_os_error().unwrap_or(5), format_args!("{error}: {source}"))
+        }
+        driveline_store::Error::Locked { .. } => Error::new(Kind::Busy, error),
+        driveline_store::Error::HeaderFull { .. } => Error::io_text(28, error),
+        _ => Error::io_text(5, error),
+    }
+}
+
+/// A bitmap of a drive shows the drive; one of another image, that image.
+fn view_for(owner: &Owner, view: View) -> View {
+    match owner {
+        Owner::Drive(_) => view,
+        Owner::Node(_) => View::Node,
+    }
+}
+
+/// The file beside an image in which its bitmaps are while somebody has them.
+fn beside(image: &Path) -> PathBuf {
+    let mut name = image.as_os_str().to_owned();
+    name.push(".dlbitmaps");
+    name.into()
+}

@@ -1,0 +1,171 @@
+//! At the end: bitmaps go where they are between two runs of the program.
+
+use super::{
+    Kept, Stores,
+    owner::Owned,
+    place::{self, Place},
+    store_error,
+};
+use driveline_bitmap::{Bitmap, Bits, Granularity};
+use driveline_graph::{BitmapToStore, Error, Graph, Result};
+use driveline_store::{Fingerprint, Store};
+use std::{fs, io, path::PathBuf, sync::Arc};
+
+/// Stores that stay files, with the images that they are about, for the time when those are closed.
+#[derive(Debug, Default)]
+pub(crate) struct Remaining(Vec<(Arc<Kept>, Store, Vec<PathBuf>)>);
+
+/// A bitmap for an image, by value: what is done in a graph change outlives who asks for it.
+pub(super) struct ForImage {
+    name: String,
+    granularity: Granularity,
+    recording: bool,
+    /// None: it is in use, in a file beside the image.
+    bits: Option<Bits>,
+}
+
+impl ForImage {
+    pub(super) fn in_use(bitmap: &Bitmap) -> Self {
+        Self { bits: None, ..Self::with_bits(bitmap, Bits::new(bitmap.granularity(), 0)) }
+    }
+
+    fn borrow(&self) -> BitmapToStore<'_> {
+        BitmapToStore {
+            name: &self.name,
+            granularity: self.granularity,
+            recording: self.recording,
+            in_use: self.bits.is_none(),
+            bits: self.bits.as_ref(),
+        }
+    }
+
+    fn with_bits(bitmap: &Bitmap, bits: Bits) -> Self {
+        let (name, granularity) = (bitmap.name().to_string(), bitmap.granularity());
+        Self { name, granularity, recording: bitmap.is_recording(), bits: Some(bits) }
+    }
+}
+
+/// Makes these the bitmaps of an image, and sets or takes away its witness.
+pub(super) async fn put_into_image(
+    graph: &Graph,
+    node: &str,
+    bitmaps: Vec<ForImage>,
+    witness: bool,
+) -> Result<()> {
+    let mut change = graph.change().await;
+    let read_only = graph.view_node(node)?.read_only;
+    if read_only {
+        // A job was done with it meanwhile. Nobody else writes there now.
+        change.set_read_only(node, false)?;
+    }
+    change.visit(node, move |open, children| {
+        Box::pin(async move {
+            let bitmaps: Vec<BitmapToStore<'_>> = bitmaps.iter().map(ForImage::borrow).collect();
+            if witness {
+                open.set_witness(&children, true).await?;
+            }
+            open.store_bitmaps(&children, &bitmaps).await?;
+            if !witness {
+                open.set_witness(&children, false).await?;
+            }
+            Ok(())
+        })
+    })?;
+    change.commit().await?;
+    if read_only {
+        let mut change = graph.change().await;
+        change.set_read_only(node, true)?;
+        change.commit().await?;
+    }
+    Ok(())
+}
+
+impl Stores {
+    /// Puts the bitmaps of images into them, while they are open and nothing is in flight. What stays a file is returned,
+    /// for [`Stores::close_files`]. Goes on after an error, and returns the first.
+    pub(crate) async fn save(&self) -> (Remaining, Result<()>) {
+        self.state.lock().closing = true;
+        self.changed.notify(usize::MAX);
+        let (mut remaining, mut first) = (Remaining::default(), Ok(()));
+        for kept in self.all() {
+            let (store, place) = {
+                let mut inner = kept.inner.lock();
+                inner.pin = None;
+                (inner.store.take(), inner.place.clone())
+            };
+            let Some(store) = store else { continue };
+            let bitmaps = self.bitmaps_of(&store.path());
+            let saved = match &place {
+                Place::Image { node, .. } => self.save_image(&kept, node, &bitmaps).await.map(|()| true),
+                Place::File(_) => Ok(bitmaps.is_empty()),
+            };
+            match saved {
+                Ok(true) => {
+                    let path = store.path();
+                    drop(store);
+                    let removed = remove(&path);
+                    first = first.and(removed);
+                }
+                not_all => {
+                    let files = place::files_below(&self.graph, kept.owner.name());
+                    remaining.0.push((kept.clone(), store, files));
+                    if let Err(error) = not_all {
+                        tracing::error!("bitmaps of {} stay beside their image: {error}", kept.owner);
+                        first = first.and(Err(error));
+                    }
+                }
+            }
+        }
+        (remaining, first)
+    }
+
+    pub(super) async fn save_image(&self, kept: &Kept, node: &str, bitmaps: &[Arc<Bitmap>]) -> Result<()> {
+        let mut stored: Vec<ForImage> = bitmaps
+            .iter()
+            .filter(|bitmap| bitmap.ledger().is_some())
+            .map(|bitmap| ForImage::with_bits(bitmap, bitmap.bits().clone()))
+            .collect();
+        stored.extend(self.lost_of(kept).iter().map(|bitmap| ForImage::in_use(bitmap)));
+        put_into_image(&self.graph, node, stored, false).await
+    }
+
+    /// Bitmaps of an image whose contents are lost, and which nobody removed: the image keeps them as they are.
+    pub(super) fn lost_of(&self, kept: &Kept) -> Vec<Arc<Bitmap>> {
+        let nodes = self.graph.nodes();
+        let foreign = kept.inner.lock().foreign.clone();
+        let lost = |bitmap: &&Arc<Bitmap>| {
+            bitmap.is_inconsistent() && foreign.iter().any(|name| *name == *bitmap.name().as_str())
+        };
+        nodes.iter().flat_map(|view| view.bitmaps.iter()).filter(lost).cloned().collect()
+    }
+
+    /// Closes the stores that stay files, once the images are closed: then they know what those look like.
+    pub(crate) fn close_files(&self, remaining: Remaining) -> Result<()> {
+        let mut first = Ok(());
+        for (kept, store, files) in remaining.0 {
+            let path = store.path();
+            let owned = kept.owned(&kept.inner.lock());
+            let closed = Fingerprint::take(&files)
+                .map_err(|error| Error::io_text(error.raw_os_error().unwrap_or(5), error))
+                .and_then(|images| {
+                    let owned = Owned { images: Some(images), ..owned };
+                    store.set_owner(&owned.encode()).map_err(store_error)?;
+                    store.close_clean().map_err(store_error)
+                });
+            if let Err(error) = closed {
+                tracing::error!("{}: {error}", path.display());
+                first = first.and(Err(error));
+            }
+        }
+        first
+    }
+}
+
+pub(super) fn remove(path: &std::path::Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Error::io(error.raw_os_error().unwrap_or(5), format_args!("removing {}", path.display())))
+        }
+        _ => Ok(()),
+    }
+}
