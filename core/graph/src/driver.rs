@@ -297,6 +297,11 @@ pub trait OpenNode: Send + Sync {
         None
     }
 
+    /// That file as it was when the node was opened and had it for itself, before the node or its parents changed anything.
+    fn file_at_open(&self) -> Option<&std::fs::Metadata> {
+        None
+    }
+
     /// What there is to say about it, for queries (a JSON object).
     fn details(&self) -> serde_json::Value {
         serde_json::Value::Object(Options::new())

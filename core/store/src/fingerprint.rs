@@ -23,6 +23,15 @@ pub struct ImageFile {
     pub mtime_ns: i64,
 }
 
+impl ImageFile {
+    /// A file as it was when it was looked at.
+    pub fn of(path: &Path, found: &std::fs::Metadata) -> Self {
+        let mtime_ns = found.mtime().saturating_mul(1_000_000_000).saturating_add(found.mtime_nsec());
+        let (device, inode, size) = (found.dev(), found.ino(), found.size());
+        ImageFile { path: path.to_owned(), device, inode, size, mtime_ns }
+    }
+}
+
 /// The image files of a drive at one moment: who changes one of them without the bitmaps' knowledge leaves a trace.
 ///
 /// ```
@@ -55,9 +64,7 @@ impl Fingerprint {
             let path = path.as_ref();
             let found = std::fs::metadata(path)
                 .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
-            let mtime_ns = found.mtime().saturating_mul(1_000_000_000).saturating_add(found.mtime_nsec());
-            let (device, inode, size) = (found.dev(), found.ino(), found.size());
-            Ok(ImageFile { path: path.to_owned(), device, inode, size, mtime_ns })
+            Ok(ImageFile::of(path, &found))
         };
         Ok(Fingerprint { files: paths.iter().map(look).collect::<io::Result<_>>()? })
     }

@@ -1,27 +1,12 @@
 //! At the start: what stores and images hold becomes bitmaps of drives and nodes, whatever ended the program before.
 
-use super::{
-    Kept, Owner, Recovered, Stores, Trust,
-    owner::Owned,
-    place::{self, Place},
-    store_error, view_for,
-};
+use super::{Kept, Owner, Recovered, Stores, Trust, owner::Owned, place::Place, store_error, view_for};
 use crate::config::{Config, DriveSection};
 use driveline_bitmap::{Bitmap, BitmapName, Bits, Durability, Granularity, StoreBinding, View};
-use driveline_graph::{Error, Graph, NodeView, Result, StoredBitmap, StoredBitmaps};
-use driveline_store::{BootId, Fingerprint, Found, OpenOptions, Opened, Spec, Store};
+use driveline_graph::{Error, Graph, Result, StoredBitmap, StoredBitmaps};
+use driveline_store::{Found, Opened, Spec};
 use parking_lot::Mutex;
-use std::{
-    collections::BTreeSet,
-    fs,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
-
-/// How much later than the last sign of life of its process an image may have been changed, and still count as changed by
-/// that process: signs come every second.
-const HEARTBEAT_SLACK: Duration = Duration::from_secs(3);
+use std::{sync::Arc, time::SystemTime};
 
 /// What an image holds.
 struct InImage {
@@ -91,44 +76,18 @@ impl Stores {
     /// Finds the bitmaps of one drive or image. Returns their names.
     async fn find_for(&self, kept: &Kept, drive: Option<&DriveSection>) -> Result<Vec<String>> {
         let place = kept.inner.lock().place.clone();
-        let (opened, mut gone) = self.open_store(kept, &place)?;
+        let (opened, mut gone) = self.open_stores(kept, &place)?;
         let image = match place.node() {
             Some(node) => Some(stored_in(&self.graph, node).await?),
             None => None,
         };
         let mut bitmaps: Vec<Arc<Bitmap>> = Vec::new();
-        // Bitmaps that were lost before, if the store knows that.
-        let mut lost_before = None;
+        // Bitmaps that were lost before, if the stores know that.
+        let mut lost_before = (!opened.is_empty()).then(Vec::new);
         let size = self.graph.size_bytes(kept.owner.name())?;
-        if let Some(Opened { store, bitmaps: found, owner, heartbeat, clean, damage, .. }) = opened {
-            let owned = owner.as_deref().and_then(Owned::decode);
-            let outside = match owned.as_ref().and_then(|owned| self.witnessed(&owned.place)) {
-                Some(false) => {
-                    Some("its image was opened for writing by another program meanwhile".to_owned())
-                }
-                Some(true) => None,
-                None => changed_outside(&self.graph, kept.owner.name(), owned.as_ref(), clean, heartbeat),
-            };
-            if outside.is_none() {
-                lost_before = owned.map(|owned| owned.lost);
-            }
-            if let Some(damage) = damage {
-                tracing::warn!("{}: {damage}", store.path().display());
-            }
-            for found in found {
-                let name = found.record.name.to_string();
-                let in_image = image.as_ref().and_then(|image| image.bits.iter().find(|(n, _)| *n == name));
-                if in_image.is_some() {
-                    // It was put away into the image; the end of the program came between that and the end of this file.
-                    found.ledger.forget().map_err(Error::from)?;
-                    continue;
-                }
-                let (bitmap, trust) = take_found(found, kept, outside.as_deref());
-                self.report(kept, &name, trust, !clean);
-                bitmaps.push(Arc::new(bitmap));
-            }
-            store.heartbeat(SystemTime::now());
-            kept.inner.lock().store = Some(store);
+        for opened in opened {
+            let lost = self.take_store(kept, opened, image.as_ref(), &mut bitmaps)?;
+            lost_before = lost_before.zip(lost).map(|(before, lost)| [before, lost].concat());
         }
         if let Some(image) = &image {
             gone = gone.or_else(|| image.stored.unreadable.clone());
@@ -146,62 +105,58 @@ impl Stores {
         Ok(names)
     }
 
-    /// Is it certain that nobody else wrote to the image since this program had its bitmaps in a file beside it? `None`:
-    /// it is no image, or not part of the graph any more.
-    fn witnessed(&self, place: &Place) -> Option<bool> {
-        let Place::Image { file, .. } = place else { return None };
-        let views = self.graph.nodes();
-        let of_file = |view: &&NodeView| {
-            view.node.open_node().witness().is_some()
-                && place::file_of(&self.graph, view.node.name()).as_ref() == Some(file)
-        };
-        views.iter().find(of_file)?.node.open_node().witness().map(|witness| witness.at_open)
-    }
-
-    /// Opens the file of a drive's or image's bitmaps, wherever the end of the program left it.
+    /// Takes over what a store holds. The first one goes on keeping it; what is in others comes to that.
     ///
-    /// Returns why, if there was one and not even names can be told from it.
-    fn open_store(&self, kept: &Kept, place: &Place) -> Result<(Option<Opened>, Option<String>)> {
-        let mut gone = None;
-        let options = OpenOptions::new(self.boot_id);
-        let path = place.store_path();
-        let mut candidates = vec![path.clone()];
-        candidates.extend(strays(&self.graph, &kept.owner, &path, self.boot_id));
-        for candidate in candidates {
-            if !candidate.exists() {
+    /// Returns the bitmaps of the image that were lost before; nothing, if somebody else may have had the image since.
+    fn take_store(
+        &self,
+        kept: &Kept,
+        opened: Opened,
+        image: Option<&InImage>,
+        bitmaps: &mut Vec<Arc<Bitmap>>,
+    ) -> Result<Option<Vec<String>>> {
+        let Opened { store, bitmaps: found, owner, heartbeat, clean, damage, .. } = opened;
+        let owned = owner.as_deref().and_then(Owned::decode);
+        let outside = self.changed_outside(kept.owner.name(), owned.as_ref(), clean, heartbeat);
+        if let Some(damage) = damage {
+            tracing::warn!("{}: {damage}", store.path().display());
+        }
+        let path = store.path();
+        let first = kept.inner.lock().store.is_none();
+        store.heartbeat(SystemTime::now());
+        let mut rest = Some(store);
+        if first {
+            kept.inner.lock().store = rest.take();
+        }
+        for found in found {
+            let name = found.record.name.to_string();
+            let in_image = image.and_then(|image| image.bits.iter().find(|(in_image, _)| *in_image == name));
+            if in_image.is_some() {
+                // It was put away into the image; the end of the program came between that and the end of this file.
+                found.ledger.forget().map_err(Error::from)?;
                 continue;
             }
-            match Store::open(&candidate, &options) {
-                Ok(opened) => return Ok((Some(opened), gone)),
-                // It moved on to another file, or never came to count. The one that counts is among the candidates,
-                // or is named.
-                Err(driveline_store::Error::Superseded { by_path: other, .. })
-                | Err(driveline_store::Error::Incoming { from_path: other, .. }) => {
-                    if other.exists() && other != candidate {
-                        let opened = Store::open(&other, &options).map_err(store_error)?;
-                        return Ok((Some(opened), gone));
-                    }
-                    tracing::warn!(
-                        "{} does not count, and {} is not there",
-                        candidate.display(),
-                        other.display()
-                    );
+            let durability = found.durability;
+            let (bitmap, trust) = take_found(found, kept, outside.as_deref());
+            self.report(kept, &name, trust, !clean);
+            let namesake = bitmaps.iter().find(|bitmap| bitmap.name().as_str() == name);
+            match namesake {
+                _ if first => bitmaps.push(Arc::new(bitmap)),
+                // It was on its way from this store to the other one, or there were two: both together lose nothing.
+                Some(namesake) => {
+                    bitmap.bits().iter_dirty().for_each(|dirty| namesake.mark_unconditionally(dirty))
                 }
-                Err(error) if is_past_reading(&error) => {
-                    let aside = candidate.with_extension("dlbitmaps.damaged");
-                    tracing::error!("{error}; it is kept as {}", aside.display());
-                    gone = Some(error.to_string());
-                    fs::rename(&candidate, &aside).map_err(|error| {
-                        Error::io(
-                            error.raw_os_error().unwrap_or(5),
-                            format_args!("renaming {}", candidate.display()),
-                        )
-                    })?;
+                None => {
+                    bitmap.let_go();
+                    bitmaps.push(self.keep(kept, bitmap, durability)?);
                 }
-                Err(error) => return Err(store_error(error)),
             }
         }
-        Ok((None, gone))
+        if let Some(store) = rest {
+            drop(store);
+            super::save::remove(&path)?;
+        }
+        Ok(owned.filter(|_| outside.is_none()).map(|owned| owned.lost))
     }
 
     /// Bitmaps that there should be, and of which nothing is left: everything may have changed.
@@ -301,7 +256,7 @@ impl Stores {
         }
         let mut inner = kept.inner.lock();
         inner.foreign = foreign;
-        let owned = kept.owned(&inner).encode();
+        let owned = kept.owned(self, &inner).encode();
         inner.store.as_ref().map_or(Ok(()), |store| store.set_owner(&owned).map_err(store_error))
     }
 
@@ -357,17 +312,6 @@ fn take_found(found: Found, kept: &Kept, outside: Option<&str>) -> (Bitmap, Trus
     (bitmap, trust)
 }
 
-/// Was it a store, of which not even the names of bitmaps are left? Another file is nobody's to touch.
-fn is_past_reading(error: &driveline_store::Error) -> bool {
-    use driveline_store::Error;
-    match error {
-        Error::NamesLost { .. } => true,
-        // Cut off to nothing, or overwritten by zeroes.
-        Error::Foreign { path, .. } => fs::read(path).is_ok_and(|bytes| bytes.iter().all(|byte| *byte == 0)),
-        _ => false,
-    }
-}
-
 fn why_lost(stored: &StoredBitmap) -> String {
     stored.inconsistent.clone().unwrap_or_else(|| "it was in use when its program ended".to_owned())
 }
@@ -402,51 +346,4 @@ async fn stored_in(graph: &Graph, node: &str) -> Result<InImage> {
     change.commit().await?;
     let image = image.lock().take();
     Ok(image.expect("the visit was made"))
-}
-
-/// Files that hold the bitmaps of the same drive or image, but not where they belong: the program ended between a change
-/// of the graph and the move of its bitmaps.
-fn strays(graph: &Graph, owner: &Owner, belongs: &Path, boot_id: BootId) -> Vec<PathBuf> {
-    let files = place::files_below(graph, owner.name());
-    let mut directories: BTreeSet<&Path> = files.iter().filter_map(|file| file.parent()).collect();
-    directories.extend(belongs.parent());
-    let mut strays = Vec::new();
-    for directory in directories {
-        let Ok(entries) = fs::read_dir(directory) else { continue };
-        let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
-        for path in
-            paths.filter(|path| path.extension().is_some_and(|end| end == "dlbitmaps") && *path != belongs)
-        {
-            let inspected = Store::inspect(&path, boot_id).ok();
-            let owned = inspected.and_then(|inspected| Owned::decode(inspected.owner.as_deref()?));
-            if owned.is_some_and(|owned| owned.owner == *owner) {
-                strays.push(path);
-            }
-        }
-    }
-    strays.sort();
-    strays
-}
-
-/// Why the images of a drive count as changed by somebody else since its bitmaps were kept up.
-fn changed_outside(
-    graph: &Graph,
-    target: &str,
-    owned: Option<&Owned>,
-    clean: bool,
-    heartbeat: Option<SystemTime>,
-) -> Option<String> {
-    let before = owned.and_then(|owned| owned.images.as_ref()).filter(|_| clean);
-    if clean && before.is_none() {
-        return None;
-    }
-    let differences = Fingerprint::take(&place::files_below(graph, target)).map(|now| match before {
-        Some(before) => before.differences(&now),
-        None => heartbeat.map(|last| now.changed_after(last + HEARTBEAT_SLACK)).unwrap_or_default(),
-    });
-    match differences {
-        Ok(differences) if differences.is_empty() => None,
-        Ok(differences) => Some(differences.join("; ")),
-        Err(error) => Some(format!("its images cannot be looked at: {error}")),
-    }
 }

@@ -49,6 +49,10 @@ impl Stores {
 
     /// Makes places, images and pins what they should be now. What fails is logged, and tried again at the next change.
     pub(crate) async fn settle(self: &Arc<Self>) {
+        let _turn = self.turn.lock().await;
+        if self.state.lock().closing {
+            return;
+        }
         self.adopt_writable().await;
         for kept in self.all() {
             if let Err(error) = self.settle_one(&kept).await {
@@ -57,7 +61,7 @@ impl Stores {
         }
     }
 
-    async fn settle_one(&self, kept: &Arc<Kept>) -> Result<()> {
+    async fn settle_one(self: &Arc<Self>, kept: &Arc<Kept>) -> Result<()> {
         let (place, fixed, has_store) = {
             let inner = kept.inner.lock();
             (inner.place.clone(), inner.fixed, inner.store.is_some())
@@ -68,20 +72,36 @@ impl Stores {
             }
             _ => place.clone(),
         };
-        if has_store {
-            self.move_to(kept, &wanted).await?;
-        } else {
-            kept.inner.lock().place = wanted.clone();
+        if !has_store {
+            kept.inner.lock().place = wanted;
+            return Ok(());
         }
-        if has_store && let Some(node) = wanted.node() {
-            self.announce(kept, node).await?;
+        let wanted = self.unless_taken(kept, wanted);
+        self.move_to(kept, &wanted).await?;
+        match wanted.node() {
+            Some(node) => self.announce(kept, node).await,
+            None => Ok(()),
         }
-        Ok(())
+    }
+
+    /// An image that keeps bitmaps of its own has no room for a drive's as long as the program runs: those are in a file of
+    /// the drive's name beside it, and come into the image when the drive is next opened there.
+    fn unless_taken(&self, kept: &Arc<Kept>, wanted: Place) -> Place {
+        let Some(node) = wanted.node() else { return wanted };
+        let taken = |other: &Arc<Kept>| {
+            let inner = (!Arc::ptr_eq(other, kept)).then(|| other.inner.lock());
+            inner.is_some_and(|inner| inner.place.node() == Some(node) && inner.store.is_some())
+        };
+        if !self.all().iter().any(taken) {
+            return wanted;
+        }
+        let path = wanted.store_path().with_file_name(format!("{}.dlbitmaps", kept.owner.name()));
+        Place::File(path)
     }
 
     /// Moves the bitmaps of a drive to another place: the new one is written before the old one is dropped, and at every
     /// moment exactly one of them counts.
-    pub(super) async fn move_to(&self, kept: &Arc<Kept>, place: &Place) -> Result<()> {
+    pub(super) async fn move_to(self: &Arc<Self>, kept: &Arc<Kept>, place: &Place) -> Result<()> {
         let (path, before) = {
             let inner = kept.inner.lock();
             let Some(store) = &inner.store else { return Ok(()) };
@@ -91,11 +111,17 @@ impl Stores {
             kept.inner.lock().place = place.clone();
             return Ok(());
         }
+        // The image knows before they come: from the first moment a change of it from outside would be noticed.
+        if let Some(node) = place.node() {
+            let bitmaps = self.bitmaps_of(&path).into_iter().chain(self.lost_of(kept));
+            let stored = bitmaps.map(|bitmap| ForImage::in_use(&bitmap)).collect();
+            put_into_image(&self.graph, node, stored, true).await?;
+        }
         let root = self.graph.node_or_drive(kept.owner.name())?;
         let mut change = self.graph.change().await;
-        let (moved, to) = (kept.clone(), place.clone());
+        let (stores, moved, to) = (self.clone(), kept.clone(), place.clone());
         let work = move |_| {
-            let result = moved.move_store(&to);
+            let result = moved.move_store(&stores, &to);
             Box::pin(async move { result }) as driveline_graph::BoxFuture<'static, Result<()>>
         };
         change.while_drained_first(&[root.name()], work)?;
@@ -142,7 +168,7 @@ impl Stores {
         inner.pin = pin;
         inner.announced = names;
         inner.foreign = lost.iter().map(|bitmap| bitmap.name().to_string()).collect();
-        let owned = kept.owned(&inner).encode();
+        let owned = kept.owned(self, &inner).encode();
         if let Some(store) = &inner.store {
             store.set_owner(&owned).map_err(store_error)?;
         }
@@ -220,7 +246,11 @@ impl Stores {
     /// Moves a drive's bitmaps to a place that somebody names. It does not follow the drive any more then.
     ///
     /// Errors: the place cannot keep them; they stay where they are then.
-    pub(crate) async fn rebind(&self, target: &str, place: &crate::config::StorePlace) -> Result<()> {
+    pub(crate) async fn rebind(
+        self: &Arc<Self>,
+        target: &str,
+        place: &crate::config::StorePlace,
+    ) -> Result<()> {
         let kept = self.of(target)?;
         let place = Place::configured(&self.graph, place)?;
         let path = kept.inner.lock().store.as_ref().map(|store| store.path());
@@ -231,6 +261,7 @@ impl Stores {
             let there = place.store_path();
             return Err(Error::new(Kind::Exists, format_args!("{} is there already", there.display())));
         }
+        let _turn = self.turn.lock().await;
         self.move_to(&kept, &place).await?;
         {
             let mut inner = kept.inner.lock();
@@ -257,7 +288,7 @@ impl Stores {
 
 impl Kept {
     /// The store becomes another file, while nothing is marked, and within a change of the graph.
-    fn move_store(&self, place: &Place) -> Result<()> {
+    fn move_store(&self, stores: &Stores, place: &Place) -> Result<()> {
         let mut inner = self.inner.lock();
         let Some(store) = &inner.store else { return Ok(()) };
         // The batch of this change holds nothing of the store yet, and a store moves between batches.
@@ -266,7 +297,7 @@ impl Kept {
         store.begin_batch().map_err(store_error)?;
         moved?;
         inner.place = place.clone();
-        let owned = self.owned(&inner).encode();
+        let owned = self.owned(stores, &inner).encode();
         inner.store.as_ref().map_or(Ok(()), |store| store.set_owner(&owned).map_err(store_error))
     }
 }

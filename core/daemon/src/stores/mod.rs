@@ -14,6 +14,7 @@
 
 mod find;
 mod follow;
+mod open;
 mod owner;
 mod place;
 mod report;
@@ -42,6 +43,8 @@ pub(crate) struct Stores {
     /// Rings when there may be something to follow.
     changed: event_listener::Event,
     reports: Mutex<Vec<Recovered>>,
+    /// Held by whoever moves bitmaps or tells images of them.
+    turn: async_lock::Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -116,6 +119,7 @@ impl Stores {
             state: Mutex::default(),
             changed: event_listener::Event::new(),
             reports: Mutex::default(),
+            turn: async_lock::Mutex::default(),
         });
         graph.set_keeper(Arc::new(Clerk(Arc::downgrade(&stores))));
         let bell = Arc::downgrade(&stores);
@@ -193,9 +197,10 @@ impl Stores {
 
 impl Kept {
     /// What the store says of itself while it is in use.
-    fn owned(&self, inner: &KeptInner) -> owner::Owned {
+    fn owned(&self, stores: &Stores, inner: &KeptInner) -> owner::Owned {
         let (place, lost) = (inner.place.clone(), inner.foreign.clone());
-        owner::Owned { owner: self.owner.clone(), place, lost, images: None }
+        let images = place::files_at_open(&stores.graph, self.owner.name());
+        owner::Owned { owner: self.owner.clone(), place, lost, images }
     }
 
     /// The store, made if there is none yet. `in_batch`: its records wait for the batch.
@@ -203,7 +208,7 @@ impl Kept {
         let mut inner = self.inner.lock();
         if inner.store.is_none() {
             let path = inner.place.store_path();
-            let owner = self.owned(&inner);
+            let owner = self.owned(stores, &inner);
             let options = Options {
                 drive_size,
                 boot_id: stores.boot_id,
@@ -227,14 +232,16 @@ struct Clerk(Weak<Stores>);
 
 impl Clerk {
     fn stores(&self) -> Result<Arc<Stores>> {
-        let ending = || Error::new(Kind::NotSupported, "the program is ending");
-        self.0.upgrade().filter(|stores| !stores.state.lock().closing).ok_or_else(ending)
+        self.0.upgrade().ok_or_else(|| Error::new(Kind::NotSupported, "the program is ending"))
     }
 }
 
 impl Keeper for Clerk {
     fn new_ledger(&self, target: &str, bitmap: &Bitmap, durability: Durability) -> Result<Arc<dyn Ledger>> {
         let stores = self.stores()?;
+        if stores.state.lock().closing {
+            return Err(Error::new(Kind::NotSupported, "the program is ending"));
+        }
         let kept = stores.of(target)?;
         kept.inner.lock().place.check(bitmap)?;
         kept.store(&stores, bitmap.length())?;

@@ -10,7 +10,7 @@ use std::{
 
 /// The owner section of a store: strings, each after its length (4 bytes, big endian): the kind of the owner, its name,
 /// the kind of the place, its node, its path; how many names follow (4 bytes), and those of bitmaps in the image whose
-/// contents were lost before; then the fingerprint of the images, to the end, or nothing.
+/// contents were lost before; then the fingerprint of the images, to the end.
 #[derive(Debug)]
 pub(crate) struct Owned {
     pub(crate) owner: Owner,
@@ -18,8 +18,8 @@ pub(crate) struct Owned {
     /// Bitmaps in the image whose contents are lost, and which nobody removed. What else the image says to be in use, and is
     /// not in the store, was removed.
     pub(crate) lost: Vec<String>,
-    /// As they were when the store was closed in good order.
-    pub(crate) images: Option<Fingerprint>,
+    /// The files of its images; if the store was closed in good order, as they were then.
+    pub(crate) images: Fingerprint,
 }
 
 impl Owned {
@@ -49,9 +49,7 @@ impl Owned {
             bytes.extend((name.len() as u32).to_be_bytes());
             bytes.extend(name.as_bytes());
         }
-        if let Some(images) = &self.images {
-            bytes.extend(images.encode());
-        }
+        bytes.extend(self.images.encode());
         bytes
     }
 
@@ -86,7 +84,7 @@ impl Owned {
         };
         let count = number(rest)?;
         let lost = (0..count).map(|_| String::from_utf8(part(rest)?).ok()).collect::<Option<_>>()?;
-        let images = if rest.is_empty() { None } else { Some(Fingerprint::decode(rest)?) };
+        let images = Fingerprint::decode(rest)?;
         Some(Self { owner, place, lost, images })
     }
 }

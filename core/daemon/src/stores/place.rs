@@ -3,7 +3,8 @@
 use super::beside;
 use crate::config::StorePlace;
 use driveline_bitmap::Bitmap;
-use driveline_graph::{Error, Graph, Kind, NodeView, Result};
+use driveline_graph::{Error, Graph, Kind, Node, NodeView, Result};
+use driveline_store::{Fingerprint, ImageFile};
 use std::{
     collections::BTreeSet,
     fmt,
@@ -147,19 +148,34 @@ pub(crate) fn file_of(graph: &Graph, node: &str) -> Option<PathBuf> {
 
 /// All files below a drive or node: those of its images and of their backing files.
 pub(crate) fn files_below(graph: &Graph, target: &str) -> Vec<PathBuf> {
+    let mut files: Vec<PathBuf> = leaves_below(graph, target).into_iter().map(|(path, _)| path).collect();
+    files.sort();
+    files.dedup();
+    files
+}
+
+/// The same files as they were before this program wrote to them.
+pub(crate) fn files_at_open(graph: &Graph, target: &str) -> Fingerprint {
+    let of =
+        |(path, node): &(PathBuf, Arc<Node>)| Some(ImageFile::of(path, node.open_node().file_at_open()?));
+    let mut files: Vec<ImageFile> = leaves_below(graph, target).iter().filter_map(of).collect();
+    files.sort_by(|a, b| a.path.cmp(&b.path));
+    files.dedup_by(|a, b| a.path == b.path);
+    Fingerprint { files }
+}
+
+fn leaves_below(graph: &Graph, target: &str) -> Vec<(PathBuf, Arc<Node>)> {
     let Ok(start) = graph.node_or_drive(target) else { return Vec::new() };
     let views = graph.nodes();
     let find = |name: &str| views.iter().find(|view| view.node.name() == name);
-    let (mut seen, mut files) = (BTreeSet::new(), Vec::new());
+    let (mut seen, mut leaves) = (BTreeSet::new(), Vec::new());
     let mut rest: Vec<&NodeView> = find(start.name()).into_iter().collect();
     while let Some(view) = rest.pop() {
         if seen.insert(view.node.name()) {
-            files.extend(
-                view.node.open_node().filename().map(|path| std::path::absolute(&path).unwrap_or(path)),
-            );
+            let path = view.node.open_node().filename();
+            leaves.extend(path.map(|path| (std::path::absolute(&path).unwrap_or(path), view.node.clone())));
             rest.extend(view.children.iter().filter_map(|child| find(&child.node)));
         }
     }
-    files.sort();
-    files
+    leaves
 }

@@ -86,6 +86,7 @@ impl Stores {
     pub(crate) async fn save(&self) -> (Remaining, Result<()>) {
         self.state.lock().closing = true;
         self.changed.notify(usize::MAX);
+        let _turn = self.turn.lock().await;
         let (mut remaining, mut first) = (Remaining::default(), Ok(()));
         for kept in self.all() {
             let (store, place) = {
@@ -144,11 +145,11 @@ impl Stores {
         let mut first = Ok(());
         for (kept, store, files) in remaining.0 {
             let path = store.path();
-            let owned = kept.owned(&kept.inner.lock());
+            let owned = kept.owned(self, &kept.inner.lock());
             let closed = Fingerprint::take(&files)
                 .map_err(|error| Error::io_text(error.raw_os_error().unwrap_or(5), error))
                 .and_then(|images| {
-                    let owned = Owned { images: Some(images), ..owned };
+                    let owned = Owned { images, ..owned };
                     store.set_owner(&owned.encode()).map_err(store_error)?;
                     store.close_clean().map_err(store_error)
                 });

@@ -141,7 +141,8 @@ fn open(path: PathBuf, options: &FileOptions, read_only: bool, cookie: u64) -> R
     let size_bytes = file.len().map_err(|error| io_error(&error, "asking for the size of", &path))?;
     let discard = options.discard == Discard::Unmap;
     let driver = data::File::new(file, size_bytes, read_only, discard);
-    Ok(Arc::new(FileNode { path, locks, body: Arc::new(Body { cookie, driver }) }))
+    let at_open = std::fs::metadata(&path).map_err(|error| io_error(&error, "looking at", &path))?;
+    Ok(Arc::new(FileNode { path, at_open, locks, body: Arc::new(Body { cookie, driver }) }))
 }
 
 /// Tries again for a moment while the file is locked: the kernel gives up the locks of a program that was killed only

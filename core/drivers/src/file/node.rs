@@ -11,6 +11,8 @@ use std::{
 
 pub(super) struct FileNode {
     pub(super) path: PathBuf,
+    /// As it was under the locks, before anybody wrote here.
+    pub(super) at_open: std::fs::Metadata,
     pub(super) locks: Locks,
     pub(super) body: Arc<Body<File>>,
 }
@@ -52,6 +54,10 @@ impl OpenNode for FileNode {
 
     fn filename(&self) -> Option<PathBuf> {
         Some(self.path.clone())
+    }
+
+    fn file_at_open(&self) -> Option<&std::fs::Metadata> {
+        Some(&self.at_open)
     }
 
     fn details(&self) -> serde_json::Value {

@@ -1,0 +1,144 @@
+//! The files that bitmaps are in: which of them there are, and whether the images are still those that they speak of.
+
+use super::{
+    Kept, Owner, Stores,
+    owner::Owned,
+    place::{self, Place},
+    save::remove,
+    store_error,
+};
+use driveline_graph::{Error, NodeView, Result};
+use driveline_store::{OpenOptions, Opened, Store};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+/// How much later than the last sign of life of its process an image may have been changed, and still count as changed by
+/// that process: signs come every second.
+const HEARTBEAT_SLACK: Duration = Duration::from_secs(3);
+
+impl Stores {
+    /// Opens all files with bitmaps of a drive or image, wherever the end of the program left them: first the one where they
+    /// belong.
+    ///
+    /// Returns why, if there was one and not even names can be told from it.
+    pub(super) fn open_stores(&self, kept: &Kept, place: &Place) -> Result<(Vec<Opened>, Option<String>)> {
+        let (mut stores, mut gone): (Vec<Opened>, _) = (Vec::new(), None);
+        let options = OpenOptions::new(self.boot_id);
+        let path = place.store_path();
+        let mut candidates = vec![path.clone()];
+        candidates.extend(self.strays(&kept.owner, &path));
+        for candidate in candidates {
+            if !candidate.exists() || stores.iter().any(|opened| opened.store.path() == candidate) {
+                continue;
+            }
+            match Store::open(&candidate, &options) {
+                Ok(opened) => stores.push(opened),
+                // It moved on to another file, or never came to count. The one that counts is named.
+                Err(driveline_store::Error::Superseded { by_path: other, .. })
+                | Err(driveline_store::Error::Incoming { from_path: other, .. })
+                    if other.exists() =>
+                {
+                    if !stores.iter().any(|opened| opened.store.path() == other) {
+                        stores.push(Store::open(&other, &options).map_err(store_error)?);
+                    }
+                    remove(&candidate)?;
+                }
+                Err(error) if is_past_use(&error) => {
+                    let aside = candidate.with_extension("dlbitmaps.damaged");
+                    tracing::error!("{error}; it is kept as {}", aside.display());
+                    gone = Some(error.to_string());
+                    fs::rename(&candidate, &aside).map_err(|error| {
+                        let doing = format_args!("renaming {}", candidate.display());
+                        Error::io(error.raw_os_error().unwrap_or(5), doing)
+                    })?;
+                }
+                Err(error) => return Err(store_error(error)),
+            }
+        }
+        Ok((stores, gone))
+    }
+
+    /// Is it certain that nobody else wrote to the image since this program had its bitmaps in a file beside it? `None`:
+    /// it is no image, or not part of the graph any more.
+    fn witnessed(&self, place: &Place) -> Option<bool> {
+        let Place::Image { file, .. } = place else { return None };
+        let views = self.graph.nodes();
+        let of_file = |view: &&NodeView| {
+            view.node.open_node().witness().is_some()
+                && place::file_of(&self.graph, view.node.name()).as_ref() == Some(file)
+        };
+        views.iter().find(of_file)?.node.open_node().witness().map(|witness| witness.at_open)
+    }
+
+    /// Files that hold bitmaps of the same drive or image, but not where they belong: the program ended between a change of
+    /// the graph and the move of its bitmaps.
+    ///
+    /// Other drives may have the same name, in other files. This one's show the same image on top, or were kept beside an
+    /// image that is part of it.
+    fn strays(&self, owner: &Owner, belongs: &Path) -> Vec<PathBuf> {
+        let files = place::files_below(&self.graph, owner.name());
+        let chain = self.graph.chain(owner.name()).unwrap_or_default();
+        let top = chain.first().and_then(|node| place::file_of(&self.graph, node.name()));
+        let mut directories: BTreeSet<&Path> = files.iter().filter_map(|file| file.parent()).collect();
+        directories.extend(belongs.parent());
+        let entries = directories.into_iter().filter_map(|directory| fs::read_dir(directory).ok()).flatten();
+        let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+        let is_ours = |path: &PathBuf| {
+            let inspected = Store::inspect(path, self.boot_id).ok();
+            let owned = inspected.and_then(|inspected| Owned::decode(inspected.owner.as_deref()?));
+            owned.is_some_and(|owned| {
+                let shows_top = owned.images.files.iter().any(|image| Some(&image.path) == top.as_ref());
+                let is_part = matches!(&owned.place, Place::Image { file, .. } if files.contains(file));
+                owned.owner == *owner && (shows_top || is_part)
+            })
+        };
+        let ending = |path: &PathBuf| path.extension().is_some_and(|ending| ending == "dlbitmaps");
+        let mut strays: Vec<PathBuf> =
+            paths.filter(|path| ending(path) && path != belongs).filter(is_ours).collect();
+        strays.sort();
+        strays
+    }
+
+    /// Why the images of a drive count as changed by somebody else since its bitmaps were kept up.
+    pub(super) fn changed_outside(
+        &self,
+        target: &str,
+        owned: Option<&Owned>,
+        clean: bool,
+        heartbeat: Option<SystemTime>,
+    ) -> Option<String> {
+        match owned.and_then(|owned| self.witnessed(&owned.place)) {
+            Some(true) => return None,
+            Some(false) => {
+                return Some("its image was opened for writing by another program meanwhile".to_owned());
+            }
+            None => {}
+        }
+        let before = owned.map(|owned| &owned.images).filter(|_| clean);
+        if clean && before.is_none() {
+            return None;
+        }
+        let now = place::files_at_open(&self.graph, target);
+        let differences = match before {
+            Some(before) => before.differences(&now),
+            None => heartbeat.map(|last| now.changed_after(last + HEARTBEAT_SLACK)).unwrap_or_default(),
+        };
+        (!differences.is_empty()).then(|| differences.join("; "))
+    }
+}
+
+/// Was it a store, of which not even the names of bitmaps are left, or the file is gone that counts in its place? Another
+/// file is nobody's to touch.
+fn is_past_use(error: &driveline_store::Error) -> bool {
+    use driveline_store::Error;
+    match error {
+        Error::NamesLost { .. } | Error::Superseded { .. } | Error::Incoming { .. } => true,
+        // Cut off to nothing, or overwritten by zeroes.
+        Error::Foreign { path, .. } => fs::read(path).is_ok_and(|bytes| bytes.iter().all(|byte| *byte == 0)),
+        _ => false,
+    }
+}
