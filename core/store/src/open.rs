@@ -140,6 +140,7 @@ impl Store {
             sequence,
             copy,
             batch: false,
+            closed: false,
         };
         let (clean, owner) = (core.settled.base.clean, core.owner.clone());
         let bitmaps = core.take_up(judged)?;

@@ -81,6 +81,7 @@ impl Store {
             sequence: 0,
             copy: 1,
             batch: false,
+            closed: false,
         };
         let mut incoming = Incoming { core, regions: Vec::new() };
         incoming.update(&old)?;

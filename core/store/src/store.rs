@@ -85,6 +85,8 @@ pub(crate) struct Core {
     /// Which of the two copies is on disk for sure.
     pub(crate) copy: usize,
     pub(crate) batch: bool,
+    /// The checksums were taken: what is marked now would make them lie.
+    pub(crate) closed: bool,
 }
 
 /// A bitmap as long as anybody may ask for it.
@@ -152,6 +154,7 @@ impl Store {
             sequence: 0,
             copy: 1,
             batch: false,
+            closed: false,
         };
         core.write(core.header())?;
         Ok(Store::of(core))
@@ -255,12 +258,14 @@ impl Store {
 
     /// Closes the store in good order: everything is exact when it is opened again, whatever happens meanwhile.
     ///
-    /// Marks that come later make that untrue, and the checksums will tell.
+    /// Its ledgers are of no use then: whoever asks them whether data may be written gets an error.
     ///
     /// Errors: as [`flush`](Store::flush). The store is closed regardless, as a crash would close it.
     pub fn close_clean(self) -> Result<()> {
         self.flush()?;
         let mut core = self.shared.core();
+        core.closed = true;
+        core.volume.set_doubt(true);
         core.base.clean = true;
         let mut header = core.header();
         for row in &mut header.rows {
@@ -346,10 +351,10 @@ impl Shared {
     /// Ends a doubt about the header, if there is one.
     pub(crate) fn resolve(&self) -> Result<()> {
         let mut core = self.core();
-        match core.volume.in_doubt() {
-            true => core.put_right(),
-            false => Ok(()),
+        if core.closed {
+            return core.refuse("rely on", "it was closed");
         }
+        if core.volume.in_doubt() { core.put_right() } else { Ok(()) }
     }
 }
 

@@ -29,7 +29,8 @@ pub(crate) struct Volume {
     sync: Mutex<bool>,
     failures: AtomicU64,
     mapped: Mutex<Vec<Weak<Words>>>,
-    /// A header was written that may or may not be found after a crash, and says what did not come true.
+    /// No mark is safe: a header was written that may or may not be found after a crash and says what did not come true, or
+    /// the store was closed.
     doubt: AtomicBool,
 }
 

@@ -266,3 +266,6 @@ impl State {
         blocks
     }
 }
+
+#[cfg(test)]
+mod tests;

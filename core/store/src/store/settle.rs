@@ -101,7 +101,7 @@ impl Core {
     pub(crate) fn put_right(&mut self) -> Result<()> {
         let settled = self.settled.clone();
         self.put(&settled)?;
-        self.volume.set_doubt(false);
+        self.volume.set_doubt(self.closed);
         Ok(())
     }
 

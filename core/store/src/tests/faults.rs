@@ -223,3 +223,67 @@ fn a_steady_random_load_costs_one_sync_a_batch() {
     }
     assert!(disk.syncs() - before <= 200);
 }
+
+#[test]
+fn an_answer_for_bits_that_were_cleared_since_says_nothing_of_those_set_after() {
+    let (_, store) = create();
+    let spec = spec("daily", Durability::Power, 8 << 20);
+    let mut daily = Model::new(store.add(&spec).unwrap(), &spec);
+    // Too much for the log, so that nothing becomes active by it.
+    let write = 0..8 << 20;
+    daily.mark(write.clone());
+    assert!(poll(&*daily.ledger, write.clone()).is_pending());
+    commit(&store);
+    daily.clear().unwrap();
+    daily.mark(write.clone());
+    assert!(poll(&*daily.ledger, write.clone()).is_pending(), "its new bits are not on disk");
+    commit(&store);
+    assert!(poll(&*daily.ledger, write).is_ready());
+}
+
+#[test]
+fn a_flush_brings_everything_to_disk_and_a_closed_store_says_so() {
+    let (disk, store) = create();
+    let spec = spec("daily", Durability::Power, 8 << 20);
+    let mut daily = Model::new(store.add(&spec).unwrap(), &spec);
+    daily.mark(GRANULE..2 * GRANULE);
+    store.flush().unwrap();
+    for seed in 0..5 {
+        let opened =
+            open_bytes(&disk.after_power_cut(&mut SmallRng::seed_from_u64(seed)), OTHER_BOOT).unwrap();
+        assert_eq!(opened.bitmaps[0].verdict, Verdict::Superset { extents: 0, bytes: 0 });
+        assert_eq!(dirty(&opened.bitmaps[0]), [1]);
+    }
+    store.begin_batch().unwrap();
+    assert!(store.flush().is_err());
+    store.end_batch().unwrap();
+    let process = store.add(&super::model::spec("process", Durability::Process, 8 << 20)).unwrap();
+    assert!(matches!(poll(&*process, 0..1), Poll::Ready(Ok(()))));
+    store.close_clean().unwrap();
+    assert!(matches!(poll(&*process, 0..1), Poll::Ready(Err(_))));
+    for refused in [daily.freeze(), daily.ledger.reserve(1 << 30), daily.ledger.forget()] {
+        let error = refused.unwrap_err().to_string();
+        assert!(error.contains("cannot keep bitmap 'daily': the store was closed"), "{error}");
+    }
+    assert!(matches!(poll(&*daily.ledger, 7 << 20..8 << 20), Poll::Ready(Err(_))));
+}
+
+#[test]
+fn what_does_not_fit_the_header_is_refused_before_anything_is_written() {
+    let (disk, store) = create();
+    assert!(store.set_owner(&vec![0; crate::OWNER_BYTES_MAX + 1]).is_err());
+    let long = "x".repeat(1000);
+    let mut ledgers = Vec::new();
+    let error = loop {
+        match store.add(&spec(&long, Durability::Volatile, 1)) {
+            Ok(ledger) => ledgers.push(ledger),
+            Err(error) => break error,
+        }
+        if ledgers.len() == 7 {
+            break Error::HeaderFull { path: "".into(), found: 0, expected: 0 };
+        }
+    };
+    assert!(matches!(error, Error::HeaderFull { .. } | Error::Io { .. }), "{error}");
+    drop((ledgers, store));
+    assert!(open(&disk, BOOT).unwrap().bitmaps.len() >= 5);
+}
