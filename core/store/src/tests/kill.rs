@@ -100,6 +100,32 @@ fn threads_that_mark_at_once_lose_nothing_to_each_other_nor_to_the_control_path(
 }
 
 #[test]
+fn threads_that_share_a_log_that_is_much_too_small_all_come_through() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::create(&folder.path().join("vda.bitmaps"), &options()).unwrap();
+    let spec = spec("daily", Durability::Power, 1000 * LOG.extent_bytes);
+    let daily = store.add(&spec).unwrap();
+    std::thread::scope(|scope| {
+        for thread in 0..6 {
+            let daily = Arc::clone(&daily);
+            scope.spawn(move || {
+                let mut random = SmallRng::seed_from_u64(thread);
+                for _ in 0..50 {
+                    // Now and then more extents than the log has.
+                    let extents = if random.random_bool(0.1) { 20 } else { 1 };
+                    let start = random.random_range(0..900) * LOG.extent_bytes;
+                    let bytes = start..start + extents * LOG.extent_bytes;
+                    daily.mark(driveline_bitmap::Half::First, bytes.start / GRANULE..bytes.end / GRANULE);
+                    let safe =
+                        core::future::poll_fn(|context| daily.poll_safe(bytes.clone(), context.waker()));
+                    futures::executor::block_on(safe).unwrap();
+                }
+            });
+        }
+    });
+}
+
+#[test]
 fn a_closed_store_is_exact_whatever_its_bitmaps_survive() {
     for boot in [BOOT, OTHER_BOOT] {
         let folder = tempfile::tempdir().unwrap();
