@@ -105,7 +105,7 @@ mod tests {
                     owner: owner.clone(),
                     place: place.clone(),
                     lost: vec!["old".to_owned(), String::new()],
-                    images: None,
+                    images: Fingerprint::default(),
                 };
                 let bytes = owned.encode();
                 let again = Owned::decode(&bytes).unwrap();
