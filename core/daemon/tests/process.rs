@@ -201,7 +201,9 @@ fn filters_are_found_where_the_file_and_the_environment_say() {
     let directory = tempfile::tempdir().unwrap();
     // Alone in a folder, the program has no filters beside it.
     let alone = directory.path().join("driveline");
-    fs::copy(program(), &alone).unwrap();
+    // By another process: a file that this one has open for writing, and a child of another test for a moment too, cannot
+    // be run ("text file busy").
+    assert!(Command::new("cp").arg(program()).arg(&alone).status().unwrap().success());
     let file = directory.path().join("vm.toml");
     let text_of = |path: &str| {
         let node =
