@@ -565,3 +565,22 @@ fn drives_of_one_name_in_one_directory_do_not_take_each_others_bitmaps() {
     assert_eq!(one.dirty("daily"), others);
     assert!(daemon.terminate().success());
 }
+
+#[test]
+fn another_place_in_the_configuration_is_where_the_bitmaps_go() {
+    if !have("persistent", &["nbdinfo"]) {
+        return;
+    }
+    let world = World::qcow2();
+    let in_file = world.toml.replace("root = \"top\"", "root = \"top\"\nbitmap-store = \"file:place.dlbitmaps\"");
+    let mut written = BTreeSet::new();
+    for (turn, killed) in [false, true, false, true].into_iter().enumerate() {
+        for toml in [&world.toml, &in_file] {
+            let daemon = Daemon::start(world.directory.path(), toml);
+            assert_eq!(world.dirty("daily"), written, "turn {turn}");
+            written.extend(world.write(&[written.len() as u64]));
+            if killed { daemon.kill() } else { assert!(daemon.terminate().success()) }
+        }
+    }
+    run("qemu-img", &["check", "-q", &world.text("disk.qcow2")]);
+}

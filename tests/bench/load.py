@@ -29,6 +29,15 @@ LOADS = [
 ]
 
 
+# What a bitmap costs depends on how often a write is the first one to its granule.
+WRITES = [
+    Load("4 KiB random write, depth 1", "randwrite", 4096, 1),
+    Load("4 KiB random write, depth 32", "randwrite", 4096, 32),
+    Load("4 KiB sequential write, depth 1", "write", 4096, 1),
+    Load("4 KiB sequential write, depth 32", "write", 4096, 32),
+]
+
+
 @dataclass
 class Measured:
     iops: float

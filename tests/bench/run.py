@@ -4,7 +4,7 @@
     cargo build --release --workspace
     tests/bench/run.py                      # some ten minutes
     tests/bench/run.py --quick              # two minutes, rougher
-    tests/bench/run.py --only jobs          # or: raw, qcow2, memory; and parts of a load's name
+    tests/bench/run.py --only jobs          # or: raw, qcow2, memory, durability; and parts of a load's name
 
 All servers take their turn on each load before the next round begins, so that what else the machine does meets all of
 them; a number is the median of its rounds, and a ratio the median of the ratios within each round. Compare ratios, not
@@ -34,7 +34,7 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--program", type=Path, default=ROOT / "target/release/driveline")
     parser.add_argument("--directory", type=Path, help="where images are made; without it, the temporary folder")
-    parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="raw, qcow2, jobs, memory, parts of a load's name")
+    parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="raw, qcow2, jobs, memory, durability, parts of a load's name")
     parser.add_argument("--quick", action="store_true", help="small images, short runs")
     parser.add_argument("--against", nargs="+", metavar="NAME", help="of the table's columns; plain is always there")
     parser.add_argument("--rounds", type=int, default=3)
@@ -76,7 +76,7 @@ def table(header, rows):
 def contenders(given, directory, image_format, paths):
     """{name: how it is started}; those of Driveline share an image, one after the other."""
     found = {}
-    for variant in servers.VARIANTS:
+    for variant in (variant for variant in servers.VARIANTS if variant not in servers.DURABILITIES):
         found[variant] = lambda variant=variant: servers.driveline(
             given.program, directory, paths["driveline"], image_format, variant
         )
@@ -122,6 +122,36 @@ def measure_loads(given, directory, image_format):
     table(["load", *against, *(f"{name} ÷ plain" for name in against if name != "plain")], processor)
     for path in paths.values():
         path.unlink()
+
+
+def measure_durability(given, directory):
+    """Writes with a persistent bitmap of each durability, against one that is only saved at the end."""
+    length = given.size << 20
+    against = ("plain", *servers.DURABILITIES)
+    names = {one.name: one for one in load.WRITES}
+    for image_format in ("raw", "qcow2"):
+        paths = images.copies(directory, image_format, length, ["driveline"])
+        print(f"### Persistent bitmaps, {image_format}\n")
+        rows = []
+        for one in (names[name] for name in wanted(given, names)):
+            rates = {name: [] for name in against}
+            costs = {name: [] for name in against}
+            for turn in range(given.rounds):
+                for name in against[turn % len(against):] + against[:turn % len(against)]:
+                    with servers.driveline(given.program, directory, paths["driveline"], image_format, name) as server:
+                        measured = load.run(one, server, length, given.seconds)
+                    rates[name].append(one.scale(measured.iops))
+                    costs[name].append(measured.cpu_us)
+                    print(f"{image_format} {one.name} {name}: {rates[name][-1]:.1f} {one.unit()}", file=sys.stderr)
+                os.sync()
+            row = [f"{one.name}, {one.unit()}"] + [f"{statistics.median(rates[name]):.1f}" for name in against]
+            row += [ratio(median_ratio(rates[name], rates["volatile"])) for name in ("plain", "process", "power")]
+            row += [f"{statistics.median(costs[name]):.1f}" for name in against]
+            rows.append(row)
+        ratios = [f"{name} ÷ volatile" for name in ("plain", "process", "power")]
+        table(["load", *against, *ratios, *(f"{name}, µs" for name in against)], rows)
+        for path in paths.values():
+            path.unlink()
 
 
 def measure_jobs(given, directory):
@@ -172,6 +202,7 @@ PARTS = {
     "qcow2": lambda given, directory: measure_loads(given, directory, "qcow2"),
     "jobs": measure_jobs,
     "memory": measure_memory,
+    "durability": measure_durability,
 }
 
 

@@ -130,7 +130,12 @@ def driveline(program, directory, image, image_format, variant="plain"):
         lines += [f"[node.filter{index}]", f'child = "{root}"', *filters]
         root = f"filter{index}"
     lines += ["[drive.disk]", f'root = "{root}"']
-    if bitmap:
+    if bitmap in DURABILITIES:
+        # Each run begins with a clean bitmap.
+        (directory / "bench.dlbitmaps").unlink(missing_ok=True)
+        lines += ['bitmap-store = "file:bench.dlbitmaps"']
+        lines += [f'bitmaps = [{{ name = "daily", granularity = "64KiB", durability = "{bitmap}" }}]']
+    elif bitmap:
         lines += ['bitmaps = [{ name = "daily", granularity = "64KiB" }]']
     lines += ["[export.disk]", 'type = "nbd"', 'drive = "disk"', 'socket = "disk.sock"', "writable = true"]
     return run_driveline(program, directory, lines)
@@ -143,6 +148,10 @@ VARIANTS = {
     "5 holders": (False, ['driver = "bitmap-holder"']),
     "5 passing": (False, ['driver = "log"', 'level = "trace"']),
 }
+
+# Persistent bitmaps, by what they survive.
+DURABILITIES = ("volatile", "process", "power")
+VARIANTS |= {durability: (durability, None) for durability in DURABILITIES}
 
 
 def run_driveline(program, directory, lines):

@@ -1,6 +1,9 @@
 //! At the start: what stores and images hold becomes bitmaps of drives and nodes, whatever ended the program before.
 
-use super::{Kept, Owner, Recovered, Stores, Trust, owner::Owned, place::Place, store_error, view_for};
+use super::{
+    Kept, Owner, Recovered, Stores, Trust, owner::Owned, place::Place, save::put_into_image, store_error,
+    view_for,
+};
 use crate::config::{Config, DriveSection};
 use driveline_bitmap::{Bitmap, BitmapName, Bits, Durability, Granularity, StoreBinding, View};
 use driveline_graph::{Error, Graph, Result, StoredBitmap, StoredBitmaps};
@@ -77,7 +80,8 @@ impl Stores {
     async fn find_for(&self, kept: &Kept, drive: Option<&DriveSection>) -> Result<Vec<String>> {
         let place = kept.inner.lock().place.clone();
         let (opened, mut gone) = self.open_stores(kept, &place)?;
-        let image = match place.node() {
+        let node = self.image_to_ask(kept, &place);
+        let image = match &node {
             Some(node) => Some(stored_in(&self.graph, node).await?),
             None => None,
         };
@@ -102,7 +106,26 @@ impl Stores {
             change.attach_bitmap(kept.owner.name(), bitmap)?;
         }
         change.commit().await?;
+        if let (Some(node), None, Some(image)) = (&node, place.node(), &image)
+            && !image.stored.bitmaps.is_empty()
+        {
+            // They were there before the drive had another place for them, and are in that now.
+            put_into_image(&self.graph, node, Vec::new(), false).await?;
+        }
         Ok(names)
+    }
+
+    /// The image that may hold bitmaps of a drive or image: its place, or that of before, if it got another one.
+    fn image_to_ask(&self, kept: &Kept, place: &Place) -> Option<String> {
+        let top = || {
+            let chain = self.graph.chain(kept.owner.name()).ok()?;
+            let name = chain.first()?.name().to_owned();
+            Place::of_image(&self.graph, &name).is_ok().then_some(name)
+        };
+        let node = place.node().map(str::to_owned).or_else(top)?;
+        let id = self.graph.node(&node).ok()?.id();
+        self.state.lock().seen.insert(id);
+        Some(node)
     }
 
     /// Takes over what a store holds. The first one goes on keeping it; what is in others comes to that.
