@@ -6,7 +6,7 @@ use std::sync::{
     atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
 };
 
-/// 1. A hypervisor did not track what was written while snapshots were consolidated: incremental backups were wrong. Here
+/// (1) A hypervisor did not track what was written while snapshots were consolidated: incremental backups were wrong. Here
 /// the guest writes while a commit takes the drive's top image away, and a kill follows.
 #[test]
 fn museum_01_nothing_is_lost_while_the_graph_changes() {
@@ -42,7 +42,7 @@ fn museum_01_nothing_is_lost_while_the_graph_changes() {
     drop(daemon);
 }
 
-/// 2. A disk that grew past a power of two had its changes reported in the wrong places.
+/// (2) A disk that grew past a power of two had its changes reported in the wrong places.
 #[test]
 fn museum_02_a_drive_that_grows_has_its_changes_where_they_are() {
     if !have("museum", &["nbdinfo"]) {
@@ -61,10 +61,11 @@ fn museum_02_a_drive_that_grows_has_its_changes_where_they_are() {
     drop(daemon);
 }
 
-// 3. A tracker ignored its committed set when it was resumed after a crash, and wiped it in a resize: core/store, the test of that
-// story. 4. A second writer found the mark in memory and did not wait until it was durable: core/graph/tests/kept.rs and core/store.
+// (3) A tracker ignored its committed set when it was resumed after a crash, and wiped it in a resize:
+// core/store/src/tests/museum.rs. (4) A second writer found the mark in memory and did not wait until it was durable:
+// core/graph/tests/kept.rs, and there.
 
-/// 5. A checkpoint was taken while writes were in flight, and some of them were in neither of the two bitmaps. Here one
+/// (5) A checkpoint was taken while writes were in flight, and some of them were in neither of the two bitmaps. Here one
 /// transaction turns from one bitmap to the next, under writes: each write is in one of them at least.
 #[test]
 fn museum_05_a_write_in_flight_is_in_the_old_bitmap_or_in_the_new_one() {
@@ -115,9 +116,9 @@ fn museum_05_a_write_in_flight_is_in_the_old_bitmap_or_in_the_new_one() {
     drop(daemon);
 }
 
-// 6. What a background job wrote counted as the guest's change: tests/real_job.rs.
+// (6) What a background job wrote counted as the guest's change: tests/real_job.rs.
 
-/// 7. Changes before the tracker was attached, or after it was gone, were lost. Here nobody can write before the bitmaps are
+/// (7) Changes before the tracker was attached, or after it was gone, were lost. Here nobody can write before the bitmaps are
 /// there, and what was written without the program is noticed.
 #[test]
 fn museum_07_nobody_writes_before_the_bitmaps_are_there() {
@@ -145,7 +146,7 @@ fn museum_07_nobody_writes_before_the_bitmaps_are_there() {
     }
 }
 
-/// 8. What was trimmed was copied as if it were data. A trim is a change, and a backup tool sees in the same reply of the
+/// (8) What was trimmed was copied as if it were data. A trim is a change, and a backup tool sees in the same reply of the
 /// same export that there is nothing to copy.
 #[test]
 fn museum_08_what_was_trimmed_is_dirty_and_known_to_be_nothing() {
@@ -167,9 +168,9 @@ fn museum_08_what_was_trimmed_is_dirty_and_known_to_be_nothing() {
     drop(daemon);
 }
 
-// 9. A bitmap that a dead program had in use kept the next backup from beginning: ends.rs, the test of a kill in a job.
+// (9) A bitmap that a dead program had in use kept the next backup from beginning: ends.rs, the test of a kill in a job.
 
-/// 10. One disk whose bitmap was bad spoiled the backup of all disks of a machine.
+/// (10) One disk whose bitmap was bad spoiled the backup of all disks of a machine.
 #[test]
 fn museum_10_a_damaged_store_costs_only_its_own_drive() {
     if !have("museum", &["nbdinfo"]) {
@@ -213,4 +214,4 @@ fn museum_10_a_damaged_store_costs_only_its_own_drive() {
     }
 }
 
-// 11. An image was changed by a program that knew nothing of the bitmaps: ends.rs and qemu.rs, changes from outside.
+// (11) An image was changed by a program that knew nothing of the bitmaps: ends.rs and qemu.rs, changes from outside.
