@@ -93,6 +93,8 @@ pub struct Opened {
     pub heartbeat: Option<SystemTime>,
     /// Whether it had been closed in good order.
     pub clean: bool,
+    /// Whether the machine has not gone down since: what was written to memory is what is found.
+    pub same_boot: bool,
     /// What was wrong with its header, if both copies were damaged.
     pub damage: Option<String>,
 }
@@ -123,6 +125,7 @@ impl Store {
             let used = header.rows.iter().flat_map(|row| row.places.iter().flatten().cloned());
             base.rings = space::find(used.collect(), rings_bytes(base.log));
         }
+        let same_boot = base.boot_id == options.boot_id;
         (base.clean, base.boot_id, base.role) = (false, options.boot_id, Role::Counts);
         volume.reserve(0..REST)?;
         volume.reserve(base.rings.clone())?;
@@ -150,6 +153,7 @@ impl Store {
             drive_size: core.base.drive_size,
             heartbeat,
             clean,
+            same_boot,
             damage,
             store: Store::of(core),
         })

@@ -138,9 +138,9 @@ impl Stores {
         image: Option<&InImage>,
         bitmaps: &mut Vec<Arc<Bitmap>>,
     ) -> Result<Option<Vec<String>>> {
-        let Opened { store, bitmaps: found, owner, heartbeat, clean, damage, .. } = opened;
+        let Opened { store, bitmaps: found, owner, heartbeat, clean, same_boot, damage, .. } = opened;
         let owned = owner.as_deref().and_then(Owned::decode);
-        let outside = self.changed_outside(kept.owner.name(), owned.as_ref(), clean, heartbeat);
+        let outside = self.changed_outside(kept.owner.name(), owned.as_ref(), clean, same_boot, heartbeat);
         if let Some(damage) = damage {
             tracing::warn!("{}: {damage}", store.path().display());
         }

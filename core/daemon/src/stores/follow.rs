@@ -15,7 +15,7 @@ use driveline_bitmap::{Bitmap, Durability};
 use driveline_graph::{Error, Kind, Permissions, Result, RootOptions};
 use driveline_store::Store;
 use std::{
-    sync::Arc,
+    sync::{Arc, Weak},
     time::{Duration, SystemTime},
 };
 
@@ -32,18 +32,6 @@ impl Stores {
             }
             self.settle().await;
             changed.await;
-        }
-    }
-
-    /// Tells stores every second that the program lives, until it ends.
-    pub(crate) async fn beat(self: Arc<Self>) {
-        while !self.state.lock().closing {
-            for kept in self.all() {
-                if let Some(store) = &kept.inner.lock().store {
-                    store.heartbeat(SystemTime::now());
-                }
-            }
-            driveline_engine::sleep(HEARTBEAT).await;
         }
     }
 
@@ -283,6 +271,26 @@ impl Stores {
         let kept = self.of(target)?;
         let inner = kept.inner.lock();
         Ok((inner.place.to_string(), inner.store.as_ref().map(|store| store.path())))
+    }
+}
+
+/// Tells stores every second that the program lives, until it ends. In a thread of its own: the engine's may be held up by a
+/// disk for longer than that, and the program lives all the same.
+pub(super) fn beat(stores: Weak<Stores>) {
+    let beats = move || {
+        while let Some(stores) = stores.upgrade().filter(|stores| !stores.state.lock().closing) {
+            for kept in stores.all() {
+                if let Some(store) = &kept.inner.lock().store {
+                    store.heartbeat(SystemTime::now());
+                }
+            }
+            drop(stores);
+            std::thread::sleep(HEARTBEAT);
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("heartbeat".into()).spawn(beats) {
+        // Bitmaps beside raw images may be found all dirty after a crash then.
+        tracing::error!("stores get no signs of life: {error}");
     }
 }
 

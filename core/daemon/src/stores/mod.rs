@@ -144,7 +144,7 @@ impl Stores {
     pub(crate) async fn begin(self: &Arc<Self>, engine: &driveline_engine::Handle) {
         self.settle().await;
         engine.spawn(self.clone().follow()).detach();
-        engine.spawn(self.clone().beat()).detach();
+        follow::beat(Arc::downgrade(self));
     }
 
     fn all(&self) -> Vec<Arc<Kept>> {

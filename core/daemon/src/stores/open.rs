@@ -20,6 +20,10 @@ use std::{
 /// that process: signs come every second.
 const HEARTBEAT_SLACK: Duration = Duration::from_secs(3);
 
+/// The same if the machine went down: the last sign that reached the disk may be as old as the kernel lets dirty pages become.
+/// Source: Linux, Documentation/admin-guide/sysctl/vm.rst, `dirty_expire_centisecs` (30 s) and `dirty_writeback_centisecs` (5 s).
+const HEARTBEAT_SLACK_POWER: Duration = Duration::from_secs(40);
+
 impl Stores {
     /// Opens all files with bitmaps of a drive or image, wherever the end of the program left them: first the one where they
     /// belong.
@@ -109,6 +113,7 @@ impl Stores {
         target: &str,
         owned: Option<&Owned>,
         clean: bool,
+        same_boot: bool,
         heartbeat: Option<SystemTime>,
     ) -> Option<String> {
         match owned.and_then(|owned| self.witnessed(&owned.place)) {
@@ -125,7 +130,10 @@ impl Stores {
         let now = place::files_at_open(&self.graph, target);
         let differences = match before {
             Some(before) => before.differences(&now),
-            None => heartbeat.map(|last| now.changed_after(last + HEARTBEAT_SLACK)).unwrap_or_default(),
+            None => {
+                let slack = if same_boot { HEARTBEAT_SLACK } else { HEARTBEAT_SLACK_POWER };
+                heartbeat.map(|last| now.changed_after(last + slack)).unwrap_or_default()
+            }
         };
         (!differences.is_empty()).then(|| differences.join("; "))
     }
