@@ -175,3 +175,18 @@ fn a_store_that_cannot_be_made_is_an_error_that_says_where() {
     let text = String::from_utf8_lossy(&ended.stderr);
     assert!(!ended.status.success() && text.contains("no/such/directory"), "{text}");
 }
+
+#[test]
+fn a_drive_without_a_file_says_that_it_needs_a_place() {
+    let world = World::new("[node.top]\ndriver = \"memory\"\nsize = \"32MiB\"\n", "");
+    fs::write(world.path("drive.toml"), &world.toml).unwrap();
+    let program = Daemon::program();
+    let ended = output(program.to_str().unwrap(), &["run", &world.text("drive.toml")]);
+    let text = String::from_utf8_lossy(&ended.stderr);
+    assert!(
+        !ended.status.success() && text.contains("bitmap-store = \"file:PATH\" in [drive.vda]"),
+        "{text}"
+    );
+    let checked = run(program.to_str().unwrap(), &["check", &world.text("drive.toml")]);
+    assert!(checked.contains("bitmap      vda/daily, 64KiB, persistent (process)"), "{checked}");
+}

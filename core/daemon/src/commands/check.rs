@@ -83,7 +83,13 @@ fn describe(config: &Config, graph: &Graph) -> String {
         let _ = writeln!(out, "  drive       {name}, {}, root {}", size(name), drive.root.get_ref());
         for bitmap in graph.bitmaps(name).unwrap_or_default() {
             let granularity = Bytes(bitmap.granularity().bytes());
-            let _ = writeln!(out, "  bitmap      {name}/{}, {granularity}", bitmap.name());
+            let section =
+                drive.bitmaps.iter().find(|section| *section.name.get_ref() == *bitmap.name().as_str());
+            let kept = match section.and_then(|section| section.durability) {
+                Some(durability) => format!(", persistent ({durability})"),
+                None => String::new(),
+            };
+            let _ = writeln!(out, "  bitmap      {name}/{}, {granularity}{kept}", bitmap.name());
         }
     }
     for export in &config.exports {

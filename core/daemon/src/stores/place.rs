@@ -51,10 +51,12 @@ impl Place {
         if let Ok(place) = Self::of_image(graph, top.name()) {
             return Ok(place);
         }
+        // Beside a device is no place for files that outlive the machine's next start.
         let lowest = chain.iter().rev().find_map(|node| file_of(graph, node.name()));
+        let lowest = lowest.filter(|file| file.is_file());
         let Some(directory) = lowest.as_deref().and_then(Path::parent) else {
             let message = format_args!(
-                "there is no file that bitmaps of drive '{drive}' could be kept beside; expected \
+                "there is no regular file that bitmaps of drive '{drive}' could be kept beside; expected \
                  bitmap-store = \"file:PATH\" in [drive.{drive}]"
             );
             return Err(Error::new(Kind::NotSupported, message));
