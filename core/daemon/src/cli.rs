@@ -1,5 +1,9 @@
 //! The command line.
 
+mod bitmap;
+
+pub use self::bitmap::{Bitmap, ExportFormat, Map, One, Shelf};
+
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -12,6 +16,7 @@ Examples:
   driveline check vm.toml                every mistake of a file, and what it would do
   driveline run vm.toml                  serve it until Ctrl-C
   driveline graph vm.toml --format svg > vm.svg
+  driveline bitmap list active.qcow2     what its bitmaps are, between two runs
   DRIVELINE_LOG=info driveline run vm.toml
 
 Exit status: 0 when all went well, 1 when something failed, 2 when the command line makes no sense.
@@ -69,6 +74,30 @@ Examples:
     /// Makes a chain of three small images in a temporary folder and serves it over NBD. A writer writes through NBD
     /// while a stream and then a commit run. Fails if the bitmap is not exactly what was written.
     Demo,
+    /// Look at the bitmaps of a qcow2 image or of a file of bitmaps, or change them, while nobody serves their drive.
+    ///
+    /// Bitmaps of a drive are in its top image, if that is a writable qcow2 image, as QEMU keeps them; otherwise in a file
+    /// DRIVE.dlbitmaps beside the lowest image. When `run` was killed, they are in a file IMAGE.dlbitmaps beside the
+    /// image: they are found there, as far to be trusted as `run` would say, and go home into the image before a change.
+    ///
+    /// Files that a daemon or QEMU has are left alone. What fails changes nothing. Changes are durable when they end.
+    #[command(subcommand)]
+    #[command(after_help = "\
+Examples:
+  driveline bitmap list active.qcow2
+  driveline bitmap add active.qcow2 daily
+  driveline bitmap merge active.qcow2 monday tuesday --into week
+  driveline bitmap move active.qcow2 daily --to vda.dlbitmaps
+  driveline map active.qcow2 --bitmap daily --json")]
+    Bitmap(Bitmap),
+    /// Print which areas of a drive are dirty in a bitmap, while nobody serves it.
+    ///
+    /// Offsets and lengths are in bytes, in ascending order, each area as long as can be.
+    #[command(after_help = "\
+Examples:
+  driveline map active.qcow2 --bitmap daily
+  driveline map vda.dlbitmaps --bitmap daily --json | jq 'map(.length) | add'")]
+    Map(Map),
     /// Look at filters.
     #[command(subcommand)]
     Plugin(Plugin),

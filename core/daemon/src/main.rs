@@ -18,6 +18,8 @@ fn main() -> ExitCode {
         Command::Check(file) => commands::check(&file.file),
         Command::Graph { file, format } => commands::graph(&file.file, format),
         Command::Demo => commands::demo(),
+        Command::Bitmap(command) => commands::bitmap(command),
+        Command::Map(map) => commands::map(&map),
         Command::Plugin(plugin) => commands::plugin(plugin),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "driveline", &mut std::io::stdout());

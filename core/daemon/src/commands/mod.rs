@@ -1,10 +1,12 @@
 //! The commands of the program. Each prints, and says how it went by an exit code.
 
+mod bitmap;
 mod check;
 mod graph;
 mod plugin;
 mod run;
 
+pub use bitmap::{bitmap, map};
 pub use check::{Failed, check, rehearse};
 pub use graph::graph;
 pub use plugin::plugin;

@@ -12,10 +12,10 @@ use parking_lot::Mutex;
 use std::{sync::Arc, time::SystemTime};
 
 /// What an image holds.
-struct InImage {
-    stored: StoredBitmaps,
+pub(super) struct InImage {
+    pub(super) stored: StoredBitmaps,
     /// Contents of those that can be used, by name.
-    bits: Vec<(String, Bits)>,
+    pub(super) bits: Vec<(String, Bits)>,
 }
 
 impl Stores {
@@ -339,12 +339,12 @@ fn why_lost(stored: &StoredBitmap) -> String {
     stored.inconsistent.clone().unwrap_or_else(|| "it was in use when its program ended".to_owned())
 }
 
-fn lost(stored: &StoredBitmap) -> Trust {
+pub(super) fn lost(stored: &StoredBitmap) -> Trust {
     Trust::Lost { reason: why_lost(stored) }
 }
 
 /// Asks an image what it holds, and loads what of it can be used.
-async fn stored_in(graph: &Graph, node: &str) -> Result<InImage> {
+pub(super) async fn stored_in(graph: &Graph, node: &str) -> Result<InImage> {
     let image = Arc::new(Mutex::new(None));
     let mut change = graph.change().await;
     let result = image.clone();

@@ -14,6 +14,7 @@
 
 mod find;
 mod follow;
+mod offline;
 mod open;
 mod owner;
 mod place;
@@ -22,7 +23,12 @@ mod save;
 
 pub use self::report::{Recovered, Trust};
 
-use self::place::Place;
+pub(crate) use self::{
+    offline::{Look, Seen, inspect, put},
+    owner::Owned,
+    place::Place,
+};
+
 use driveline_bitmap::{Bitmap, Durability, Ledger, StoreBinding, View};
 use driveline_graph::{Error, Graph, Keeper, Kind, NodeId, Result, Root};
 use driveline_store::{BootId, LogOptions, Options, Spec, Store};
@@ -281,7 +287,7 @@ impl Keeper for Clerk {
 }
 
 /// An error of a store, as one of the graph.
-fn store_error(error: driveline_store::Error) -> Error {
+pub(crate) fn store_error(error: driveline_store::Error) -> Error {
     match &error {
         driveline_store::Error::Io { source, .. } => {
             Error::io_text(source.raw_os_error().unwrap_or(5), format_args!("{error}: {source}"))
@@ -301,7 +307,7 @@ fn view_for(owner: &Owner, view: View) -> View {
 }
 
 /// The file beside an image in which its bitmaps are while somebody has them.
-fn beside(image: &Path) -> PathBuf {
+pub(crate) fn beside(image: &Path) -> PathBuf {
     let mut name = image.as_os_str().to_owned();
     name.push(".dlbitmaps");
     name.into()

@@ -123,7 +123,8 @@ impl Stores {
             }
             None => {}
         }
-        let before = owned.map(|owned| &owned.images).filter(|_| clean);
+        // A file that a tool made knows no images yet.
+        let before = owned.map(|owned| &owned.images).filter(|images| clean && !images.files.is_empty());
         if clean && before.is_none() {
             return None;
         }
@@ -141,7 +142,7 @@ impl Stores {
 
 /// Was it a store, of which not even the names of bitmaps are left, or the file is gone that counts in its place? Another
 /// file is nobody's to touch.
-fn is_past_use(error: &driveline_store::Error) -> bool {
+pub(super) fn is_past_use(error: &driveline_store::Error) -> bool {
     use driveline_store::Error;
     match error {
         Error::NamesLost { .. } | Error::Superseded { .. } | Error::Incoming { .. } => true,

@@ -39,7 +39,7 @@ impl ForImage {
         }
     }
 
-    fn with_bits(bitmap: &Bitmap, bits: Bits) -> Self {
+    pub(super) fn with_bits(bitmap: &Bitmap, bits: Bits) -> Self {
         let (name, granularity) = (bitmap.name().to_string(), bitmap.granularity());
         Self { name, granularity, recording: bitmap.is_recording(), bits: Some(bits) }
     }
