@@ -5,6 +5,7 @@ mod filters;
 mod harness;
 mod kills;
 mod memory;
+mod offline;
 mod path_of_a_write;
 mod persistent;
 mod plugins;

@@ -11,11 +11,11 @@ use super::{
     open::is_past_use,
     owner::Owned,
     place,
-    save::{ForImage, put_into_image},
+    save::ForImage,
     store_error,
 };
 use driveline_bitmap::{Bitmap, BitmapName, Durability};
-use driveline_graph::{Error, Graph, Kind, Result};
+use driveline_graph::{BitmapToStore, Error, Graph, Kind, Result};
 use driveline_store::{BootId, Inspection, Standing, Store};
 use std::{
     path::{Path, PathBuf},
@@ -158,15 +158,31 @@ impl Stores {
     }
 }
 
-/// Makes these the bitmaps of an image, durably. Those whose contents are lost stay as they are.
+/// Makes these the bitmaps of an image that is open read-only, durably. Those whose contents are lost stay as they are.
 ///
-/// Errors: the image has the old ones then.
+/// Errors: the image has the old ones then, and what lies beside it counts as before.
 pub(crate) async fn put(graph: &Graph, node: &str, bitmaps: &[Arc<Bitmap>]) -> Result<()> {
     let for_image = |bitmap: &Arc<Bitmap>| match bitmap.is_inconsistent() {
         true => ForImage::in_use(bitmap),
         false => ForImage::with_bits(bitmap, bitmap.bits().clone()),
     };
-    put_into_image(graph, node, bitmaps.iter().map(for_image).collect(), false).await
+    let bitmaps: Vec<ForImage> = bitmaps.iter().map(for_image).collect();
+    let mut change = graph.change().await;
+    change.set_read_only(node, false)?;
+    change.visit(node, move |open, children| {
+        Box::pin(async move {
+            let bitmaps: Vec<BitmapToStore<'_>> = bitmaps.iter().map(ForImage::borrow).collect();
+            let stored = open.store_bitmaps(&children, &bitmaps).await;
+            // Becoming writable took the witness away. If nothing was stored, it is as true as it was.
+            let witness = stored.is_err() && open.witness().is_some_and(|witness| witness.at_open);
+            let told = match open.witness() {
+                Some(_) => open.set_witness(&children, witness).await,
+                None => Ok(()),
+            };
+            stored.and(told)
+        })
+    })?;
+    change.commit().await
 }
 
 /// Looks at the store that counts where `path` leads: itself, or the one that it moved to. Returns where that is.

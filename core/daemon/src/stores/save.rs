@@ -29,7 +29,7 @@ impl ForImage {
         Self { bits: None, ..Self::with_bits(bitmap, Bits::new(bitmap.granularity(), 0)) }
     }
 
-    fn borrow(&self) -> BitmapToStore<'_> {
+    pub(super) fn borrow(&self) -> BitmapToStore<'_> {
         BitmapToStore {
             name: &self.name,
             granularity: self.granularity,

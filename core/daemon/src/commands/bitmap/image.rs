@@ -9,7 +9,7 @@ use crate::{
     stores::{Look, Seen, Stores, put},
 };
 use driveline_bitmap::{Bitmap, Granularity};
-use driveline_graph::{Graph, GraphOptions, Kind, Permissions, Root, RootOptions};
+use driveline_graph::{Graph, GraphOptions, Kind, Root, RootOptions};
 use std::{
     fs::{self, File},
     path::{Path, PathBuf},
@@ -33,8 +33,9 @@ pub(super) struct Image {
 }
 
 impl Image {
-    /// Opens an image, alone, without the images below it.
-    pub(super) async fn open(path: &Path, writable: bool) -> Result<Shelf> {
+    /// Opens an image, alone, without the images below it. Read-only: to open it for writing would by itself take from what
+    /// lies beside it the proof that nobody else wrote. `alone`: nobody else may look at that.
+    pub(super) async fn open(path: &Path, alone: bool) -> Result<Shelf> {
         let refused = |error: driveline_graph::Error| match error.kind() {
             // It names the file and who has it.
             Kind::Busy => in_use(error.message()),
@@ -47,7 +48,7 @@ impl Image {
         let definition = serde_json::json!({
             "driver": "qcow2",
             "node-name": NODE,
-            "read-only": !writable,
+            "read-only": true,
             "backing": null,
             "file": { "driver": "file", "path": file },
         });
@@ -56,17 +57,10 @@ impl Image {
         let mut change = graph.change().await;
         change.add_nodes(vec![definition]).await.map_err(refused)?;
         change.commit().await.map_err(refused)?;
-        let needs = if writable {
-            Permissions::CONSISTENT_READ.or(Permissions::WRITE)
-        } else {
-            Permissions::CONSISTENT_READ
-        };
-        let options = RootOptions { needs, ..RootOptions::reader("driveline bitmap") };
-        let root = graph.open_root(NODE, options).await.map_err(refused)?;
+        let root = graph.open_root(NODE, RootOptions::reader("driveline bitmap")).await.map_err(refused)?;
         let look = stores.look(NODE).await.map_err(refused)?;
         let size = graph.size_bytes(NODE).map_err(refused)?;
-        let left: Result<_> =
-            look.left.iter().map(|path| Ok((path.clone(), lock(path, writable)?))).collect();
+        let left: Result<_> = look.left.iter().map(|path| Ok((path.clone(), lock(path, alone)?))).collect();
         let (notes, damaged) = (notes(path, &look), look.damaged.is_some());
         let Look { mut seen, broken, unreadable, .. } = look;
         for seen in seen.iter_mut().filter(|seen| seen.file == file) {
