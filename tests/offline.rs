@@ -479,6 +479,67 @@ fn bitmaps_that_qemu_left_in_use_are_listed_adopted_and_removed() {
     assert_eq!(names, [json!(["daily", ["auto"]]), json!(["new", ["auto"]])]);
 }
 
+/// A file that nobody can read is kept, an entry that is no bitmap is in the way of changes until it is removed.
+#[test]
+fn what_cannot_be_read_is_never_lost_by_the_way() {
+    if !have("offline", &["qemu-img", "qemu-io"]) {
+        return;
+    }
+    let world = World::qcow2();
+    let daemon = world.start();
+    world.write(&[1]);
+    daemon.kill();
+    fs::write(world.path("disk.qcow2.dlbitmaps"), [0; 8192]).unwrap();
+    let list = world.json("bitmap list disk.qcow2");
+    assert_eq!(entry(&list, "daily")["verdict"], "lost");
+    assert!(list["notes"][1].as_str().unwrap().contains("nothing but zeros"), "{list}");
+    world.tool("bitmap add disk.qcow2 other");
+    assert_eq!(world.files(".damaged"), ["disk.qcow2.dlbitmaps.damaged"]);
+    assert_eq!(world.verdict("disk.qcow2", "daily"), "lost");
+    world.tool("bitmap adopt disk.qcow2 daily");
+    assert_eq!(world.map("disk.qcow2", "daily"), all());
+
+    // Its granularity is no power that there is. Source: QEMU docs/interop/qcow2.txt, "Bitmap directory".
+    let mut image = fs::read(world.path("disk.qcow2")).unwrap();
+    let name = image.windows(5).rposition(|bytes| bytes == b"other").unwrap();
+    image[name - 24 + 17] = 77;
+    fs::write(world.path("disk.qcow2"), &image).unwrap();
+    let list = world.json("bitmap list disk.qcow2");
+    assert!(
+        list["notes"][0].as_str().unwrap().contains("'other' is none (its granularity is 2^77"),
+        "{list}"
+    );
+    let message = world.refused("bitmap clear disk.qcow2 daily");
+    assert!(message.contains("bitmap 'other' would be lost") && message.contains("remove that first"));
+    assert!(fs::read(world.path("disk.qcow2")).unwrap() == image);
+    world.tool("bitmap remove disk.qcow2 other");
+    world.tool("bitmap clear disk.qcow2 daily");
+    assert_eq!(
+        world.qemu("disk.qcow2"),
+        json!([{ "name": "daily", "granularity": 65536, "flags": ["auto"] }])
+    );
+}
+
+#[test]
+fn a_link_to_an_image_leads_to_what_lies_beside_the_image() {
+    if !have("offline", &["qemu-img"]) {
+        return;
+    }
+    let world = World::qcow2();
+    let daemon = world.start();
+    let written = world.write(&[1, 5]);
+    daemon.kill();
+    fs::create_dir(world.path("links")).unwrap();
+    std::os::unix::fs::symlink("../disk.qcow2", world.path("links/vda")).unwrap();
+    assert_eq!(world.map("links/vda", "daily"), written);
+    world.tool("bitmap disable links/vda daily");
+    assert_eq!(world.files(".dlbitmaps"), [""; 0]);
+    assert_eq!(
+        (world.map("disk.qcow2", "daily"), world.verdict("disk.qcow2", "daily")),
+        (written, "exact".into())
+    );
+}
+
 #[test]
 fn an_export_is_bits_or_json_and_overwrites_nothing() {
     let world = World::qcow2();

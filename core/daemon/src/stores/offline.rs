@@ -205,3 +205,27 @@ pub(crate) fn inspect(path: &Path, boot_id: BootId) -> driveline_store::Result<(
         _ => Ok((path.to_owned(), found)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use driveline_store::{LogOptions, Options};
+
+    #[test]
+    fn of_a_store_that_was_moving_the_one_that_counts_is_looked_at() {
+        let folder = tempfile::tempdir().unwrap();
+        let (from, to) = (folder.path().join("a.dlbitmaps"), folder.path().join("b.dlbitmaps"));
+        let boot_id = BootId::current().unwrap();
+        let options =
+            Options { drive_size: 1 << 20, boot_id, owner: b"us".to_vec(), log: LogOptions::default() };
+        let store = Store::create(&from, &options).unwrap();
+        let counts = |path: &Path| inspect(path, boot_id).unwrap().0;
+        let mut copy = store.copy_to(&to).unwrap();
+        assert_eq!((counts(&from), counts(&to)), (from.clone(), from.clone()));
+        store.supersede(&mut copy).unwrap();
+        assert_eq!((counts(&from), counts(&to)), (to.clone(), to.clone()), "even if it ends here");
+        copy.activate(&store).unwrap();
+        std::fs::remove_file(&from).unwrap();
+        assert_eq!(counts(&to), to);
+    }
+}

@@ -6,12 +6,13 @@ use super::{
 };
 use crate::{
     drivers, logging,
-    stores::{Look, Seen, Stores, put},
+    stores::{Look, Seen, Stores, beside, put},
 };
 use driveline_bitmap::{Bitmap, Granularity};
 use driveline_graph::{Graph, GraphOptions, Kind, Root, RootOptions};
 use std::{
     fs::{self, File},
+    io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -44,7 +45,7 @@ impl Image {
         let graph = Graph::new(GraphOptions { trace: logging::traces_requests() });
         drivers::register_builtin(&graph);
         let stores = Stores::new(&graph).map_err(refused)?;
-        let file = std::path::absolute(path).map_err(|error| prefixed(path, error))?;
+        let file = find(path).map_err(|error| prefixed(path, error))?;
         let definition = serde_json::json!({
             "driver": "qcow2",
             "node-name": NODE,
@@ -97,14 +98,23 @@ impl Image {
             }
             (None, None) => {
                 let bitmaps: Vec<Arc<Bitmap>> = seen.iter().map(|seen| seen.bitmap.clone()).collect();
-                put(&self.graph, NODE, &bitmaps).await.map_err(|error| error.message().to_owned())
+                put(&self.graph, NODE, &bitmaps).await.map_err(|error| match error.kind() {
+                    Kind::Busy => in_use(error.message()),
+                    _ => error.message().to_owned(),
+                })
             }
         };
         let mut left = Vec::new();
         if stored.is_ok() {
+            // What there was to say of the file that was left is over.
+            notes.clear();
             for (at, (file, _lock)) in self.left.iter().enumerate() {
+                let aside = file.with_extension("dlbitmaps.damaged");
                 let cleared = match self.damaged && at == 0 {
-                    true => fs::rename(file, file.with_extension("dlbitmaps.damaged")),
+                    true => fs::rename(file, &aside).map(|()| {
+                        let (file, aside) = (file.display(), aside.display());
+                        notes.push(format!("{file}, which cannot be read, is kept as {aside}"));
+                    }),
                     false => fs::remove_file(file),
                 };
                 if let Err(error) = cleared {
@@ -112,7 +122,10 @@ impl Image {
                 }
             }
             for seen in seen.iter_mut().filter(|seen| seen.file != path) {
-                notes.push(format!("bitmap '{}' is in the image again", seen.bitmap.name()));
+                let (name, file) = (seen.bitmap.name(), seen.file.display());
+                let note =
+                    format!("bitmap '{name}', which a program that was killed left in {file}, is back in it");
+                notes.push(prefixed(path, note));
                 (seen.file, seen.durability) = (path.to_owned(), None);
             }
         }
@@ -135,6 +148,13 @@ impl Image {
         drop(root);
         graph.close().await.map_err(|error| error.message().to_owned())
     }
+}
+
+/// The image's path as the program has it that left a file beside it: of a link either the link's or the file's own.
+fn find(path: &Path) -> io::Result<PathBuf> {
+    let given = std::path::absolute(path)?;
+    let own = fs::canonicalize(path)?;
+    Ok(if !beside(&given).exists() && beside(&own).exists() { own } else { given })
 }
 
 /// What its user should know besides the list.
