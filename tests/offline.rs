@@ -1,6 +1,7 @@
 //! Bitmaps between two runs of the program: `driveline bitmap` and `driveline map`, with QEMU's tools as referee.
 
 use crate::harness::{Daemon, Guest, dirty, have, output, run};
+use rand::{Rng, SeedableRng, rngs::SmallRng};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeSet,
@@ -8,6 +9,7 @@ use std::{
     io::{BufRead, BufReader, Write},
     path::PathBuf,
     process::{Command, Output, Stdio},
+    time::Duration,
 };
 
 const GRANULARITY: u64 = 65536;
@@ -419,6 +421,13 @@ fn a_bitmap_moves_between_images_and_sidecars_and_goes_on_there() {
         json!([{ "name": "daily", "granularity": 65536, "flags": ["auto"] }])
     );
 
+    // From file to file it stays what it is.
+    world.tool("bitmap add vda.dlbitmaps power --durability power");
+    let object = world.json("bitmap move vda.dlbitmaps power --to vdb.dlbitmaps");
+    assert_eq!(entry(&object, "power"), Value::Null, "what is printed is how the file is afterwards");
+    assert_eq!(world.entry("vdb.dlbitmaps", "power")["durability"], "power");
+    fs::remove_file(world.path("vdb.dlbitmaps")).unwrap();
+
     // What cannot move stays, and makes nothing.
     run("qemu-img", &["create", "-q", "-f", "qcow2", &world.text("small.qcow2"), "8M"]);
     world.image("to.qcow2");
@@ -518,6 +527,51 @@ fn what_cannot_be_read_is_never_lost_by_the_way() {
         world.qemu("disk.qcow2"),
         json!([{ "name": "daily", "granularity": 65536, "flags": ["auto"] }])
     );
+}
+
+#[test]
+fn no_kill_of_the_tool_costs_a_bitmap_a_write() {
+    if !have("offline", &["qemu-img"]) {
+        return;
+    }
+    let seed = std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
+    println!("seed {seed}");
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let image = World::qcow2();
+    let daemon = image.start();
+    let written = image.write(&[1, 5, 300]);
+    daemon.kill();
+    let raw = World::raw();
+    let daemon = raw.start();
+    raw.write(&[1, 5, 300]);
+    assert!(daemon.terminate().success());
+    raw.tool("bitmap add vda.dlbitmaps other");
+    for (world, line, file, left) in [
+        (&image, "bitmap add disk.qcow2 other", "disk.qcow2", "disk.qcow2.dlbitmaps"),
+        (&raw, "bitmap merge vda.dlbitmaps other --into daily", "vda.dlbitmaps", "vda.dlbitmaps"),
+    ] {
+        let before = [file, left].map(|name| (name, fs::read(world.path(name)).unwrap()));
+        for _ in 0..20 {
+            let mut command = Command::new(Daemon::program());
+            command.args(line.split(' ')).current_dir(world.directory.path()).stdout(Stdio::null());
+            let mut child = command.spawn().unwrap();
+            // Anywhere in what it does, or after it.
+            std::thread::sleep(Duration::from_micros(rng.random_range(0..12_000)));
+            child.kill().unwrap();
+            child.wait().unwrap();
+            let (verdict, map) = (world.verdict(file, "daily"), world.map(file, "daily"));
+            match &*verdict {
+                "exact" => assert_eq!(map, written, "{line}"),
+                _ => assert_eq!((&*verdict, map), ("all-dirty", all()), "{line}"),
+            }
+            if file.ends_with("qcow2") {
+                // Clusters that leak are all that a kill may cost.
+                let checked = output("qemu-img", &["check", "-q", &world.text(file)]);
+                assert!([Some(0), Some(3)].contains(&checked.status.code()), "{checked:?}");
+            }
+            before.iter().for_each(|(name, bytes)| fs::write(world.path(name), bytes).unwrap());
+        }
+    }
 }
 
 #[test]

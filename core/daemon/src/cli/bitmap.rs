@@ -89,7 +89,8 @@ Examples:
     /// Move a bitmap to another file: written there, durably, before it goes here.
     ///
     /// The target is a qcow2 image, or a file of bitmaps; one whose name ends in .dlbitmaps is made if it is not there.
-    /// Both must be of a drive of one size.
+    /// Both must be of a drive of one size. A file that is made knows no images: a change of them from outside goes unnoticed
+    /// until their drive was served once.
     #[command(after_help = "\
 Example: a drive becomes a raw image, and keeps its bitmap.
   qemu-img convert -O raw active.qcow2 disk.raw

@@ -15,6 +15,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 /// The image's node, in a graph of its own.
@@ -42,23 +43,8 @@ impl Image {
             Kind::Busy => in_use(error.message()),
             _ => prefixed(path, error.message()),
         };
-        let graph = Graph::new(GraphOptions { trace: logging::traces_requests() });
-        drivers::register_builtin(&graph);
-        let stores = Stores::new(&graph).map_err(refused)?;
         let file = find(path).map_err(|error| prefixed(path, error))?;
-        let definition = serde_json::json!({
-            "driver": "qcow2",
-            "node-name": NODE,
-            "read-only": true,
-            "backing": null,
-            "file": { "driver": "file", "path": file },
-        });
-        let serde_json::Value::Object(definition) = definition else { unreachable!("it is an object") };
-        let definition = graph.parse(definition.into_iter().collect(), &[]).map_err(refused)?;
-        let mut change = graph.change().await;
-        change.add_nodes(vec![definition]).await.map_err(refused)?;
-        change.commit().await.map_err(refused)?;
-        let root = graph.open_root(NODE, RootOptions::reader("driveline bitmap")).await.map_err(refused)?;
+        let (graph, stores, root) = patiently(async || open(&file).await).await.map_err(refused)?;
         let look = stores.look(NODE).await.map_err(refused)?;
         let size = graph.size_bytes(NODE).map_err(refused)?;
         let left: Result<_> = look.left.iter().map(|path| Ok((path.clone(), lock(path, alone)?))).collect();
@@ -98,7 +84,9 @@ impl Image {
             }
             (None, None) => {
                 let bitmaps: Vec<Arc<Bitmap>> = seen.iter().map(|seen| seen.bitmap.clone()).collect();
-                put(&self.graph, NODE, &bitmaps).await.map_err(|error| match error.kind() {
+                patiently(async || put(&self.graph, NODE, &bitmaps).await).await.map_err(|error| match error
+                    .kind()
+                {
                     Kind::Busy => in_use(error.message()),
                     _ => error.message().to_owned(),
                 })
@@ -147,6 +135,42 @@ impl Image {
         let Image { graph, root, .. } = self;
         drop(root);
         graph.close().await.map_err(|error| error.message().to_owned())
+    }
+}
+
+/// Opens the image at an absolute path for a reader.
+async fn open(file: &Path) -> driveline_graph::Result<(Graph, Arc<Stores>, Root)> {
+    let graph = Graph::new(GraphOptions { trace: logging::traces_requests() });
+    drivers::register_builtin(&graph);
+    let stores = Stores::new(&graph)?;
+    let definition = serde_json::json!({
+        "driver": "qcow2",
+        "node-name": NODE,
+        "read-only": true,
+        "backing": null,
+        "file": { "driver": "file", "path": file },
+    });
+    let serde_json::Value::Object(definition) = definition else { unreachable!("it is an object") };
+    let definition = graph.parse(definition.into_iter().collect(), &[])?;
+    let mut change = graph.change().await;
+    change.add_nodes(vec![definition]).await?;
+    change.commit().await?;
+    let root = graph.open_root(NODE, RootOptions::reader("driveline bitmap")).await?;
+    Ok((graph, stores, root))
+}
+
+/// Tries for a second what locks keep from being done: the kernel may give up those of a program that was killed only some
+/// time after it.
+async fn patiently<T>(work: impl AsyncFn() -> driveline_graph::Result<T>) -> driveline_graph::Result<T> {
+    const PATIENCE: Duration = Duration::from_secs(1);
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match work().await {
+            Err(error) if error.kind() == Kind::Busy && Instant::now() < deadline => {
+                driveline_engine::sleep(PATIENCE / 50).await;
+            }
+            done => return done,
+        }
     }
 }
 
