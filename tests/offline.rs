@@ -530,6 +530,25 @@ fn what_cannot_be_read_is_never_lost_by_the_way() {
 }
 
 #[test]
+fn an_image_whose_list_of_bitmaps_is_damaged_is_not_given_another_one() {
+    if !have("offline", &["qemu-img"]) {
+        return;
+    }
+    let world = World::qcow2();
+    world.tool("bitmap add disk.qcow2 daily");
+    let mut image = fs::read(world.path("disk.qcow2")).unwrap();
+    // The reserved field of the header extension. Source: QEMU docs/interop/qcow2.txt, "Bitmaps extension".
+    let extension = image.windows(4).position(|bytes| bytes == [0x23, 0x85, 0x28, 0x75]).unwrap();
+    image[extension + 12] = 1;
+    fs::write(world.path("disk.qcow2"), &image).unwrap();
+    let list = world.json("bitmap list disk.qcow2");
+    assert!(list["notes"][0].as_str().unwrap().contains("reserved field"), "{list}");
+    let message = world.refused("bitmap add disk.qcow2 other");
+    assert!(message.contains("would be lost") && message.contains("reserved field"), "{message}");
+    assert!(fs::read(world.path("disk.qcow2")).unwrap() == image);
+}
+
+#[test]
 fn no_kill_of_the_tool_costs_a_bitmap_a_write() {
     if !have("offline", &["qemu-img"]) {
         return;

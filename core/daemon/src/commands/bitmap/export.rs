@@ -18,13 +18,7 @@ const PART: u64 = 1 << 19;
 /// Errors: a regular file is there already, which stays as it is; what was written of a new one is removed.
 pub(super) fn export(bitmap: &Bitmap, output: &Path, format: ExportFormat) -> Result<String> {
     if output == Path::new("-") {
-        return match write(bitmap, format, &mut io::stdout().lock()) {
-            // A reader that has gone, as in `| head`, is no failure.
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-                Err(prefixed(Path::new("stdout"), error))
-            }
-            _ => Ok(String::new()),
-        };
+        return to_stdout(|out| write(bitmap, format, out));
     }
     let there = fs::metadata(output).is_ok_and(|there| !there.is_file());
     let mut how = OpenOptions::new();
@@ -41,6 +35,20 @@ pub(super) fn export(bitmap: &Bitmap, output: &Path, format: ExportFormat) -> Re
     Ok(format!("{}: bitmap '{}', {}\n", output.display(), bitmap.name(), show::amount(bitmap)))
 }
 
+/// Writes to stdout what may be long. There is nothing else to say then.
+pub(super) fn to_stdout(
+    work: impl FnOnce(&mut BufWriter<io::StdoutLock<'static>>) -> io::Result<()>,
+) -> Result<String> {
+    let mut out = BufWriter::new(io::stdout().lock());
+    match work(&mut out).and_then(|()| out.flush()) {
+        // A reader that has gone, as in `| head`, is no failure.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(format!("cannot write to stdout: {error}"))
+        }
+        _ => Ok(String::new()),
+    }
+}
+
 fn write_file(bitmap: &Bitmap, format: ExportFormat, file: &File, sync: bool) -> io::Result<()> {
     let mut out = BufWriter::new(file);
     write(bitmap, format, &mut out)?;
@@ -52,13 +60,11 @@ fn write(bitmap: &Bitmap, format: ExportFormat, out: &mut impl Write) -> io::Res
     match format {
         ExportFormat::Raw => write_raw(bitmap.bits(), out),
         ExportFormat::Json => {
-            let object = json!({
-                "name": &*bitmap.name(),
-                "granularity": bitmap.granularity().bytes(),
-                "size": bitmap.length(),
-                "dirty": show::dirty(bitmap.bits()),
-            });
-            writeln!(out, "{object}")
+            let (name, granularity) = (json!(&*bitmap.name()), bitmap.granularity().bytes());
+            let size = bitmap.length();
+            write!(out, "{{\"name\":{name},\"granularity\":{granularity},\"size\":{size},\"dirty\":")?;
+            show::write_areas(bitmap.bits(), out)?;
+            out.write_all(b"}\n")
         }
     }?;
     out.flush()

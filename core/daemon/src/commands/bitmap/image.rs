@@ -39,9 +39,9 @@ impl Image {
     /// lies beside it the proof that nobody else wrote. `alone`: nobody else may look at that.
     pub(super) async fn open(path: &Path, alone: bool) -> Result<Shelf> {
         let refused = |error: driveline_graph::Error| match error.kind() {
-            // It names the file and who has it.
-            Kind::Busy => in_use(error.message()),
-            _ => prefixed(path, error.message()),
+            // It names the file.
+            Kind::Busy => told(error),
+            _ => prefixed(path, told(error)),
         };
         let file = find(path).map_err(|error| prefixed(path, error))?;
         let (graph, stores, root) = patiently(async || open(&file).await).await.map_err(refused)?;
@@ -84,12 +84,7 @@ impl Image {
             }
             (None, None) => {
                 let bitmaps: Vec<Arc<Bitmap>> = seen.iter().map(|seen| seen.bitmap.clone()).collect();
-                patiently(async || put(&self.graph, NODE, &bitmaps).await).await.map_err(|error| match error
-                    .kind()
-                {
-                    Kind::Busy => in_use(error.message()),
-                    _ => error.message().to_owned(),
-                })
+                patiently(async || put(&self.graph, NODE, &bitmaps).await).await.map_err(told)
             }
         };
         let mut left = Vec::new();
@@ -111,8 +106,9 @@ impl Image {
             }
             for seen in seen.iter_mut().filter(|seen| seen.file != path) {
                 let (name, file) = (seen.bitmap.name(), seen.file.display());
-                let note =
-                    format!("bitmap '{name}', which a program that was killed left in {file}, is back in it");
+                let note = format!(
+                    "bitmap '{name}', which a program that was killed left in {file}, is in the image again"
+                );
                 notes.push(prefixed(path, note));
                 (seen.file, seen.durability) = (path.to_owned(), None);
             }
@@ -134,7 +130,16 @@ impl Image {
     pub(super) async fn leave(self) -> Result<()> {
         let Image { graph, root, .. } = self;
         drop(root);
-        graph.close().await.map_err(|error| error.message().to_owned())
+        graph.close().await.map_err(told)
+    }
+}
+
+/// An error without the name of a node that nobody gave.
+fn told(error: driveline_graph::Error) -> String {
+    match error.kind() {
+        // It says who.
+        Kind::Busy => in_use(error.message()),
+        _ => error.message().to_owned(),
     }
 }
 

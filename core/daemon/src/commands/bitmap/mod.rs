@@ -18,7 +18,7 @@ use crate::{
 };
 use driveline_bitmap::{Bitmap, Durability, Granularity};
 use driveline_engine::{Config, Engine};
-use std::{path::Path, process::ExitCode, sync::Arc};
+use std::{io::Write, path::Path, process::ExitCode, sync::Arc};
 
 /// What is printed when something fails: the file, what was found, what was expected.
 type Result<T> = std::result::Result<T, String>;
@@ -32,9 +32,13 @@ pub fn bitmap(command: Command) -> ExitCode {
 pub fn map(map: &Map) -> ExitCode {
     let map = map.clone();
     on_engine(|| async move {
-        let shown = Shelf::look(&map.file).await?.leave_with(|shelf| shelf.valid(&map.bitmap)).await?;
-        show::say(&shown.0.notes);
-        Ok(show::extents(shown.1.bits(), map.json))
+        let shelf = Shelf::look(&map.file).await?;
+        let (shown, bitmap) = shelf.leave_with(|shelf| shelf.valid(&map.bitmap)).await?;
+        show::say(&shown.notes);
+        export::to_stdout(|out| match map.json {
+            true => show::write_areas(bitmap.bits(), out).and_then(|()| writeln!(out)),
+            false => show::write_table(bitmap.bits(), out),
+        })
     })
 }
 

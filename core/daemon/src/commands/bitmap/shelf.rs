@@ -59,8 +59,8 @@ impl Shelf {
         }
     }
 
-    /// Takes the bitmaps of a file to change them. Nothing is changed before [`put_away`](Shelf::put_away), but in a file of
-    /// bitmaps, where nobody sees it before it is complete.
+    /// Takes the bitmaps of a file to change them. An image stays as it is until [`put_away`](Shelf::put_away); a file of bitmaps
+    /// follows each change, as it does under a daemon.
     ///
     /// Errors: as [`look`](Shelf::look), and it cannot be written.
     pub(super) async fn open(path: &Path) -> Result<Self> {

@@ -5,7 +5,7 @@ use crate::stores::{Seen, Trust};
 use driveline_bitmap::{Bitmap, Bits};
 use driveline_drivers::Bytes;
 use serde_json::{Value, json};
-use std::fmt::Write;
+use std::{fmt::Write as _, io};
 
 /// Says what is worth knowing to who watches, not to who reads the output.
 pub(super) fn say(notes: &[String]) {
@@ -106,26 +106,24 @@ fn entry(seen: &Seen) -> Value {
     object
 }
 
-/// The dirty areas, as objects.
-pub(super) fn dirty(bits: &Bits) -> Vec<Value> {
-    let area =
-        |range: std::ops::Range<u64>| json!({ "offset": range.start, "length": range.end - range.start });
-    bits.iter_dirty().map(area).collect()
+/// The dirty areas as objects in an array, one a line. There may be more of them than fit into memory.
+pub(super) fn write_areas(bits: &Bits, out: &mut impl io::Write) -> io::Result<()> {
+    out.write_all(b"[")?;
+    for (at, range) in bits.iter_dirty().enumerate() {
+        let before = if at == 0 { "" } else { ",\n " };
+        write!(out, "{before}{{\"offset\":{},\"length\":{}}}", range.start, range.end - range.start)?;
+    }
+    out.write_all(b"]")
 }
 
-/// The dirty areas, as a table or an array, one a line.
-pub(super) fn extents(bits: &Bits, json: bool) -> String {
-    let mut out = String::new();
-    if json {
-        let lines: Vec<String> = dirty(bits).iter().map(Value::to_string).collect();
-        return if lines.is_empty() { "[]\n".to_owned() } else { format!("[{}]\n", lines.join(",\n ")) };
-    }
+/// The same as a table.
+pub(super) fn write_table(bits: &Bits, out: &mut impl io::Write) -> io::Result<()> {
     let width = bits.length().to_string().len().max(6);
-    let _ = writeln!(out, "{:>width$}  {:>width$}", "offset", "length");
+    writeln!(out, "{:>width$}  {:>width$}", "offset", "length")?;
     for range in bits.iter_dirty() {
-        let _ = writeln!(out, "{:>width$}  {:>width$}", range.start, range.end - range.start);
+        writeln!(out, "{:>width$}  {:>width$}", range.start, range.end - range.start)?;
     }
-    out
+    Ok(())
 }
 
 #[cfg(test)]
@@ -186,11 +184,21 @@ a/disk.qcow2: qcow2 image of a drive of 1MiB, 3 bitmaps
     #[test]
     fn a_map_is_a_table_or_an_array() {
         let bits = Bits::new(Granularity::default(), 1 << 20);
-        assert_eq!(extents(&bits, true), "[]\n");
+        let table = |bits: &Bits| {
+            let mut out = Vec::new();
+            write_table(bits, &mut out).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        let array = |bits: &Bits| {
+            let mut out = Vec::new();
+            write_areas(bits, &mut out).unwrap();
+            serde_json::from_slice::<Value>(&out).unwrap()
+        };
+        assert_eq!((array(&bits), &*table(&bits)), (json!([]), " offset   length\n"));
         bits.mark(0..1);
         bits.mark(131072..131073);
-        assert_eq!(extents(&bits, false), " offset   length\n      0    65536\n 131072    65536\n");
-        let array: Value = serde_json::from_str(&extents(&bits, true)).unwrap();
-        assert_eq!(array[1], json!({ "offset": 131072, "length": 65536 }));
+        assert_eq!(table(&bits), " offset   length\n      0    65536\n 131072    65536\n");
+        let area = |offset: u64| json!({ "offset": offset, "length": 65536 });
+        assert_eq!(array(&bits), json!([area(0), area(131072)]));
     }
 }

@@ -146,10 +146,17 @@ impl Sidecar {
     /// Closes it in good order; or leaves it, flushed, as it was left.
     pub(super) fn put_away(self) -> Result<()> {
         let Some(store) = self.store else { return Ok(()) };
-        let Some(owned) = self.owned.filter(|_| self.clean) else {
-            return if self.clean { store.close_clean() } else { store.flush() }.map_err(text);
+        let owner = self.owned.map(|owned| owned.encode());
+        let done = match (self.clean, owner) {
+            (false, _) => store.flush(),
+            (true, None) => store.close_clean(),
+            (true, Some(owner)) => store.set_owner(&owner).and_then(|()| store.close_clean()),
         };
-        store.set_owner(&owned.encode()).and_then(|()| store.close_clean()).map_err(text)
+        if let (Err(_), Some(path)) = (&done, &self.created) {
+            // Half of it is of no use to anybody.
+            drop(fs::remove_file(path));
+        }
+        done.map_err(text)
     }
 
     /// Gives it back unchanged.
