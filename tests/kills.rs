@@ -146,8 +146,10 @@ impl World {
             let known = std::mem::take(&mut self.known);
             let operator_random = SmallRng::seed_from_u64(random.random());
             let chain = !self.toml.contains("disk.raw");
-            let operator =
-                thread::spawn(move || operate(&operator_oracle, qmp, known, operator_random, chain));
+            let directory = self.directory.path().to_owned();
+            let operator = thread::spawn(move || {
+                operate(&operator_oracle, qmp, known, operator_random, &directory, chain)
+            });
             thread::sleep(Duration::from_micros(random.random_range(500..60_000)));
             daemon.kill();
             guests.into_iter().for_each(|guest| guest.join().unwrap());
@@ -247,6 +249,7 @@ fn operate(
     mut qmp: Qmp,
     mut known: BTreeMap<String, Known>,
     mut random: SmallRng,
+    directory: &Path,
     chain: bool,
 ) -> BTreeMap<String, Known> {
     let mut job = 0;
@@ -254,7 +257,7 @@ fn operate(
         let names: Vec<String> = known.keys().cloned().collect();
         let name = names.choose(&mut random).cloned().unwrap_or_else(|| "daily".to_owned());
         let of = |name: &str| json!({ "node": "vda", "name": name });
-        match random.random_range(0..8) {
+        match random.random_range(0..11) {
             // A clear.
             0 | 1 => {
                 let began = oracle.tick();
@@ -334,6 +337,37 @@ fn operate(
             }
             6 if chain && job > 0 => {
                 if qmp.attempt("block-job-cancel", json!({ "device": format!("job{job}") })).is_err() {
+                    return known;
+                }
+            }
+            // Of the images below the top one.
+            7 if chain => {
+                job += 1;
+                let image = |name: &str| directory.join(name).to_str().unwrap().to_owned();
+                let arguments = json!({
+                    "job-id": format!("job{job}"), "device": "vda",
+                    "top": image("mid.qcow2"), "base": image("base.qcow2"),
+                });
+                if qmp.attempt("block-commit", arguments).is_err() {
+                    return known;
+                }
+            }
+            // To another node that shows the drive, and back.
+            8 if chain => {
+                let target = ["image", "top"].choose(&mut random).unwrap();
+                let arguments = json!({ "node": "vda", "name": name, "target": target });
+                if qmp.attempt("x-driveline-block-dirty-bitmap-move", arguments).is_err() {
+                    return known;
+                }
+            }
+            // To another place.
+            9 => {
+                let place = match random.random_range(0..2) {
+                    0 if chain => "qcow2:image".to_owned(),
+                    _ => format!("file:{}", directory.join("elsewhere.dlbitmaps").display()),
+                };
+                let arguments = json!({ "node": "vda", "store": place });
+                if qmp.attempt("x-driveline-block-dirty-bitmap-store", arguments).is_err() {
                     return known;
                 }
             }
