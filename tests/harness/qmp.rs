@@ -86,11 +86,11 @@ impl Qmp {
         }
     }
 
-    /// Waits for an event of that name whose data has `device` (or `id`) as given, and returns its data.
+    /// Waits for an event of that name whose data has `device` (or `id`, or `name`) as given, and returns its data.
     pub(crate) fn wait_event(&mut self, name: &str, job: &str) -> Value {
         let is_it = |event: &Value| {
             let data = &event["data"];
-            event["event"] == name && (data["device"] == job || data["id"] == job)
+            event["event"] == name && ["device", "id", "name"].iter().any(|key| data[*key] == job)
         };
         loop {
             if let Some(at) = self.events.iter().position(is_it) {

@@ -24,6 +24,9 @@ fn a_bitmap_beside_a_raw_image_outlives_every_end_of_the_program() {
     let daemon = world.start();
     daemon.wait_log(|lines| lines.iter().any(|line| line == "driveline: bitmap vda/daily: recovered, exact"));
     assert_eq!(world.dirty("daily"), written);
+    // Whoever connects first hears of it without asking.
+    let event = daemon.qmp().wait_event("X_DRIVELINE_BITMAP_RECOVERED", "daily");
+    assert_eq!(event, json!({ "node": "vda", "name": "daily", "verdict": "exact" }));
     // A clear is as lasting as a mark.
     daemon.qmp().run("block-dirty-bitmap-clear", json!({ "node": "vda", "name": "daily" }));
     let written = world.write(&[9]);

@@ -144,7 +144,7 @@ impl Control for Program {
 }
 
 /// What became of a bitmap, as monitors hear of it.
-fn recovered(report: &Recovered) -> RecoveredBitmap {
+pub(crate) fn recovered(report: &Recovered) -> RecoveredBitmap {
     let (extents, bytes) = match report.trust {
         Trust::Superset { extents, bytes } => (Some(extents), Some(bytes)),
         _ => (None, None),

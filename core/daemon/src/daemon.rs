@@ -214,6 +214,9 @@ impl Inner {
         if let Some(listener) = listener {
             let program = Arc::new(control::Program(Arc::downgrade(self)));
             let monitor = Monitor::new(self.graph.clone(), self.jobs.clone(), program);
+            for report in self.stores.reports().iter().filter(|report| report.crashed) {
+                monitor.emit_to_first(&Event::BitmapRecovered(control::recovered(report)));
+            }
             let serving = monitor.clone();
             let accepting = engine.spawn_on(0, move || async move { serving.serve(listener).await });
             *self.monitor.lock() = Some(Monitoring { monitor, accepting });

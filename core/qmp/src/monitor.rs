@@ -38,6 +38,8 @@ struct Inner {
     jobs: Jobs,
     control: Arc<dyn Control>,
     sessions: Mutex<Vec<Arc<Session>>>,
+    /// What happened before there was anybody to hear of it.
+    before: Mutex<Vec<Value>>,
     /// Monitors know that the program ends.
     ending: AtomicBool,
 }
@@ -81,8 +83,8 @@ impl Listener {
 impl Monitor {
     /// Monitors for a graph and its jobs, in a program that does the rest.
     pub fn new(graph: Graph, jobs: Jobs, control: Arc<dyn Control>) -> Self {
-        let (sessions, ending) = (Mutex::default(), AtomicBool::new(false));
-        let monitor = Self(Arc::new(Inner { graph, jobs, control, sessions, ending }));
+        let (sessions, before, ending) = (Mutex::default(), Mutex::default(), AtomicBool::new(false));
+        let monitor = Self(Arc::new(Inner { graph, jobs, control, sessions, before, ending }));
         let weak = Arc::downgrade(&monitor.0);
         monitor.0.graph.on_event(move |event| {
             if let (Some(monitor), driveline_graph::Event::NodeFailed { node, message }) =
@@ -136,6 +138,18 @@ impl Monitor {
     /// Tells all monitors of an event.
     pub fn emit(&self, event: &Event) {
         self.tell(&event.message());
+    }
+
+    /// Tells of an event that comes before anybody can be connected: the first client hears of it when it has negotiated.
+    pub fn emit_to_first(&self, event: &Event) {
+        self.0.before.lock().push(event.message());
+    }
+
+    /// A client has negotiated.
+    pub(crate) fn greet(&self, session: &Session) {
+        for event in std::mem::take(&mut *self.0.before.lock()) {
+            session.notify(&event);
+        }
     }
 
     fn tell(&self, event: &Value) {

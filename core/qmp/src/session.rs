@@ -25,14 +25,16 @@ pub(crate) struct Session {
     outbox: Outbox,
     /// The negotiation is over: commands and events may pass.
     negotiated: AtomicBool,
+    /// It has heard what was kept for the first client.
+    greeted: AtomicBool,
     /// The command under way is `quit`, which is done after its reply.
     quits: AtomicBool,
 }
 
 impl Session {
     pub(crate) fn new(stream: Stream) -> Arc<Self> {
-        let (negotiated, quits) = (AtomicBool::new(false), AtomicBool::new(false));
-        Arc::new(Self { stream, outbox: Outbox::default(), negotiated, quits })
+        let [negotiated, greeted, quits] = [false; 3].map(AtomicBool::new);
+        Arc::new(Self { stream, outbox: Outbox::default(), negotiated, greeted, quits })
     }
 
     /// Serves until the client hangs up, or [`Session::hang_up`].
@@ -73,6 +75,9 @@ impl Session {
                     Err(error) => (None, Err(error)),
                 };
                 self.reply(id, result);
+                if self.negotiated.load(Relaxed) && !self.greeted.swap(true, Relaxed) {
+                    monitor.greet(self);
+                }
                 if self.quits.swap(false, Relaxed) {
                     monitor.quit();
                 }
