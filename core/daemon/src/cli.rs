@@ -19,7 +19,8 @@ Examples:
   driveline bitmap list active.qcow2     what its bitmaps are, between two runs
   DRIVELINE_LOG=info driveline run vm.toml
 
-Exit status: 0 when all went well, 1 when something failed, 2 when the command line makes no sense.
+Exit status: 0 when all went well, 1 when something failed, 2 when the command line makes no sense; check-image has
+its own.
 
 Environment:
   DRIVELINE_LOG          what to log, unless --log says it
@@ -98,6 +99,35 @@ Examples:
   driveline map active.qcow2 --bitmap daily
   driveline map vda.dlbitmaps --bitmap daily --json | jq 'map(.length) | add'")]
     Map(Map),
+    /// Look for what is wrong with a qcow2 image that is not in use, and repair it.
+    ///
+    /// A corruption is a place that may be written over, or an entry that makes no sense; a leak is lost space.
+    /// Backing files are not looked at.
+    #[command(after_help = "\
+Exit status, as with 'qemu-img check':
+   0  nothing is wrong, or not any more
+   1  the image could not be checked as a whole
+   2  there are corruptions
+   3  there are leaks and nothing else
+  63  the file is no qcow2 image
+
+Examples:
+  driveline check-image vm.qcow2
+  driveline check-image --repair vm.qcow2
+  driveline check-image --json vm.qcow2 | jq .corruptions")]
+    CheckImage {
+        /// Repair leaks only, or all that is wrong; without a value, all
+        ///
+        /// Entries that make no sense become zeroes. Have a copy of what you cannot lose.
+        #[arg(long, value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "all")]
+        repair: Option<RepairWhat>,
+        /// Print it as JSON.
+        #[arg(long)]
+        json: bool,
+        /// The image.
+        #[arg(value_name = "IMAGE")]
+        image: PathBuf,
+    },
     /// Look at filters.
     #[command(subcommand)]
     Plugin(Plugin),
@@ -130,6 +160,15 @@ pub enum PictureFormat {
     Dot,
     /// A picture for a browser.
     Svg,
+}
+
+/// What is repaired.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RepairWhat {
+    /// Lost space.
+    Leaks,
+    /// All that is wrong.
+    All,
 }
 
 /// Looking at filters.

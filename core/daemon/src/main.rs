@@ -20,6 +20,7 @@ fn main() -> ExitCode {
         Command::Demo => commands::demo(),
         Command::Bitmap(command) => commands::bitmap(command),
         Command::Map(map) => commands::map(&map),
+        Command::CheckImage { repair, json, image } => commands::check_image(&image, repair, json),
         Command::Plugin(plugin) => commands::plugin(plugin),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "driveline", &mut std::io::stdout());

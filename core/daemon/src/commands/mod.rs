@@ -3,12 +3,14 @@
 mod bitmap;
 mod check;
 mod graph;
+mod image;
 mod plugin;
 mod run;
 
 pub use bitmap::{bitmap, map};
 pub use check::{Failed, check, rehearse};
 pub use graph::graph;
+pub use image::check_image;
 pub use plugin::plugin;
 pub use run::run;
 

@@ -141,7 +141,8 @@ impl Plan {
             ));
         }
         let refcount_order = options.refcount_bits.trailing_zeros();
-        let geometry = Geometry { version: options.version, cluster_bits, refcount_order };
+        let geometry =
+            Geometry { version: options.version, cluster_bits, refcount_order, extended_l2: false };
         let cluster_bytes = geometry.cluster_bytes();
         let l1_entries = geometry.l1_entries(options.size_bytes);
         if options.size_bytes > i64::MAX as u64 || l1_entries * 8 > L1_BYTES_MAX {

@@ -1,9 +1,12 @@
 //! What fuzzers feed: any bytes as an image.
 
-use super::{CreateOptions, Preallocation, Qcow2Driver, create};
-use crate::{MemoryDriver, conformance::open_node};
+use super::{CheckReport, CreateOptions, Preallocation, Qcow2Driver, Repair, check_image, create};
+use crate::{
+    MemoryDriver,
+    conformance::{edge_to, open_node},
+};
 use driveline_bitmap::{Bits, Granularity};
-use driveline_graph::{BitmapToStore, OpenChild, OpenNode};
+use driveline_graph::{BitmapToStore, Driver, OpenChild, OpenNode};
 use driveline_op::{Ask, Buffer, Call, op};
 use futures::FutureExt;
 
@@ -55,14 +58,34 @@ pub fn run(bytes: &[u8]) {
     for read_only in [true, false] {
         use_image(bytes, read_only).now_or_never().expect("memory is always ready, so nothing waits");
     }
+    for repair in [Repair::Nothing, Repair::Leaks, Repair::All] {
+        check(bytes, repair).now_or_never().expect("memory is always ready, so nothing waits");
+    }
 }
 
-async fn use_image(bytes: &[u8], read_only: bool) {
+async fn check(bytes: &[u8], repair: Repair) {
+    let memory = memory(bytes).await;
+    let Ok(report) = check_image(&memory.edge, repair).await else { return };
+    // It may have grown.
+    let memory = edge_to(MemoryDriver::default().description(), &*memory.node, &[]);
+    let again = check_image(&memory, Repair::Nothing).await.expect("what could be checked still can");
+    let left = |report: &CheckReport| (report.corruptions, report.leaks, report.check_errors);
+    assert_eq!(left(&report), left(&again), "what is reported after a repair is what is left");
+}
+
+/// A file with these bytes, and room behind them.
+async fn memory(bytes: &[u8]) -> driveline_graph::OpenChild {
     let size = (bytes.len() as u64).max(512) + (16 << 20);
     let options = serde_json::json!({ "size": size });
     let memory = open_node(&MemoryDriver::default(), options, vec![]).await.expect("memory opens");
+    let ask = Ask { op: op::WRITE, ..Ask::default() };
+    Call::new(&memory.edge, ask, Buffer::from(bytes)).await.result.expect("memory takes it");
+    memory
+}
+
+async fn use_image(bytes: &[u8], read_only: bool) {
+    let memory = memory(bytes).await;
     let ask = |op, offset, length| Ask { op, offset, length, ..Ask::default() };
-    Call::new(&memory.edge, ask(op::WRITE, 0, 0), Buffer::from(bytes)).await.result.expect("memory takes it");
     let args = crate::conformance::OpenNodeArgs { read_only, ..Default::default() };
     let Ok(image) = args.open(&Qcow2Driver::new(), serde_json::json!({}), vec![memory.clone()]).await else {
         return;

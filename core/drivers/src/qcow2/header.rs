@@ -10,6 +10,8 @@ pub(crate) const V2_BYTES: usize = 72;
 pub(crate) const V3_BYTES: usize = 104;
 pub(crate) const CLUSTER_BITS_MIN: u32 = 9;
 pub(crate) const CLUSTER_BITS_MAX: u32 = 21;
+/// A subcluster is a sector at least.
+pub(crate) const EXTENDED_L2_CLUSTER_BITS_MIN: u32 = 14;
 pub(crate) const L1_BYTES_MAX: u64 = 32 << 20;
 pub(crate) const REFTABLE_BYTES_MAX: u64 = 8 << 20;
 pub(crate) const BACKING_NAME_BYTES_MAX: usize = 1023;
@@ -24,10 +26,15 @@ pub(crate) mod incompatible {
     pub(crate) const EXTERNAL_DATA: u64 = 4;
     pub(crate) const COMPRESSION: u64 = 8;
     pub(crate) const EXTENDED_L2: u64 = 16;
+    pub(crate) const KNOWN: u64 = 31;
 }
 
 /// Bit of `autoclear`: nobody wrote who does not know persistent bitmaps.
 pub(crate) const AUTOCLEAR_BITMAPS: u64 = 1;
+/// Bit of `autoclear`: the external data file reads as the disk does.
+pub(crate) const AUTOCLEAR_RAW_EXTERNAL: u64 = 2;
+/// What a repair keeps up.
+pub(crate) const AUTOCLEAR_KNOWN: u64 = AUTOCLEAR_BITMAPS | AUTOCLEAR_RAW_EXTERNAL;
 
 pub(crate) const EXT_END: u32 = 0;
 pub(crate) const EXT_BACKING_FORMAT: u32 = 0xe279_2aca;
@@ -169,6 +176,12 @@ impl Header {
         }
         let (backing_format, extensions) = parse_extensions(&cluster[..extensions_end], header_bytes)?;
         check_incompatible(incompatible, &extensions)?;
+        if incompatible & incompatible::EXTENDED_L2 != 0 && be32(cluster, 20) < EXTENDED_L2_CLUSTER_BITS_MIN {
+            return Err(corrupt(format_args!(
+                "extended L2 entries with clusters of {cluster_bytes} bytes, expected {} at least",
+                1u64 << EXTENDED_L2_CLUSTER_BITS_MIN
+            )));
+        }
         let kind = further.first().copied().unwrap_or(0);
         match (incompatible & incompatible::COMPRESSION != 0, kind) {
             (false, 0) => {}
@@ -265,6 +278,21 @@ impl Header {
         Ok(())
     }
 
+    /// Does the driver open such images? Says why not.
+    pub(crate) fn check_supported(&self) -> Result<()> {
+        if self.incompatible & incompatible::EXTERNAL_DATA != 0 {
+            return Err(unsupported(
+                "the image keeps its data in an external data file, which is not supported",
+            ));
+        }
+        if self.incompatible & incompatible::EXTENDED_L2 != 0 {
+            return Err(unsupported(
+                "the image has extended L2 entries (subclusters), which are not supported",
+            ));
+        }
+        Ok(())
+    }
+
     /// May it be written to? Says why not.
     pub(crate) fn check_writable(&self) -> Result<()> {
         if self.incompatible & incompatible::CORRUPT != 0 {
@@ -287,6 +315,7 @@ impl Header {
             version: self.version,
             cluster_bits: self.cluster_bits,
             refcount_order: self.refcount_order,
+            extended_l2: self.incompatible & incompatible::EXTENDED_L2 != 0,
         }
     }
 
@@ -409,14 +438,7 @@ fn parse_extensions(area: &[u8], mut at: usize) -> Result<(Option<String>, Vec<E
 
 /// Refuses incompatible features by name.
 fn check_incompatible(bits: u64, extensions: &[Extension]) -> Result<()> {
-    if bits & incompatible::EXTERNAL_DATA != 0 {
-        return Err(unsupported("the image keeps its data in an external data file, which is not supported"));
-    }
-    if bits & incompatible::EXTENDED_L2 != 0 {
-        return Err(unsupported("the image has extended L2 entries (subclusters), which are not supported"));
-    }
-    let known = incompatible::DIRTY | incompatible::CORRUPT | incompatible::COMPRESSION;
-    let unknown = bits & !known;
+    let unknown = bits & !incompatible::KNOWN;
     if unknown == 0 {
         return Ok(());
     }

@@ -6,6 +6,10 @@ use driveline_op::{Error, Result};
 pub(crate) const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
 /// Bits 9 to 63 of refcount table entries.
 pub(crate) const REFTABLE_MASK: u64 = 0xffff_ffff_ffff_fe00;
+/// Bits of L1 entries, standard L2 entries and refcount table entries that are zero.
+pub(crate) const L1_RESERVED: u64 = 0x7f00_0000_0000_01ff;
+pub(crate) const L2_RESERVED: u64 = 0x3f00_0000_0000_01fe;
+pub(crate) const REFTABLE_RESERVED: u64 = 0x1ff;
 /// The refcount is exactly one, so it may be written in place.
 pub(crate) const COPIED: u64 = 1 << 63;
 /// The cluster is compressed.
@@ -21,6 +25,8 @@ pub(crate) struct Geometry {
     pub(crate) version: u32,
     pub(crate) cluster_bits: u32,
     pub(crate) refcount_order: u32,
+    /// L2 entries are two words: the second says which of 32 subclusters are allocated, and which are zero.
+    pub(crate) extended_l2: bool,
 }
 
 impl Geometry {
@@ -43,7 +49,12 @@ impl Geometry {
 
     /// Entries of an L2 table, as a power of two.
     pub(crate) fn l2_bits(&self) -> u32 {
-        self.cluster_bits - 3
+        self.cluster_bits - 3 - u32::from(self.extended_l2)
+    }
+
+    /// Words of an L2 entry.
+    pub(crate) fn entry_words(&self) -> usize {
+        1 + usize::from(self.extended_l2)
     }
 
     /// Guest bytes that one L1 entry stands for, as a power of two.
@@ -61,7 +72,7 @@ impl Geometry {
     }
 
     pub(crate) fn slice_entries(&self) -> u64 {
-        self.slice_bytes() / 8
+        self.slice_bytes() / 8 / self.entry_words() as u64
     }
 
     /// Guest bytes that one slice of an L2 table stands for.
@@ -183,7 +194,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const V3: Geometry = Geometry { version: 3, cluster_bits: 16, refcount_order: 4 };
+    const V3: Geometry = Geometry { version: 3, cluster_bits: 16, refcount_order: 4, extended_l2: false };
 
     #[test]
     fn entries_read_as_the_format_says() {
@@ -208,7 +219,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_entry_reads_as_something(entry: u64, cluster_bits in 9u32..=21, version in 2u32..=3) {
-            let geometry = Geometry { version, cluster_bits, refcount_order: 4 };
+            let geometry = Geometry { version, cluster_bits, ..V3 };
             if let Ok(Mapping::Compressed(entry)) = geometry.mapping(entry) {
                 let (offset, bytes) = geometry.compressed(entry);
                 prop_assert!(bytes > 0 && bytes <= 2 * geometry.cluster_bytes() + 512);

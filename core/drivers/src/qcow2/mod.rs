@@ -31,6 +31,7 @@
 //! Source: QEMU docs/interop/qcow2.txt.
 
 mod bitmaps;
+mod check;
 mod compressed;
 mod create;
 mod driver;
@@ -42,6 +43,7 @@ mod io;
 mod layout;
 mod map;
 mod meta;
+mod offline;
 mod open;
 mod ranges;
 mod read;
@@ -52,8 +54,10 @@ mod write;
 mod zero;
 
 pub use self::{
+    check::{CheckReport, Repair, Verdict, check_image},
     create::{CreateOptions, Preallocation, create, create_file},
     driver::Qcow2Driver,
+    offline::check_file,
 };
 
 use self::{

@@ -47,12 +47,14 @@ impl Qcow2 {
     /// Opens the image in child `FILE`. Unless `read_only`, it clears the autoclear bits of what it does not keep up.
     pub(crate) async fn open(io: &mut Io<'_, '_>, cache_bytes: u64, read_only: bool) -> Result<Self> {
         let header = read_header(io).await?;
+        header.check_supported()?;
         if !read_only {
             header.check_writable()?;
         }
         let geometry = header.geometry();
         let file = File::new(io.info(FILE).map_or(0, |info| info.size_bytes));
         let snapshots = snapshot::read(io, &file, &header).await?;
+        snapshots.iter().try_for_each(|snapshot| snapshot.check(&header))?;
         let l1 = read_table(io, &file, header.l1_offset, header.l1_entries as usize).await?;
         let reftable_entries = u64::from(header.reftable_clusters) * geometry.cluster_bytes() / 8;
         let reftable = read_table(io, &file, header.reftable_offset, reftable_entries as usize).await?;
@@ -131,7 +133,11 @@ impl Qcow2 {
     pub(crate) fn details(&self) -> serde_json::Value {
         let header = self.header.lock();
         let snapshots = self.snapshots.iter().map(|snapshot| {
-            serde_json::json!({ "id": snapshot.id, "name": snapshot.name, "virtual-size": snapshot.size_bytes })
+            serde_json::json!({
+                "id": snapshot.id(),
+                "name": snapshot.name(),
+                "virtual-size": snapshot.size_bytes(),
+            })
         });
         serde_json::json!({
             "compat": if header.version == 2 { "0.10" } else { "1.1" },

@@ -30,14 +30,14 @@ pub(super) const ONES: u64 = 1;
 
 /// The header extension: where the directory is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Place {
-    pub(super) bitmaps: u32,
-    pub(super) bytes: u64,
-    pub(super) offset: u64,
+pub(in crate::qcow2) struct Place {
+    pub(in crate::qcow2) bitmaps: u32,
+    pub(in crate::qcow2) bytes: u64,
+    pub(in crate::qcow2) offset: u64,
 }
 
 impl Place {
-    pub(super) fn parse(data: &[u8], geometry: &Geometry) -> Result<Self, String> {
+    pub(in crate::qcow2) fn parse(data: &[u8], geometry: &Geometry) -> Result<Self, String> {
         if data.len() != 24 {
             return Err(format!("the bitmaps extension has {} bytes, expected 24", data.len()));
         }
@@ -87,14 +87,14 @@ fn check_offset(what: &str, offset: u64, geometry: &Geometry) -> Result<(), Stri
 
 /// An entry of the directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Entry {
-    pub(super) table_offset: u64,
-    pub(super) table_entries: u32,
+pub(in crate::qcow2) struct Entry {
+    pub(in crate::qcow2) table_offset: u64,
+    pub(in crate::qcow2) table_entries: u32,
     pub(super) flags: u32,
     pub(super) kind: u8,
     pub(super) granularity_bits: u8,
     pub(super) extra: Vec<u8>,
-    pub(super) name: Vec<u8>,
+    pub(in crate::qcow2) name: Vec<u8>,
 }
 
 /// Bytes of an entry with its padding.
@@ -158,7 +158,7 @@ impl Entry {
     }
 
     /// The clusters of its table, as bytes of the file.
-    pub(super) fn table(&self, geometry: &Geometry) -> Result<Range<u64>, String> {
+    pub(in crate::qcow2) fn table(&self, geometry: &Geometry) -> Result<Range<u64>, String> {
         check_offset("its table", self.table_offset, geometry)?;
         let entries = u64::from(self.table_entries);
         let entries_max = TABLE_ENTRIES_MAX.min(BITS_BYTES_MAX / geometry.cluster_bytes());
@@ -181,7 +181,7 @@ impl Entry {
 }
 
 /// Reads a directory. That is all or nothing: behind an entry that lies about its length nothing can be found.
-pub(super) fn parse_directory(bytes: &[u8], bitmaps: u32) -> Result<Vec<Entry>, String> {
+pub(in crate::qcow2) fn parse_directory(bytes: &[u8], bitmaps: u32) -> Result<Vec<Entry>, String> {
     let (mut out, mut at) = (Vec::new(), 0);
     while at < bytes.len() {
         let number = out.len();
@@ -241,7 +241,7 @@ pub(super) fn encode_directory<'a>(entries: impl Iterator<Item = &'a Entry>) -> 
 }
 
 /// The cluster that an entry of a table points to; `None` if there is none.
-pub(super) fn cluster(word: u64, geometry: &Geometry) -> Result<Option<u64>, String> {
+pub(in crate::qcow2) fn cluster(word: u64, geometry: &Geometry) -> Result<Option<u64>, String> {
     let wrong = |expected: &str| Err(format!("an entry of its table is {word:#x}, expected {expected}"));
     let offset = word & OFFSET_MASK;
     match word & !OFFSET_MASK {

@@ -18,7 +18,7 @@
 //! all of them, before the first write can come. Whoever keeps bitmaps up loads them then, and stores them again in
 //! the end; the next write flags them once more. If nothing at all was written, closing takes the flags back.
 
-mod codec;
+pub(super) mod codec;
 mod flags;
 mod load;
 mod store;

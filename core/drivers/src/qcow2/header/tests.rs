@@ -79,8 +79,6 @@ fn each_wrong_field_is_named_with_what_was_found_and_expected() {
         (56, &129u32.to_be_bytes(), Kind::NotSupported, "8454144 bytes", "8388608"),
         (60, &65537u32.to_be_bytes(), Kind::Corrupt, "65537 snapshots", "65536 at most"),
         (60, &1u32.to_be_bytes(), Kind::Corrupt, "snapshot table is at 0x0", "after the header"),
-        (72, &4u64.to_be_bytes(), Kind::NotSupported, "external data file", "not supported"),
-        (72, &16u64.to_be_bytes(), Kind::NotSupported, "extended L2", "not supported"),
         (72, &(1u64 << 40).to_be_bytes(), Kind::NotSupported, "bit 40 (without a name)", "not known"),
         (72, &8u64.to_be_bytes(), Kind::Corrupt, "bit is set", "0 (zlib)"),
         (96, &7u32.to_be_bytes(), Kind::Corrupt, "2^7 bits", "2^6"),

@@ -21,7 +21,7 @@ struct Begun {
 }
 
 /// The file after a crash before event `cut`: all that was durable, and of the rest any sectors.
-pub(super) fn crashed(before: &[u8], log: &[Event], cut: usize, random: &mut StdRng) -> Vec<u8> {
+pub(crate) fn crashed(before: &[u8], log: &[Event], cut: usize, random: &mut StdRng) -> Vec<u8> {
     let durable =
         log[..cut].iter().filter_map(|e| if let Event::Flush(n) = e { Some(*n) } else { None }).max();
     let durable = durable.unwrap_or(0);

@@ -2,6 +2,7 @@
 
 mod bitmaps;
 mod changes;
+mod check;
 mod crash;
 mod damage;
 mod harness;

@@ -1,0 +1,49 @@
+//! Images that are not in use, as users look after them.
+
+mod common;
+
+use common::{driveline, text};
+use driveline_drivers::qcow2::{CreateOptions, create_file};
+use std::{fs, path::Path};
+
+fn image(directory: &Path) -> String {
+    let path = directory.join("vm.qcow2");
+    create_file(&path, &CreateOptions::new(64 << 20)).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+/// Changes bytes of a file.
+fn poke(path: &str, at: usize, bytes: &[u8]) {
+    let mut file = fs::read(path).unwrap();
+    file[at..at + bytes.len()].copy_from_slice(bytes);
+    fs::write(path, file).unwrap();
+}
+
+#[test]
+fn the_exit_status_of_a_check_says_what_is_wrong() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = image(directory.path());
+    let run = |arguments: &[&str]| {
+        let out = driveline(&[&["check-image"], arguments, &[&path]].concat());
+        (out.status.code().unwrap(), text(&out.stdout))
+    };
+    assert_eq!(run(&[]), (0, run(&[]).1));
+    assert!(run(&[]).1.starts_with("no errors were found\n"));
+    // The refcount block is the third cluster; the last cluster of the file is the fourth.
+    let size = fs::metadata(&path).unwrap().len() as usize;
+    poke(&path, 0x20000 + 2 * (size.div_ceil(65536) - 1), &2u16.to_be_bytes());
+    assert_eq!(run(&[]).0, 3);
+    let (code, json) = run(&["--json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((code, json["leaks"].as_u64(), json["format"].as_str()), (3, Some(1), Some("qcow2")));
+    assert_eq!(run(&["--repair=leaks"]).0, 0);
+    poke(&path, 0x20000, &[0; 8]);
+    assert_eq!(run(&["--repair=leaks"]).0, 2);
+    let (code, words) = run(&["--repair"]);
+    assert!(code == 0 && words.contains("repaired: 4 corruptions"), "{words}");
+    assert_eq!(run(&["--repair=all"]).0, 0);
+    poke(&path, 0, b"RAW!");
+    assert_eq!(run(&[]).0, 63);
+    fs::remove_file(&path).unwrap();
+    assert_eq!(run(&[]).0, 1);
+}
