@@ -1,7 +1,7 @@
 //! Reading compressed clusters.
 
-use super::{Qcow2, header::Compression, io::Io, layout::corrupt};
-use driveline_op::Result;
+use super::{Qcow2, header::Compression, io::Io};
+use driveline_op::{Error, Result};
 use std::{io::Read, sync::Arc};
 
 /// Windows larger than any cluster are not needed, and would let an image take memory.
@@ -30,7 +30,7 @@ impl Qcow2 {
         self.file.read(io, offset, &mut packed).await?;
         let mut data = vec![0; self.geometry.cluster_bytes() as usize];
         unpack(self.compression, &packed, &mut data)
-            .map_err(|error| corrupt(format_args!("the compressed cluster at {offset:#x}: {error}")))?;
+            .map_err(|error| Error::new(5, format_args!("the compressed cluster at {offset:#x}: {error}")))?;
         let data: Arc<[u8]> = data.into();
         *self.unpacked.lock() = Some((entry, Arc::clone(&data)));
         Ok(data)

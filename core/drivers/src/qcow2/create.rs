@@ -3,7 +3,7 @@
 use super::{
     header::{
         BACKING_NAME_BYTES_MAX, CLUSTER_BITS_MAX, CLUSTER_BITS_MIN, Compression, Header, L1_BYTES_MAX,
-        REFTABLE_BYTES_MAX, feature_names,
+        LAZY_REFCOUNTS, REFTABLE_BYTES_MAX, feature_names,
     },
     io::{File, Io},
     layout::{COPIED, Geometry},
@@ -38,6 +38,8 @@ pub struct CreateOptions {
     pub backing: Option<(String, String)>,
     /// What is allocated at once.
     pub preallocation: Preallocation,
+    /// Others may postpone refcounts; version 3 only. We do not: see the module.
+    pub lazy_refcounts: bool,
 }
 
 impl CreateOptions {
@@ -50,6 +52,7 @@ impl CreateOptions {
             refcount_bits: 16,
             backing: None,
             preallocation: Preallocation::Off,
+            lazy_refcounts: false,
         }
     }
 }
@@ -128,6 +131,12 @@ impl Plan {
         if options.version == 2 && options.refcount_bits != 16 {
             return Err(invalid("refcount-bits", "version 2 has refcounts of 16 bits only"));
         }
+        if options.version == 2 && options.lazy_refcounts {
+            return Err(invalid(
+                "lazy-refcounts",
+                "version 2 has no place to say that refcounts may be stale",
+            ));
+        }
         if options.backing.as_ref().is_some_and(|(name, _)| name.len() > BACKING_NAME_BYTES_MAX) {
             return Err(invalid(
                 "backing-file",
@@ -195,7 +204,7 @@ impl Plan {
             snapshots: 0,
             snapshots_offset: 0,
             incompatible: 0,
-            compatible: 0,
+            compatible: if options.lazy_refcounts { LAZY_REFCOUNTS } else { 0 },
             autoclear: 0,
             refcount_order,
             compression: Compression::Zlib,

@@ -241,7 +241,7 @@ impl OpenNode for Qcow2Node {
     fn close<'a>(&'a self, children: &'a [OpenChild]) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
             let qcow2 = &self.0.driver;
-            if !qcow2.read_only.load(Relaxed) {
+            if !qcow2.read_only.load(Relaxed) && !qcow2.damaged.load(Relaxed) {
                 qcow2.end_writing(&mut Io::Edges(&edges(children)?)).await?;
             }
             Ok(())

@@ -29,6 +29,9 @@ pub(crate) mod incompatible {
     pub(crate) const KNOWN: u64 = 31;
 }
 
+/// Bit of `compatible`: refcounts may be stale while the dirty bit is set.
+pub(crate) const LAZY_REFCOUNTS: u64 = 1;
+
 /// Bit of `autoclear`: nobody wrote who does not know persistent bitmaps.
 pub(crate) const AUTOCLEAR_BITMAPS: u64 = 1;
 /// Bit of `autoclear`: the external data file reads as the disk does.
@@ -298,13 +301,8 @@ impl Header {
         if self.incompatible & incompatible::CORRUPT != 0 {
             return Err(Error::new(
                 Kind::Corrupt,
-                "the image is marked as corrupt and can only be opened read-only; 'qemu-img check -r all' may repair it",
-            ));
-        }
-        if self.incompatible & incompatible::DIRTY != 0 {
-            return Err(unsupported(
-                "the image was not closed and its refcounts may be stale (dirty bit); \
-                 open it read-only, or repair it with 'qemu-img check -r all'",
+                "the image is marked as corrupt and can only be opened read-only; \
+                 'driveline check-image --repair' may repair it",
             ));
         }
         Ok(())

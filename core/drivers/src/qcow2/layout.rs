@@ -162,9 +162,16 @@ pub(crate) enum Mapping {
     Compressed(u64),
 }
 
+const DAMAGED: &str = "the qcow2 image is damaged: ";
+
 /// An image that is not what it should be: `EIO`.
 pub(crate) fn corrupt(text: impl std::fmt::Display) -> Error {
-    Error::new(5, format_args!("the qcow2 image is damaged: {text}"))
+    Error::new(5, format_args!("{DAMAGED}{text}"))
+}
+
+/// Did our own metadata make no sense? Texts stay in the node that they are about, so it cannot be a child's.
+pub(crate) fn is_corrupt(error: &Error) -> bool {
+    error.message().is_some_and(|text| text.starts_with(DAMAGED))
 }
 
 pub(crate) fn be32(bytes: &[u8], at: usize) -> u32 {

@@ -3,7 +3,10 @@
 //! Everything here is under one short lock. Only holders of the metadata lock change entries, so what was found
 //! under that lock stays as it was found.
 
-use super::layout::{Geometry, Mapping, OFFSET_MASK, corrupt};
+use super::{
+    layout::{Geometry, Mapping, OFFSET_MASK, REFTABLE_MASK, corrupt},
+    snapshot::Snapshot,
+};
 use driveline_op::Result;
 use std::{
     collections::HashMap,
@@ -75,14 +78,21 @@ pub(crate) enum Load {
     Go(usize),
 }
 
+/// What a cluster is, other than data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Metadata {
+    Table,
+    Bitmap,
+}
+
 #[derive(Debug)]
 pub(crate) struct Map {
     geometry: Geometry,
     pub(crate) l1: Vec<u64>,
     /// Where the header and the tables that it points to are: never data, whatever a damaged image says.
     pub(crate) protected: [Range<u64>; 3],
-    /// Where bitmaps are: no data, either. Sorted and apart.
-    pub(crate) bitmaps: Vec<Range<u64>>,
+    /// Where else no data is: L2 tables, refcount blocks, what belongs to snapshots, and bitmaps. By cluster.
+    metadata: ByOffset<Metadata>,
     index: ByOffset<usize>,
     slots: Vec<Slot>,
     capacity: usize,
@@ -104,7 +114,7 @@ impl Map {
             geometry,
             l1,
             protected,
-            bitmaps: Vec::new(),
+            metadata: ByOffset::default(),
             index: ByOffset::default(),
             slots: Vec::new(),
             capacity,
@@ -161,21 +171,61 @@ impl Map {
             bytes += cluster;
         }
         let length = length.min(bytes);
-        if writing && host != 0 {
+        if writing && matches!(mapping, Mapping::Data { copied: true, .. }) {
             self.check_data(host..host + length)?;
         }
         Ok(Found::Run(Run { mapping, host, length }))
     }
 
     /// Refuses to write data where there is none.
+    #[inline]
     pub(crate) fn check_data(&self, range: Range<u64>) -> Result<()> {
-        let bitmap = self.bitmaps.get(self.bitmaps.partition_point(|bitmap| bitmap.end <= range.start));
-        let mut protected = self.protected.iter().chain(bitmap);
-        match protected.find(|p| range.start < p.end && p.start < range.end) {
+        let mut found = self.protected.iter().find(|p| range.start < p.end && p.start < range.end).cloned();
+        let mut cluster = self.geometry.align_down(range.start);
+        while cluster < range.end && found.is_none() {
+            let end = cluster + self.geometry.cluster_bytes();
+            found = self.metadata.contains_key(&cluster).then_some(cluster..end);
+            cluster = end;
+        }
+        match found {
             None => Ok(()),
             Some(metadata) => Err(corrupt(format_args!(
                 "data would be written to {range:x?}, which overlaps metadata at {metadata:x?}"
             ))),
+        }
+    }
+
+    /// A cluster is metadata from now on, until it is given up: see [`Map::forget`].
+    pub(crate) fn protect(&mut self, cluster: u64) {
+        self.metadata.insert(cluster, Metadata::Table);
+    }
+
+    /// Is it metadata of the disk?
+    pub(crate) fn is_table(&self, cluster: u64) -> bool {
+        self.metadata.get(&cluster) == Some(&Metadata::Table)
+    }
+
+    /// Bitmaps are in these clusters from now on, and in no others.
+    pub(crate) fn protect_bitmaps(&mut self, clusters: impl Iterator<Item = u64>) {
+        self.metadata.retain(|_, what| *what != Metadata::Bitmap);
+        for cluster in clusters {
+            self.metadata.entry(cluster).or_insert(Metadata::Bitmap);
+        }
+    }
+
+    /// Protects what the tables in memory point to.
+    pub(crate) fn protect_all(&mut self, reftable: &[u64], snapshots: &[Snapshot], snapshots_offset: u64) {
+        let (tables, blocks) =
+            (self.l1.iter().map(|e| e & OFFSET_MASK), reftable.iter().map(|e| e & REFTABLE_MASK));
+        self.metadata = tables.chain(blocks).filter(|&at| at != 0).map(|at| (at, Metadata::Table)).collect();
+        let table = (snapshots_offset, super::snapshot::encode(snapshots).len() as u64);
+        let l1s = snapshots.iter().map(|s| (s.l1_offset, u64::from(s.l1_entries) * 8));
+        for (start, bytes) in l1s.chain([table]) {
+            let mut cluster = start;
+            while cluster < start + bytes {
+                self.protect(cluster);
+                cluster += self.geometry.cluster_bytes();
+            }
         }
     }
 
@@ -288,6 +338,7 @@ impl Map {
 
     /// Forgets what is cached of a cluster that was given up.
     pub(crate) fn forget(&mut self, cluster: u64) {
+        self.metadata.remove(&cluster);
         let mut slice = cluster;
         while slice < cluster + self.geometry.cluster_bytes() {
             if let Some(&slot) = self.index.get(&slice)

@@ -110,6 +110,7 @@ impl Qcow2 {
     /// Takes the metadata lock.
     pub(crate) async fn lock(&self, io: &mut Io<'_, '_>) -> Result<MutexGuard<'_, Meta>> {
         let mut meta = self.meta.lock().await;
+        self.check_sound()?;
         if self.header_unsure.load(Relaxed) {
             // The tables in memory are those of the header in memory.
             let bytes = self.header.lock().encode().map_err(|error| Error::new(22, error))?;
@@ -150,7 +151,9 @@ impl Qcow2 {
                 Space::Found(first, length) => {
                     let taken = Taken { abandoned: &self.abandoned, clusters: first..first + length };
                     let bits = self.geometry.cluster_bits;
-                    self.map.lock().check_data(first << bits..(first + length) << bits)?;
+                    let mut map = self.map.lock();
+                    map.check_data(first << bits..(first + length) << bits)?;
+                    meta.refcounts.added.drain(..).for_each(|block| map.protect(block));
                     return Ok(taken);
                 }
                 Space::TableTooSmall(entries) => self.grow_reftable(meta, io, entries).await?,
@@ -222,7 +225,11 @@ impl Qcow2 {
             self.file.read(io, old, &mut table).await?;
         }
         self.file.write(io, offset, &table).await?;
-        self.map.lock().l1[index] = offset | COPIED;
+        {
+            let mut map = self.map.lock();
+            map.l1[index] = offset | COPIED;
+            map.protect(offset);
+        }
         meta.l1_dirty.insert(index / L1_PART);
         meta.barrier = true;
         self.changed();

@@ -20,6 +20,9 @@
 //! 4. a flush of the file. Only now are the refcounts of clusters that were unmapped before step 3 taken back, in
 //!    memory, so that nothing is used again while the file may still point to it.
 //!
+//! So refcounts are never stale, and the dirty bit is never set: images with lazy refcounts are written to like others.
+//! One that somebody else left dirty is repaired (`check`) before it is written to.
+//!
 //! A cluster that is given up is not used again, either, before every request has ended that may have looked it up
 //! (`epoch`).
 //!
@@ -34,6 +37,7 @@ mod bitmaps;
 mod check;
 mod compressed;
 mod create;
+mod damaged;
 mod driver;
 mod epoch;
 #[doc(hidden)]
@@ -104,8 +108,12 @@ pub(crate) struct Qcow2 {
     flushed: AtomicU64,
     /// The last compressed cluster that was read, by its L2 entry.
     unpacked: Mutex<Option<(u64, Arc<[u8]>)>>,
-    snapshots: Vec<snapshot::Snapshot>,
+    snapshots: Mutex<Vec<snapshot::Snapshot>>,
     bitmaps: bitmaps::Bitmaps,
+    /// Metadata made no sense while something was written, so nothing is written any more.
+    damaged: AtomicBool,
+    /// See [`Qcow2Driver`].
+    cache_bytes: u64,
 }
 
 impl Qcow2 {
@@ -115,7 +123,17 @@ impl Qcow2 {
 
     #[inline]
     fn check_writable(&self) -> Result<()> {
-        if self.read_only.load(Relaxed) { Err(Error::NOT_PERMITTED) } else { Ok(()) }
+        if self.read_only.load(Relaxed) { Err(Error::NOT_PERMITTED) } else { self.check_sound() }
+    }
+
+    #[inline]
+    fn check_sound(&self) -> Result<()> {
+        if self.damaged.load(Relaxed) { Err(self.unsound()) } else { Ok(()) }
+    }
+
+    #[cold]
+    fn unsound(&self) -> Error {
+        Error::IO.because("the qcow2 image was found damaged and is not written to any more; see 'driveline check-image --repair'")
     }
 
     #[inline]

@@ -1,17 +1,18 @@
 //! Opening an image: everything is checked before anything is changed.
 
 use super::{
-    Qcow2,
+    Qcow2, Repair,
     bitmaps::Bitmaps,
+    check::check,
     epoch::Epoch,
-    header::{Compression, Header, incompatible},
+    header::{Compression, Header, LAZY_REFCOUNTS, incompatible},
     io::{FILE, File, Io},
     layout::decode_words,
     map::Map,
     meta::Meta,
     ranges::Ranges,
     refcount::Refcounts,
-    snapshot,
+    snapshot::{self, Snapshot},
 };
 use driveline_graph::{Error, Kind, Result};
 use parking_lot::Mutex;
@@ -43,47 +44,104 @@ async fn read_table(io: &mut Io<'_, '_>, file: &File, offset: u64, entries: usiz
     Ok(words)
 }
 
+/// What of an image is always in memory.
+struct Loaded {
+    header: Header,
+    snapshots: Vec<Snapshot>,
+    map: Map,
+    meta: Meta,
+}
+
+impl Loaded {
+    async fn read(io: &mut Io<'_, '_>, file: &File, header: Header, cache_bytes: u64) -> Result<Self> {
+        let geometry = header.geometry();
+        let snapshots = snapshot::read(io, file, &header).await?;
+        snapshots.iter().try_for_each(|snapshot| snapshot.check(&header))?;
+        let l1 = read_table(io, file, header.l1_offset, header.l1_entries as usize).await?;
+        let reftable_entries = u64::from(header.reftable_clusters) * geometry.cluster_bytes() / 8;
+        let reftable = read_table(io, file, header.reftable_offset, reftable_entries as usize).await?;
+        let mut map = Map::new(geometry, l1, header.metadata(), cache_bytes / 2);
+        map.protect_all(&reftable, &snapshots, header.snapshots_offset);
+        let refcounts = Refcounts::new(geometry, reftable, header.reftable_offset, cache_bytes / 2);
+        Ok(Self { header, snapshots, map, meta: Meta::new(refcounts) })
+    }
+}
+
+/// Repairs an image whose refcounts may be stale, as its header says.
+async fn repair_dirty(io: &mut Io<'_, '_>, file: &File, header: Header) -> Result<Header> {
+    if header.incompatible & incompatible::DIRTY == 0 {
+        return Ok(header);
+    }
+    let report = check(io, file, Repair::All).await?;
+    tracing::warn!(
+        corruptions = report.corruptions_fixed,
+        leaks = report.leaks_fixed,
+        "a qcow2 image was not closed in order; its refcounts were made right"
+    );
+    let header = read_header(io).await?;
+    if header.incompatible & incompatible::DIRTY != 0 {
+        return Err(Error::new(
+            Kind::Corrupt,
+            "the image was not closed (dirty bit), and a repair left something wrong; open it read-only",
+        ));
+    }
+    Ok(header)
+}
+
 impl Qcow2 {
-    /// Opens the image in child `FILE`. Unless `read_only`, it clears the autoclear bits of what it does not keep up.
+    /// Opens the image in child `FILE`. Unless `read_only`, it is repaired if it is dirty, and the autoclear bits of what
+    /// is not kept up are cleared.
     pub(crate) async fn open(io: &mut Io<'_, '_>, cache_bytes: u64, read_only: bool) -> Result<Self> {
-        let header = read_header(io).await?;
+        let mut header = read_header(io).await?;
         header.check_supported()?;
+        let file = File::new(io.info(FILE).map_or(0, |info| info.size_bytes));
         if !read_only {
             header.check_writable()?;
+            header = repair_dirty(io, &file, header).await?;
         }
-        let geometry = header.geometry();
-        let file = File::new(io.info(FILE).map_or(0, |info| info.size_bytes));
-        let snapshots = snapshot::read(io, &file, &header).await?;
-        snapshots.iter().try_for_each(|snapshot| snapshot.check(&header))?;
-        let l1 = read_table(io, &file, header.l1_offset, header.l1_entries as usize).await?;
-        let reftable_entries = u64::from(header.reftable_clusters) * geometry.cluster_bytes() / 8;
-        let reftable = read_table(io, &file, header.reftable_offset, reftable_entries as usize).await?;
-        let refcounts = Refcounts::new(geometry, reftable, header.reftable_offset, cache_bytes / 2);
+        let Loaded { header, snapshots, map, meta } = Loaded::read(io, &file, header, cache_bytes).await?;
         let bitmaps = Bitmaps::open(io, &file, &header).await;
         let qcow2 = Self {
-            geometry,
+            geometry: header.geometry(),
             compression: header.compression,
             size_bytes: AtomicU64::new(header.size_bytes),
             read_only: AtomicBool::new(read_only),
             header_unsure: AtomicBool::new(false),
             file,
             ranges: Ranges::default(),
-            meta: async_lock::Mutex::new(Meta::new(refcounts)),
-            map: Mutex::new(Map::new(geometry, l1, header.metadata(), cache_bytes / 2)),
+            meta: async_lock::Mutex::new(meta),
+            map: Mutex::new(map),
             epoch: Epoch::new(),
             abandoned: Mutex::default(),
             changes: AtomicU64::new(0),
             changes_durable: AtomicU64::new(0),
             flushed: AtomicU64::new(0),
             unpacked: Mutex::new(None),
-            snapshots,
+            snapshots: Mutex::new(snapshots),
             bitmaps,
+            damaged: AtomicBool::new(false),
+            cache_bytes,
             header: Mutex::new(header),
         };
         if !read_only {
             qcow2.begin_writing(io).await?;
         }
         Ok(qcow2)
+    }
+
+    /// Reads everything anew, while nothing is in flight and nothing is held back.
+    pub(crate) async fn reload(&self, io: &mut Io<'_, '_>, header: Header) -> Result<()> {
+        let loaded = Loaded::read(io, &self.file, header, self.cache_bytes).await?;
+        self.bitmaps.reload(io, &self.file, &loaded.header).await;
+        *self.meta.lock().await = loaded.meta;
+        *self.map.lock() = loaded.map;
+        *self.snapshots.lock() = loaded.snapshots;
+        *self.unpacked.lock() = None;
+        self.abandoned.lock().clear();
+        self.flushed.store(0, Relaxed);
+        self.size_bytes.store(loaded.header.size_bytes, Relaxed);
+        *self.header.lock() = loaded.header;
+        Ok(())
     }
 
     /// Prepares an image for writes that passed all checks.
@@ -116,7 +174,12 @@ impl Qcow2 {
         if read_only {
             self.end_writing(io).await?;
         } else {
-            self.header.lock().check_writable()?;
+            let header = self.header.lock().clone();
+            header.check_writable()?;
+            if header.incompatible & incompatible::DIRTY != 0 {
+                let header = repair_dirty(io, &self.file, header).await?;
+                self.reload(io, header).await?;
+            }
             self.begin_writing(io).await?;
         }
         self.read_only.store(read_only, Relaxed);
@@ -132,7 +195,8 @@ impl Qcow2 {
     /// What there is to say about the image.
     pub(crate) fn details(&self) -> serde_json::Value {
         let header = self.header.lock();
-        let snapshots = self.snapshots.iter().map(|snapshot| {
+        let snapshots = self.snapshots.lock();
+        let snapshots = snapshots.iter().map(|snapshot| {
             serde_json::json!({
                 "id": snapshot.id(),
                 "name": snapshot.name(),
@@ -147,7 +211,7 @@ impl Qcow2 {
                 Compression::Zlib => "zlib",
                 Compression::Zstd => "zstd",
             },
-            "lazy-refcounts": header.compatible & 1 != 0,
+            "lazy-refcounts": header.compatible & LAZY_REFCOUNTS != 0,
             "corrupt": header.incompatible & incompatible::CORRUPT != 0,
             "dirty": header.incompatible & incompatible::DIRTY != 0,
             "backing-file": header.backing,

@@ -38,6 +38,8 @@ pub(crate) struct Refcounts {
     /// Table entries of blocks that are being added. If that fails or is cancelled they are taken out again, before
     /// anything else is done.
     adding: Vec<usize>,
+    /// Blocks that were added, by offset, until somebody takes note of them.
+    pub(crate) added: Vec<u64>,
 }
 
 /// What came of looking for free clusters.
@@ -62,6 +64,7 @@ impl Refcounts {
             tick: 0,
             hint: 1,
             adding: Vec::new(),
+            added: Vec::new(),
         }
     }
 
@@ -222,7 +225,7 @@ impl Refcounts {
                     self.make_blocks(file, io, start..start + length, usable).await?;
                 }
                 self.mark(file, io, start, length).await?;
-                self.adding.clear();
+                self.added.extend(self.adding.drain(..).map(|index| self.table[index]));
                 if start == first {
                     self.hint = start + length;
                 }

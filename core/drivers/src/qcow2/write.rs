@@ -52,6 +52,12 @@ impl Qcow2 {
         if self.bitmaps_need_flags() {
             Box::pin(self.flag_bitmaps(&mut Io::Next(next))).await?;
         }
+        let written = self.write_checked(next, request).await;
+        self.judge(&mut Io::Next(next), written).await
+    }
+
+    #[inline]
+    async fn write_checked(&self, next: &mut Next<'_>, request: &WriteRequest<'_>) -> Result<()> {
         let durable = request.flags() & flag::FUA != 0;
         // If the map is durable, the file's own FUA is enough for what is written in place.
         let mut flush = durable && !self.is_clean();

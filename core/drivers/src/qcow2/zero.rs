@@ -22,7 +22,8 @@ impl Qcow2 {
         }
         {
             let _pin = self.epoch.pin();
-            Box::pin(self.zero_range(io, request.range(), request.flags())).await?;
+            let zeroed = Box::pin(self.zero_range(io, request.range(), request.flags())).await;
+            self.judge(io, zeroed).await?;
         }
         self.finish(io, request.flags()).await
     }
@@ -39,7 +40,8 @@ impl Qcow2 {
             let _pin = self.epoch.pin();
             // What the backing file has must not come to light.
             let unmapped = if io.info(BACKING).is_some() { ZERO } else { 0 };
-            Box::pin(self.discard_range(io, request.range(), unmapped)).await?;
+            let discarded = Box::pin(self.discard_range(io, request.range(), unmapped)).await;
+            self.judge(io, discarded).await?;
         }
         self.finish(io, request.flags()).await
     }

@@ -34,7 +34,10 @@ use parking_lot::Mutex;
 use std::{
     collections::HashSet,
     ops::Range,
-    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    sync::atomic::{
+        AtomicBool,
+        Ordering::{Relaxed, Release},
+    },
 };
 
 /// Bit of `autoclear` that no version of the format uses: every writer that follows the format takes it away.
@@ -129,6 +132,18 @@ impl State {
         Ok(state)
     }
 
+    /// Reads the directory, or says why it could not be read.
+    async fn read_or_remember(io: &mut Io<'_, '_>, file: &File, header: &Header) -> Self {
+        Self::read(io, file, header).await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "the bitmap directory of a qcow2 image could not be read");
+            Self {
+                unread: true,
+                unreadable: Some(format!("reading the directory: {error}")),
+                ..Self::default()
+            }
+        })
+    }
+
     fn find(&self, name: &str) -> Option<&Stored> {
         self.stored.iter().find(|stored| stored.entry.name == name.as_bytes())
     }
@@ -137,19 +152,17 @@ impl State {
 impl Bitmaps {
     /// Looks at what the image holds. Data can be read even if that fails, so the failure is only remembered.
     pub(crate) async fn open(io: &mut Io<'_, '_>, file: &File, header: &Header) -> Self {
-        let state = State::read(io, file, header).await.unwrap_or_else(|error| {
-            tracing::warn!(%error, "the bitmap directory of a qcow2 image could not be read");
-            State {
-                unread: true,
-                unreadable: Some(format!("reading the directory: {error}")),
-                ..State::default()
-            }
-        });
         Self {
-            state: Mutex::new(state),
+            state: Mutex::new(State::read_or_remember(io, file, header).await),
             unwritten: AtomicBool::new(false),
             witness_at_open: AtomicBool::new(header.autoclear & AUTOCLEAR_WITNESS != 0),
         }
+    }
+
+    /// Looks again, because the image was changed as a whole.
+    pub(crate) async fn reload(&self, io: &mut Io<'_, '_>, file: &File, header: &Header) {
+        *self.state.lock() = State::read_or_remember(io, file, header).await;
+        self.unwritten.store(true, Release);
     }
 
     /// What there is to say about them to people.

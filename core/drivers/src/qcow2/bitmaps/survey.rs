@@ -81,7 +81,15 @@ impl Qcow2 {
             .iter()
             .enumerate()
             .flat_map(|(i, clusters)| clusters.iter().flatten().map(move |range| (range.clone(), Some(i))));
-        let overlapping = disputed(others.iter().cloned().chain(claims).collect());
+        let mut overlapping = disputed(others.iter().cloned().chain(claims).collect());
+        {
+            let map = self.map.lock();
+            let taken =
+                |range: &Range<u64>| self.clusters(range.clone()).any(|cluster| map.is_table(cluster));
+            let claimed = found.iter().enumerate();
+            overlapping
+                .extend(claimed.filter(|(_, clusters)| clusters.iter().flatten().any(taken)).map(|(i, _)| i));
+        }
         let mut state = self.bitmaps.state.lock();
         for (stored, clusters) in state.stored.iter_mut().zip(found) {
             match clusters {
@@ -147,8 +155,13 @@ impl Qcow2 {
         let state = self.bitmaps.state.lock();
         let clusters = state.stored.iter().flat_map(|stored| &stored.clusters);
         let directory = state.place.iter().map(|place: &Place| place.range(&self.geometry));
-        let ranges = joined(clusters.cloned().chain(directory).collect());
-        self.map.lock().bitmaps = ranges;
+        let ranges = clusters.cloned().chain(directory);
+        self.map.lock().protect_bitmaps(ranges.flat_map(|range| self.clusters(range)));
+    }
+
+    /// Where the clusters of a range begin.
+    fn clusters(&self, range: Range<u64>) -> impl Iterator<Item = u64> + use<> {
+        range.step_by(self.geometry.cluster_bytes() as usize)
     }
 
     /// Clusters that a bitmap owns.

@@ -133,7 +133,7 @@ impl Checker<'_, '_, '_> {
             if table == 0 || self.geometry.in_cluster(table) != 0 {
                 continue;
             }
-            let what = format_args!("entry {index} of the active L1 table");
+            let what = || format!("entry {index} of the active L1 table");
             let stored = self.stored(table, &mut last).await?;
             l1_changed |= self.copied(entry, stored, fix, what);
             let mut words = self.words(table, bytes).await?;
@@ -148,7 +148,7 @@ impl Checker<'_, '_, '_> {
                 // Nothing else is in a data file.
                 let stored =
                     if self.has_data_file() { Some(1) } else { self.stored(offset, &mut last).await? };
-                let what = format_args!("entry {} of the L2 table at {table:#x}", number / step);
+                let what = || format!("entry {} of the L2 table at {table:#x}", number / step);
                 changed |= self.copied(&mut words[number], stored, fix, what);
             }
             // What is also something else is not for us to write to.
@@ -168,14 +168,16 @@ impl Checker<'_, '_, '_> {
         word: &mut u64,
         stored: Option<u64>,
         fix: bool,
-        what: std::fmt::Arguments<'_>,
+        what: impl FnOnce() -> String,
     ) -> bool {
         let Some(stored) = stored else { return false };
         if (stored == 1) == (*word & COPIED != 0) {
             return false;
         }
         let before = *word;
-        self.corruption(|| format!("{what}, {before:#x}, claims the wrong thing about refcount {stored}"));
+        self.corruption(|| {
+            format!("{}, {before:#x}, claims the wrong thing about refcount {stored}", what())
+        });
         if fix {
             *word ^= COPIED;
             self.report.corruptions -= 1;

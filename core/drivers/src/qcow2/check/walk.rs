@@ -158,7 +158,8 @@ impl Checker<'_, '_, '_> {
                 continue;
             }
             let bytes = self.geometry.cluster_bytes();
-            if let Some(wrong) = self.count(offset, bytes, Use::Table, &format_args!("L2 table {index}")) {
+            let wrong = self.count(offset, bytes, Use::Table, &format_args!("L2 table {index}"));
+            if let Some(wrong) = wrong {
                 self.nonsense = true;
                 if wrong == Wrong::Outside {
                     continue;

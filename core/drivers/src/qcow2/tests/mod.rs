@@ -7,6 +7,7 @@ mod crash;
 mod damage;
 mod harness;
 mod interop;
+mod marks;
 mod races;
 mod random;
 mod refuse;
