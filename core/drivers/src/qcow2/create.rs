@@ -2,8 +2,9 @@
 
 use super::{
     header::{
-        BACKING_NAME_BYTES_MAX, CLUSTER_BITS_MAX, CLUSTER_BITS_MIN, Compression, Header, L1_BYTES_MAX,
-        LAZY_REFCOUNTS, REFTABLE_BYTES_MAX, feature_names,
+        AUTOCLEAR_RAW_EXTERNAL, BACKING_NAME_BYTES_MAX, CLUSTER_BITS_MAX, CLUSTER_BITS_MIN, Compression,
+        EXT_DATA_FILE, EXT_FEATURES, Extension, Header, L1_BYTES_MAX, LAZY_REFCOUNTS, REFTABLE_BYTES_MAX,
+        feature_names, incompatible,
     },
     io::{File, Io},
     layout::{COPIED, Geometry},
@@ -38,6 +39,10 @@ pub struct CreateOptions {
     pub backing: Option<(String, String)>,
     /// What is allocated at once.
     pub preallocation: Preallocation,
+    /// The name of a file that data is kept in, relative to the image; version 3 only. [`create_file`] makes it.
+    pub data_file: Option<String>,
+    /// The data file reads as the disk does, whoever looks at it. Implies [`Preallocation::Metadata`].
+    pub data_file_raw: bool,
     /// Others may postpone refcounts; version 3 only. We do not: see the module.
     pub lazy_refcounts: bool,
 }
@@ -52,6 +57,8 @@ impl CreateOptions {
             refcount_bits: 16,
             backing: None,
             preallocation: Preallocation::Off,
+            data_file: None,
+            data_file_raw: false,
             lazy_refcounts: false,
         }
     }
@@ -72,20 +79,34 @@ impl CreateOptions {
 pub async fn create(file: &Edge, options: &CreateOptions) -> Result<()> {
     let plan = Plan::new(options)?;
     let edges = [file.clone()];
-    let (mut io, file) = (Io::Edges(&edges), File::new(0));
+    let (mut io, file) = (Io::Edges(&edges), File::empty());
     for (offset, bytes) in plan.pieces() {
         file.write(&mut io, offset, &bytes).await?;
     }
     Ok(io.flush().await?)
 }
 
-/// Makes an image in a new file, which must not exist.
+/// Makes an image in a new file, and its data file. Neither may exist.
 pub fn create_file(path: &Path, options: &CreateOptions) -> Result<()> {
     let plan = Plan::new(options)?;
     let doing = |error: std::io::Error| {
         Error::io(error.raw_os_error().unwrap_or(5), format_args!("creating {}", path.display()))
     };
-    let file = std::fs::File::options().write(true).create_new(true).open(path).map_err(doing)?;
+    let new = |path: &Path| std::fs::File::options().write(true).create_new(true).open(path);
+    let file = new(path).map_err(doing)?;
+    if let Some(name) = &options.data_file {
+        let data = path.parent().unwrap_or(Path::new("")).join(name);
+        let made = new(&data).and_then(|file| {
+            file.set_len(options.size_bytes)?;
+            file.sync_all()
+        });
+        if let Err(error) = made {
+            // It is empty, and ours.
+            let _ = std::fs::remove_file(path);
+            let errno = error.raw_os_error().unwrap_or(5);
+            return Err(Error::io(errno, format_args!("creating {}", data.display())).key("data-file"));
+        }
+    }
     for (offset, bytes) in plan.pieces() {
         file.write_all_at(&bytes, offset).map_err(doing)?;
     }
@@ -102,6 +123,8 @@ struct Plan {
     l1_entries: u64,
     l2: Range<u64>,
     data: Range<u64>,
+    /// Clusters that are used, from the beginning.
+    counted: u64,
 }
 
 fn invalid(key: &str, text: impl std::fmt::Display) -> Error {
@@ -131,6 +154,12 @@ impl Plan {
         if options.version == 2 && options.refcount_bits != 16 {
             return Err(invalid("refcount-bits", "version 2 has refcounts of 16 bits only"));
         }
+        if options.data_file_raw && (options.data_file.is_none() || options.backing.is_some()) {
+            return Err(invalid("data-file-raw", "it needs a data file, and no backing file"));
+        }
+        if options.version == 2 && options.data_file.is_some() {
+            return Err(invalid("data-file", "version 2 keeps data in the image"));
+        }
         if options.version == 2 && options.lazy_refcounts {
             return Err(invalid(
                 "lazy-refcounts",
@@ -150,8 +179,13 @@ impl Plan {
             ));
         }
         let refcount_order = options.refcount_bits.trailing_zeros();
-        let geometry =
-            Geometry { version: options.version, cluster_bits, refcount_order, extended_l2: false };
+        let geometry = Geometry {
+            version: options.version,
+            cluster_bits,
+            refcount_order,
+            extended_l2: false,
+            data_file: options.data_file.is_some(),
+        };
         let cluster_bytes = geometry.cluster_bytes();
         let l1_entries = geometry.l1_entries(options.size_bytes);
         if options.size_bytes > i64::MAX as u64 || l1_entries * 8 > L1_BYTES_MAX {
@@ -164,10 +198,11 @@ impl Plan {
                 ),
             ));
         }
-        let metadata = options.preallocation == Preallocation::Metadata;
+        let metadata = options.preallocation == Preallocation::Metadata || options.data_file_raw;
         let l1_clusters = (l1_entries * 8).div_ceil(cluster_bytes);
         let l2_clusters = if metadata { l1_entries } else { 0 };
-        let data_clusters = if metadata { options.size_bytes.div_ceil(cluster_bytes) } else { 0 };
+        let data_clusters =
+            if metadata && !geometry.data_file { options.size_bytes.div_ceil(cluster_bytes) } else { 0 };
         // Tables and blocks count themselves, too: more of them until all is counted.
         let (mut reftable, mut blocks) = (1, 1);
         loop {
@@ -191,7 +226,15 @@ impl Plan {
             next - clusters..next
         };
         let (reftable, blocks, l1) = (area(reftable), area(blocks), area(l1_clusters));
-        let (l2, data) = (area(l2_clusters), area(data_clusters));
+        let l2 = area(l2_clusters);
+        let counted = l2.end;
+        // Where the disk has it, in another file; or here.
+        let data = if geometry.data_file && metadata {
+            0..options.size_bytes.div_ceil(cluster_bytes)
+        } else {
+            area(data_clusters)
+        };
+        let counted = if geometry.data_file { counted } else { data.end };
         let (backing, backing_format) = options.backing.clone().unzip();
         let mut header = Header {
             version: options.version,
@@ -203,9 +246,9 @@ impl Plan {
             reftable_clusters: (reftable.end - reftable.start) as u32,
             snapshots: 0,
             snapshots_offset: 0,
-            incompatible: 0,
+            incompatible: if geometry.data_file { incompatible::EXTERNAL_DATA } else { 0 },
             compatible: if options.lazy_refcounts { LAZY_REFCOUNTS } else { 0 },
-            autoclear: 0,
+            autoclear: if options.data_file_raw { AUTOCLEAR_RAW_EXTERNAL } else { 0 },
             refcount_order,
             compression: Compression::Zlib,
             further: if options.version >= 3 { vec![0; 8] } else { Vec::new() },
@@ -216,12 +259,15 @@ impl Plan {
         if options.version < 3 {
             header.extensions.clear();
         }
+        if let Some(name) = &options.data_file {
+            header.extensions.insert(0, Extension { kind: EXT_DATA_FILE, data: name.clone().into() });
+        }
         let header = header.encode().or_else(|_| {
             // Names are a service; in small clusters there is no room for them.
-            header.extensions.clear();
+            header.extensions.retain(|extension| extension.kind != EXT_FEATURES);
             header.encode()
         })?;
-        Ok(Self { geometry, header, reftable, blocks, l1, l1_entries, l2, data })
+        Ok(Self { geometry, header, reftable, blocks, l1, l1_entries, l2, data, counted })
     }
 
     /// What is written where; the header last, so that before it the file is no image.
@@ -244,7 +290,7 @@ impl Plan {
             let entries = self.geometry.block_entries();
             let first = (place - self.blocks.start) * entries;
             let mut block = vec![0; cluster_bytes as usize];
-            for i in 0..self.data.end.saturating_sub(first).min(entries) {
+            for i in 0..self.counted.saturating_sub(first).min(entries) {
                 refcount::set(&mut block, self.geometry.refcount_order, i, 1);
             }
             (place * cluster_bytes, block)
@@ -260,7 +306,8 @@ impl Plan {
             table(place, &|i| entry(&self.data, first + i, COPIED))
         });
         // The file reaches as far as what is allocated.
-        let end = (!self.data.is_empty()).then(|| (self.data.end * cluster_bytes - 512, vec![0; 512]));
+        let end = (!self.data.is_empty() && !self.geometry.data_file)
+            .then(|| (self.data.end * cluster_bytes - 512, vec![0; 512]));
         let mut header = self.header.clone();
         header.resize(cluster_bytes as usize, 0);
         reftable.chain(blocks).chain(l1).chain(l2).chain(end).chain([(0, header)])

@@ -1,6 +1,6 @@
 //! qcow2 as a driver of the graph.
 
-use super::{Qcow2, io::Io};
+use super::{Qcow2, header::Header, io::Io};
 use crate::Bytes;
 use driveline_bitmap::Bits;
 use driveline_graph::{
@@ -19,6 +19,7 @@ use std::{
 /// | option | default | meaning |
 /// |---|---|---|
 /// | `file` | (required) | the child that the image is in |
+/// | `data-file` | as the image says | the child that data is in, for images that keep it outside `file` |
 /// | `backing` | as the image says | the child that unallocated clusters are read from; `null`: none |
 /// | `cache-size` | `"1MiB"` | memory for L2 tables and refcount blocks, half and half |
 #[derive(Debug)]
@@ -77,6 +78,7 @@ impl Qcow2Driver {
             description: Description {
                 children: vec![
                     ChildSpec::required("file", Role::Storage),
+                    ChildSpec::optional("data-file", Role::Data),
                     ChildSpec::optional("backing", Role::Backing),
                 ],
                 options: vec!["cache-size".into()],
@@ -102,13 +104,21 @@ impl Driver for Qcow2Driver {
     ) -> BoxFuture<'a, Result<Vec<ImpliedChild>>> {
         Box::pin(async move {
             let decided =
-                options.contains_key("backing") || given.iter().any(|child| child.name == "backing");
+                |name: &str| options.contains_key(name) || given.iter().any(|child| child.name == name);
             let file = given.iter().find(|child| child.name == "file");
-            let Some(file) = file.filter(|_| !decided) else { return Ok(Vec::new()) };
+            let Some(file) = file.filter(|_| !decided("backing") || !decided("data-file")) else {
+                return Ok(Vec::new());
+            };
             let edges = [file.edge.clone()];
             let header = super::open::read_header(&mut Io::Edges(&edges)).await?;
-            let Some(name) = &header.backing else { return Ok(Vec::new()) };
-            let path = backing_path(name, file.node.filename().as_deref())?;
+            let mut implied = Vec::new();
+            if header.geometry().data_file && !decided("data-file") {
+                implied.push(data_file(&header, file)?);
+            }
+            let Some(name) = header.backing.as_ref().filter(|_| !decided("backing")) else {
+                return Ok(implied);
+            };
+            let path = named_path("backing", name, file.node.filename().as_deref())?;
             let format = match &header.backing_format {
                 Some(format) => format.clone(),
                 None => probe(&path)?.to_owned(),
@@ -119,7 +129,8 @@ impl Driver for Qcow2Driver {
                 "file": { "driver": "file", "path": path },
             });
             let serde_json::Value::Object(definition) = definition else { unreachable!("it is an object") };
-            Ok(vec![ImpliedChild { name: "backing".into(), definition }])
+            implied.push(ImpliedChild { name: "backing".into(), definition });
+            Ok(implied)
         })
     }
 
@@ -127,6 +138,15 @@ impl Driver for Qcow2Driver {
         Box::pin(async move {
             let options = options(args.options)?;
             let edges = edges(&args.children)?;
+            let data_file = args.child("data-file").is_some();
+            if super::open::read_header(&mut Io::Edges(&edges)).await?.geometry().data_file != data_file {
+                let text = if data_file {
+                    "the image keeps its data in itself"
+                } else {
+                    "the image keeps its data there"
+                };
+                return Err(Error::new(Kind::Invalid, text).key("data-file"));
+            }
             let qcow2 = Qcow2::open(&mut Io::Edges(&edges), options.cache_size.0, args.read_only).await?;
             let node: Arc<dyn OpenNode> =
                 Arc::new(Qcow2Node(Arc::new(Body { cookie: args.cookie, driver: qcow2 })));
@@ -139,13 +159,30 @@ impl Driver for Qcow2Driver {
 fn edges(children: &[OpenChild]) -> Result<Vec<Edge>> {
     let of = |name: &str| children.iter().find(|child| child.name == name).map(|child| child.edge.clone());
     let file = of("file").ok_or_else(|| Error::new(Kind::Invalid, "qcow2 needs a file").key("file"))?;
-    Ok([Some(file), of("backing")].into_iter().flatten().collect())
+    Ok([Some(file), of("data-file"), of("backing")].into_iter().flatten().collect())
 }
 
-/// Where a backing file is: relative names start at the image's own directory.
-fn backing_path(name: &str, image: Option<&Path>) -> Result<PathBuf> {
+/// The data file that a header names.
+fn data_file(header: &Header, file: &OpenChild) -> Result<ImpliedChild> {
+    let name = header.data_file().ok_or_else(|| {
+        Error::new(Kind::Invalid, "the image keeps its data in another file and does not say in which")
+            .key("data-file")
+    })?;
+    let path = named_path("data-file", &name, file.node.filename().as_deref())?;
+    let definition = serde_json::json!({
+        "driver": "raw",
+        "read-only": file.edge.info().flags & info::READ_ONLY != 0,
+        "file": { "driver": "file", "path": path },
+    });
+    let serde_json::Value::Object(definition) = definition else { unreachable!("it is an object") };
+    Ok(ImpliedChild { name: "data-file".into(), definition })
+}
+
+/// Where a file is that an image names: relative names start at the image's own directory.
+fn named_path(child: &str, name: &str, image: Option<&Path>) -> Result<PathBuf> {
+    let what = if child == "backing" { "backing file" } else { "data file" };
     let refused = |why: std::fmt::Arguments<'_>| {
-        Error::new(Kind::NotSupported, format_args!("the image's backing file '{name}' {why}")).key("backing")
+        Error::new(Kind::NotSupported, format_args!("the image's {what} '{name}' {why}")).key(child)
     };
     let name = match name.split_once(':') {
         Some(("file", path)) => path,

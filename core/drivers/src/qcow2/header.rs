@@ -43,6 +43,7 @@ pub(crate) const EXT_END: u32 = 0;
 pub(crate) const EXT_BACKING_FORMAT: u32 = 0xe279_2aca;
 pub(crate) const EXT_FEATURES: u32 = 0x6803_f857;
 pub(crate) const EXT_BITMAPS: u32 = 0x2385_2875;
+pub(crate) const EXT_DATA_FILE: u32 = 0x4441_5441;
 
 /// How compressed clusters are compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -283,11 +284,6 @@ impl Header {
 
     /// Does the driver open such images? Says why not.
     pub(crate) fn check_supported(&self) -> Result<()> {
-        if self.incompatible & incompatible::EXTERNAL_DATA != 0 {
-            return Err(unsupported(
-                "the image keeps its data in an external data file, which is not supported",
-            ));
-        }
         if self.incompatible & incompatible::EXTENDED_L2 != 0 {
             return Err(unsupported(
                 "the image has extended L2 entries (subclusters), which are not supported",
@@ -308,12 +304,24 @@ impl Header {
         Ok(())
     }
 
+    /// Must the external data file read as the disk does?
+    pub(crate) fn is_raw_external(&self) -> bool {
+        self.incompatible & incompatible::EXTERNAL_DATA != 0 && self.autoclear & AUTOCLEAR_RAW_EXTERNAL != 0
+    }
+
+    /// The name of the external data file, if it is noted.
+    pub(crate) fn data_file(&self) -> Option<String> {
+        let name = self.extensions.iter().find(|e| e.kind == EXT_DATA_FILE)?;
+        Some(String::from_utf8_lossy(&name.data).trim_end_matches('\0').to_owned())
+    }
+
     pub(crate) fn geometry(&self) -> Geometry {
         Geometry {
             version: self.version,
             cluster_bits: self.cluster_bits,
             refcount_order: self.refcount_order,
             extended_l2: self.incompatible & incompatible::EXTENDED_L2 != 0,
+            data_file: self.incompatible & incompatible::EXTERNAL_DATA != 0,
         }
     }
 

@@ -1,6 +1,8 @@
 //! Calls to the children, from inside an operation and from outside.
 
-use driveline_op::{Ask, Buffer, Call, DiscardRequest, Edge, Info, Next, Result, op};
+use driveline_op::{
+    Ask, Buffer, Call, DiscardRequest, Edge, Error, Info, Next, Result, WriteZeroesRequest, op,
+};
 use std::{
     ops::Range,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
@@ -8,8 +10,8 @@ use std::{
 
 /// The child that the image is in.
 pub(crate) const FILE: usize = 0;
-/// The child that unallocated clusters are read from; it may be missing.
-pub(crate) const BACKING: usize = 1;
+/// The child that data is in, if the image keeps it in another file.
+pub(crate) const DATA: usize = 1;
 
 /// The children of a node, in the order of its description.
 ///
@@ -41,28 +43,39 @@ impl Io<'_, '_> {
         }
     }
 
-    async fn write(&mut self, offset: u64, from: &[u8]) -> Result<()> {
+    async fn write(&mut self, child: usize, offset: u64, from: &[u8]) -> Result<()> {
         match self {
-            Io::Next(next) => next.write_at(FILE, offset, from, 0).await,
+            Io::Next(next) => next.write_at(child, offset, from, 0).await,
             Io::Edges(edges) => {
                 let ask = Ask { op: op::WRITE, offset, ..Ask::default() };
-                Call::new(&edges[FILE], ask, Buffer::from(from)).await.result
+                Call::new(&edges[child], ask, Buffer::from(from)).await.result
             }
         }
     }
 
     pub(crate) async fn flush(&mut self) -> Result<()> {
+        self.flush_child(FILE).await
+    }
+
+    pub(crate) async fn flush_child(&mut self, child: usize) -> Result<()> {
         match self {
-            Io::Next(next) => next.flush_at(FILE).await,
-            Io::Edges(edges) => ask(&edges[FILE], op::FLUSH, 0..0, 0).await,
+            Io::Next(next) => next.flush_at(child).await,
+            Io::Edges(edges) => ask(&edges[child], op::FLUSH, 0..0, 0).await,
         }
     }
 
-    /// Gives a range of the file up. That is advice, so a failure does not matter.
-    pub(crate) async fn discard(&mut self, range: Range<u64>) {
+    async fn write_zeroes(&mut self, child: usize, range: Range<u64>, flags: u32) -> Result<()> {
+        match self {
+            Io::Next(next) => next.child(child).write_zeroes(&WriteZeroesRequest::new(range, flags)).await,
+            Io::Edges(edges) => ask(&edges[child], op::WRITE_ZEROES, range, flags).await,
+        }
+    }
+
+    /// Gives a range of a child up. That is advice, so a failure does not matter.
+    pub(crate) async fn discard(&mut self, child: usize, range: Range<u64>) {
         let result = match self {
-            Io::Next(next) => next.discard(&DiscardRequest::new(range.clone(), 0)).await,
-            Io::Edges(edges) => ask(&edges[FILE], op::DISCARD, range.clone(), 0).await,
+            Io::Next(next) => next.child(child).discard(&DiscardRequest::new(range.clone(), 0)).await,
+            Io::Edges(edges) => ask(&edges[child], op::DISCARD, range.clone(), 0).await,
         };
         if let Err(error) = result {
             tracing::debug!(?range, %error, "the file did not take a discard");
@@ -75,18 +88,26 @@ async fn ask(edge: &Edge, op: u32, range: Range<u64>, flags: u32) -> Result<()> 
     Call::new(edge, ask, Buffer::default()).await.result
 }
 
-/// The file child, with what its edge does not know: how far it has grown since.
+/// A child that is written to, with what its edge does not know: how far it has grown since.
 ///
 /// An image may end inside a cluster, or before one that is allocated; there it reads as zeroes.
 #[derive(Debug)]
 pub(crate) struct File {
+    pub(crate) child: usize,
     end: AtomicU64,
     touched: AtomicU64,
 }
 
 impl File {
-    pub(crate) fn new(end: u64) -> Self {
-        Self { end: AtomicU64::new(end), touched: AtomicU64::new(end) }
+    /// A child, as long as its edge says.
+    pub(crate) fn of(io: &Io<'_, '_>, child: usize) -> Self {
+        let end = io.info(child).map_or(0, |info| info.size_bytes);
+        Self { child, end: AtomicU64::new(end), touched: AtomicU64::new(end) }
+    }
+
+    /// The file of an image that is being made: whatever is there is nothing.
+    pub(crate) fn empty() -> Self {
+        Self { child: FILE, end: AtomicU64::new(0), touched: AtomicU64::new(0) }
     }
 
     /// It reads as zeroes from here on.
@@ -114,13 +135,35 @@ impl File {
     pub(crate) async fn read(&self, io: &mut Io<'_, '_>, offset: u64, into: &mut [u8]) -> Result<()> {
         let inside = self.end().saturating_sub(offset).min(into.len() as u64) as usize;
         into[inside..].fill(0);
-        if inside == 0 { Ok(()) } else { io.read(FILE, offset, &mut into[..inside]).await }
+        if inside == 0 { Ok(()) } else { io.read(self.child, offset, &mut into[..inside]).await }
     }
 
     pub(crate) async fn write(&self, io: &mut Io<'_, '_>, offset: u64, from: &[u8]) -> Result<()> {
         self.touch(offset + from.len() as u64);
-        io.write(offset, from).await?;
+        io.write(self.child, offset, from).await?;
         self.grown(offset + from.len() as u64);
+        Ok(())
+    }
+
+    /// Zeroes a range, in the child's own way if it has one. With `exact`, a range behind its end, too, so that it is as
+    /// long as that.
+    pub(crate) async fn zero_fast(
+        &self,
+        io: &mut Io<'_, '_>,
+        range: Range<u64>,
+        flags: u32,
+        exact: bool,
+    ) -> Result<()> {
+        let inside = range.start..range.end.min(self.end());
+        if inside.start < inside.end {
+            match io.write_zeroes(self.child, inside.clone(), flags).await {
+                Err(error) if error.code() == Error::NOT_SUPPORTED.code() => self.zero(io, inside).await?,
+                done => done?,
+            }
+        }
+        if exact && range.end > self.end() {
+            self.zero(io, range.end.saturating_sub(512)..range.end).await?;
+        }
         Ok(())
     }
 

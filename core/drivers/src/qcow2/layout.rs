@@ -27,6 +27,8 @@ pub(crate) struct Geometry {
     pub(crate) refcount_order: u32,
     /// L2 entries are two words: the second says which of 32 subclusters are allocated, and which are zero.
     pub(crate) extended_l2: bool,
+    /// Data is in another file, where the guest has it.
+    pub(crate) data_file: bool,
 }
 
 impl Geometry {
@@ -114,6 +116,11 @@ impl Geometry {
             return Ok(Mapping::Unallocated);
         }
         if entry & COMPRESSED != 0 {
+            if self.data_file {
+                return Err(corrupt(format_args!(
+                    "L2 entry {entry:#x} is a compressed cluster, which images with a data file lack"
+                )));
+            }
             return Ok(Mapping::Compressed(entry & !COPIED));
         }
         let host = entry & OFFSET_MASK;
@@ -131,7 +138,7 @@ impl Geometry {
             }
             return Ok(Mapping::Zero { host, copied });
         }
-        if host == 0 {
+        if host == 0 && !(copied && self.data_file) {
             if copied {
                 return Err(corrupt(format_args!("L2 entry {entry:#x} points to the header")));
             }
@@ -201,7 +208,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const V3: Geometry = Geometry { version: 3, cluster_bits: 16, refcount_order: 4, extended_l2: false };
+    const V3: Geometry =
+        Geometry { version: 3, cluster_bits: 16, refcount_order: 4, extended_l2: false, data_file: false };
 
     #[test]
     fn entries_read_as_the_format_says() {

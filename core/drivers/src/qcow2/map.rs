@@ -151,6 +151,15 @@ impl Map {
         slot.used = self.tick;
         let mapping = geometry.mapping(slot.entries[first])?;
         let within = geometry.in_cluster(offset);
+        if geometry.data_file
+            && let Mapping::Data { host, .. } = mapping
+            && host != offset - within
+        {
+            return Err(corrupt(format_args!(
+                "the cluster at {:#x} of the disk is at {host:#x} of the data file, where it cannot be",
+                offset - within
+            )));
+        }
         let cluster = geometry.cluster_bytes();
         let (mut bytes, mut at) = (cluster - within, 0);
         let (host, goes_on): (u64, &dyn Fn(Mapping, u64) -> bool) = match mapping {
@@ -171,7 +180,7 @@ impl Map {
             bytes += cluster;
         }
         let length = length.min(bytes);
-        if writing && matches!(mapping, Mapping::Data { copied: true, .. }) {
+        if writing && !geometry.data_file && matches!(mapping, Mapping::Data { copied: true, .. }) {
             self.check_data(host..host + length)?;
         }
         Ok(Found::Run(Run { mapping, host, length }))

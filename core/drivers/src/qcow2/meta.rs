@@ -115,7 +115,7 @@ impl Qcow2 {
             // The tables in memory are those of the header in memory.
             let bytes = self.header.lock().encode().map_err(|error| Error::new(22, error))?;
             self.file.write(io, 0, &bytes).await?;
-            io.flush().await?;
+            self.sync(io).await?;
             self.header_unsure.store(false, Relaxed);
         }
         loop {
@@ -164,7 +164,7 @@ impl Qcow2 {
     async fn grow_reftable(&self, meta: &mut Meta, io: &mut Io<'_, '_>, entries: u64) -> Result<()> {
         meta.refcounts.write(&self.file, io).await?;
         let larger = meta.refcounts.write_larger(&self.file, io, entries).await?;
-        io.flush().await?;
+        self.sync(io).await?;
         let (offset, clusters) = (larger.offset, larger.clusters as u32);
         self.change_header(io, |header| {
             (header.reftable_offset, header.reftable_clusters) = (offset, clusters)
@@ -188,7 +188,7 @@ impl Qcow2 {
         let bytes = header.encode().map_err(|error| Error::new(22, error))?;
         self.header_unsure.store(true, Relaxed);
         self.file.write(io, 0, &bytes).await?;
-        io.flush().await?;
+        self.sync(io).await?;
         self.map.lock().protected = header.metadata();
         *self.header.lock() = header;
         self.header_unsure.store(false, Relaxed);
@@ -269,6 +269,11 @@ impl Qcow2 {
         };
         self.changed();
         let epoch = self.epoch.now();
+        if self.geometry.data_file {
+            // Nothing is counted there, and what is new may not be durable yet.
+            meta.barrier = true;
+            return Ok(());
+        }
         for (old, new) in old.into_iter().zip(new) {
             let kept = self.host(new)?;
             if kept.is_some() && self.host(old)? != kept {
@@ -300,6 +305,7 @@ impl Qcow2 {
     pub(crate) fn uses(&self, entry: u64) -> Result<Range<u64>> {
         let bits = self.geometry.cluster_bits;
         Ok(match self.geometry.mapping(entry)? {
+            _ if self.geometry.data_file => 0..0,
             Mapping::Compressed(entry) => {
                 let (offset, length) = self.geometry.compressed(entry);
                 offset >> bits..((offset + length - 1) >> bits) + 1
@@ -338,7 +344,7 @@ impl Qcow2 {
             return Ok(());
         }
         if meta.barrier {
-            io.flush().await?;
+            self.sync(io).await?;
             meta.barrier = false;
         }
         let mut bytes = vec![0; self.geometry.slice_bytes() as usize];
@@ -370,13 +376,13 @@ impl Qcow2 {
     /// Makes everything durable that completed requests wrote.
     pub(crate) async fn flush_all(&self, io: &mut Io<'_, '_>) -> Result<()> {
         if self.is_clean() {
-            return io.flush().await;
+            return self.sync(io).await;
         }
         let mut meta = self.lock(io).await?;
         let flush = self.begin_flush(&mut meta, io).await?;
         // Others may go on meanwhile.
         drop(meta);
-        io.flush().await?;
+        self.sync(io).await?;
         self.end_flush(flush);
         if let Some(mut meta) = self.meta.try_lock() {
             self.reclaim(&mut meta, io).await;
@@ -387,7 +393,7 @@ impl Qcow2 {
     /// The same, with nobody else changing anything.
     pub(crate) async fn flush_locked(&self, meta: &mut Meta, io: &mut Io<'_, '_>) -> Result<()> {
         let flush = self.begin_flush(meta, io).await?;
-        io.flush().await?;
+        self.sync(io).await?;
         self.end_flush(flush);
         self.reclaim(meta, io).await;
         Ok(())
@@ -453,7 +459,7 @@ impl Qcow2 {
     async fn discard_file(&self, io: &mut Io<'_, '_>, range: Range<u64>) {
         let range = range.start..range.end.min(self.file.end());
         if range.start < range.end && io.info(FILE).is_some() {
-            io.discard(range).await;
+            io.discard(FILE, range).await;
         }
     }
 
@@ -463,7 +469,7 @@ impl Qcow2 {
         self.flush_locked(&mut meta, io).await?;
         if meta.refcounts.is_dirty() {
             meta.refcounts.write(&self.file, io).await?;
-            io.flush().await?;
+            self.sync(io).await?;
         }
         Ok(())
     }

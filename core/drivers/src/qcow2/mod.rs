@@ -67,7 +67,7 @@ pub use self::{
 use self::{
     epoch::Epoch,
     header::{Compression, Header},
-    io::{File, Io},
+    io::{DATA, File, Io},
     layout::Geometry,
     map::{Found, Load, Map, Run},
     meta::Meta,
@@ -95,6 +95,10 @@ pub(crate) struct Qcow2 {
     /// Writing a header did not come to its end, so it is not known which one is on disk.
     header_unsure: AtomicBool,
     file: File,
+    /// Where data is, if it is not in the file.
+    data_file: Option<File>,
+    /// The data file reads as the disk does.
+    raw_external: bool,
     ranges: Ranges,
     meta: async_lock::Mutex<Meta>,
     map: Mutex<Map>,
@@ -119,6 +123,26 @@ pub(crate) struct Qcow2 {
 impl Qcow2 {
     pub(crate) fn size_bytes(&self) -> u64 {
         self.size_bytes.load(Relaxed)
+    }
+
+    /// Where data is.
+    #[inline]
+    fn data(&self) -> &File {
+        self.data_file.as_ref().unwrap_or(&self.file)
+    }
+
+    /// The number of the child that unallocated clusters are read from; it may be missing.
+    #[inline]
+    fn backing(&self) -> usize {
+        1 + usize::from(self.data_file.is_some())
+    }
+
+    /// Makes what was written durable.
+    async fn sync(&self, io: &mut Io<'_, '_>) -> Result<()> {
+        if self.data_file.is_some() {
+            io.flush_child(DATA).await?;
+        }
+        io.flush().await
     }
 
     #[inline]

@@ -5,8 +5,8 @@ use super::{
     bitmaps::Bitmaps,
     check::check,
     epoch::Epoch,
-    header::{Compression, Header, LAZY_REFCOUNTS, incompatible},
-    io::{FILE, File, Io},
+    header::{AUTOCLEAR_RAW_EXTERNAL, Compression, Header, LAZY_REFCOUNTS, incompatible},
+    io::{DATA, FILE, File, Io},
     layout::decode_words,
     map::Map,
     meta::Meta,
@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 /// Reads and checks the header.
 pub(crate) async fn read_header(io: &mut Io<'_, '_>) -> Result<Header> {
-    let file = File::new(io.info(FILE).map_or(0, |info| info.size_bytes));
+    let file = File::of(io, FILE);
     if file.end() < 72 {
         return Err(Error::new(
             Kind::Invalid,
@@ -89,16 +89,17 @@ async fn repair_dirty(io: &mut Io<'_, '_>, file: &File, header: Header) -> Resul
 }
 
 impl Qcow2 {
-    /// Opens the image in child `FILE`. Unless `read_only`, it is repaired if it is dirty, and the autoclear bits of what
-    /// is not kept up are cleared.
+    /// Opens the image in child `FILE`; its data is in child `DATA`, if the header says that it is elsewhere. Unless
+    /// `read_only`, it is repaired if it is dirty, and the autoclear bits of what is not kept up are cleared.
     pub(crate) async fn open(io: &mut Io<'_, '_>, cache_bytes: u64, read_only: bool) -> Result<Self> {
         let mut header = read_header(io).await?;
         header.check_supported()?;
-        let file = File::new(io.info(FILE).map_or(0, |info| info.size_bytes));
+        let file = File::of(io, FILE);
         if !read_only {
             header.check_writable()?;
             header = repair_dirty(io, &file, header).await?;
         }
+        let data_file = header.geometry().data_file.then(|| File::of(io, DATA));
         let Loaded { header, snapshots, map, meta } = Loaded::read(io, &file, header, cache_bytes).await?;
         let bitmaps = Bitmaps::open(io, &file, &header).await;
         let qcow2 = Self {
@@ -108,6 +109,8 @@ impl Qcow2 {
             read_only: AtomicBool::new(read_only),
             header_unsure: AtomicBool::new(false),
             file,
+            data_file,
+            raw_external: header.is_raw_external(),
             ranges: Ranges::default(),
             meta: async_lock::Mutex::new(meta),
             map: Mutex::new(map),
@@ -146,7 +149,7 @@ impl Qcow2 {
 
     /// Prepares an image for writes that passed all checks.
     async fn begin_writing(&self, io: &mut Io<'_, '_>) -> Result<()> {
-        let kept = self.begin_bitmaps(io).await?;
+        let kept = self.begin_bitmaps(io).await? | AUTOCLEAR_RAW_EXTERNAL;
         // Whoever understands such a feature must be able to see that it was not kept up.
         let autoclear = self.header.lock().autoclear;
         if autoclear & !kept != 0
@@ -214,6 +217,8 @@ impl Qcow2 {
             "lazy-refcounts": header.compatible & LAZY_REFCOUNTS != 0,
             "corrupt": header.incompatible & incompatible::CORRUPT != 0,
             "dirty": header.incompatible & incompatible::DIRTY != 0,
+            "data-file": header.data_file(),
+            "data-file-raw": self.raw_external,
             "backing-file": header.backing,
             "backing-format": header.backing_format,
             "snapshots": snapshots.collect::<Vec<_>>(),

@@ -1,11 +1,6 @@
 //! Reads, and what is allocated where.
 
-use super::{
-    Qcow2,
-    io::{BACKING, Io},
-    layout::Mapping,
-    map::Run,
-};
+use super::{Qcow2, io::Io, layout::Mapping, map::Run};
 use driveline_op::{BlockStatus, BlockStatusRequest, Error, Next, ReadRequest, Result, status};
 use std::ops::Range;
 
@@ -22,13 +17,14 @@ impl Qcow2 {
             let part = at..at + run.length;
             match run.mapping {
                 Mapping::Data { .. } => {
-                    let inside = self.file.end().saturating_sub(run.host).min(run.length);
+                    let file = self.data();
+                    let inside = file.end().saturating_sub(run.host).min(run.length);
                     if inside == length {
-                        return next.read(&request.at(run.host)).await;
+                        return next.child(file.child).read(&request.at(run.host)).await;
                     }
                     if inside > 0 {
                         let memory = request.part(at..at + inside);
-                        next.read(&memory.read_request(run.host)).await?;
+                        next.child(file.child).read(&memory.read_request(run.host)).await?;
                     }
                     request.zero(at + inside..part.end);
                 }
@@ -38,7 +34,7 @@ impl Qcow2 {
                     let inside = self.in_backing(&Io::Next(next), start..start + run.length);
                     if inside > 0 {
                         let memory = request.part(at..at + inside);
-                        next.child(BACKING).read(&memory.read_request(start)).await?;
+                        next.child(self.backing()).read(&memory.read_request(start)).await?;
                     }
                     request.zero(at + inside..part.end);
                 }
@@ -55,7 +51,7 @@ impl Qcow2 {
 
     /// How many bytes from the beginning of a range the backing file has.
     pub(crate) fn in_backing(&self, io: &Io<'_, '_>, range: Range<u64>) -> u64 {
-        let end = io.info(BACKING).map_or(0, |info| info.size_bytes).min(range.end);
+        let end = io.info(self.backing()).map_or(0, |info| info.size_bytes).min(range.end);
         end.saturating_sub(range.start)
     }
 
@@ -70,12 +66,12 @@ impl Qcow2 {
             };
             let part = &mut into[at as usize..(at + run.length) as usize];
             match run.mapping {
-                Mapping::Data { .. } => self.file.read(io, run.host, part).await?,
+                Mapping::Data { .. } => self.data().read(io, run.host, part).await?,
                 Mapping::Zero { .. } => part.fill(0),
                 Mapping::Unallocated => {
                     let inside = self.in_backing(io, start..start + run.length) as usize;
                     if inside > 0 {
-                        io.read(BACKING, start, &mut part[..inside]).await?;
+                        io.read(self.backing(), start, &mut part[..inside]).await?;
                     }
                     part[inside..].fill(0);
                 }
@@ -127,6 +123,8 @@ impl Qcow2 {
     async fn extent(&self, next: &mut Next<'_>, start: u64, run: Run) -> Result<BlockStatus> {
         let own = BlockStatus { depth: 1, length: run.length, ..BlockStatus::default() };
         Ok(match run.mapping {
+            // A place in another file is none in ours.
+            Mapping::Data { .. } if self.data_file.is_some() => BlockStatus { flags: status::DATA, ..own },
             Mapping::Data { .. } => {
                 BlockStatus { flags: status::DATA | status::MAPPED, map: run.host, ..own }
             }
@@ -137,7 +135,7 @@ impl Qcow2 {
                 if inside == 0 {
                     return Ok(BlockStatus { flags: status::ZERO, depth: 0, ..own });
                 }
-                let below = next.status_at(BACKING, start..start + inside).await?;
+                let below = next.status_at(self.backing(), start..start + inside).await?;
                 BlockStatus {
                     // The map is about another file than ours.
                     flags: below.flags & !status::MAPPED,

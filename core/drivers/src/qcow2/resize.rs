@@ -3,7 +3,7 @@
 use super::{
     Qcow2,
     header::{Header, L1_BYTES_MAX},
-    io::{BACKING, Io},
+    io::Io,
     layout::{OFFSET_MASK, decode_words, encode_words},
     meta::Meta,
 };
@@ -76,9 +76,12 @@ impl Qcow2 {
             self.grow_l1(&mut meta, io, needed).await?;
         }
         drop(meta);
+        if self.raw_external {
+            self.data().zero_fast(io, old..size_bytes, 0, true).await?;
+        }
         // What was behind the end must not come to light: the rest of the last cluster, and what the backing file has.
         // The cluster is there already, so it can be changed before the size is.
-        let in_backing = io.info(BACKING).map_or(0, |info| info.size_bytes).min(size_bytes);
+        let in_backing = io.info(self.backing()).map_or(0, |info| info.size_bytes).min(size_bytes);
         let zero_end = self.geometry.align_up(old).min(size_bytes).max(in_backing);
         if old < zero_end {
             self.zero_tail(io, old, zero_end).await?;
@@ -129,7 +132,7 @@ impl Qcow2 {
         let offset = taken.clusters.start * cluster_bytes;
         self.file.write(io, offset, &bytes).await?;
         meta.refcounts.write(&self.file, io).await?;
-        io.flush().await?;
+        self.sync(io).await?;
         let old_offset = self.header.lock().l1_offset;
         self.change_header(io, |header| {
             header.l1_offset = offset;
@@ -178,6 +181,12 @@ impl Qcow2 {
     /// Gives up everything that this layer has allocated.
     pub(crate) async fn make_empty(&self, io: &mut Io<'_, '_>) -> Result<()> {
         self.check_writable()?;
+        if self.raw_external {
+            return Err(Error::new(
+                Kind::NotSupported,
+                "the external data file must read as the disk does, so the image cannot be emptied",
+            ));
+        }
         if self.bitmaps_need_flags() {
             self.flag_bitmaps(io).await?;
         }
@@ -197,6 +206,12 @@ impl Qcow2 {
         backing: Option<(&str, &str)>,
     ) -> Result<()> {
         self.check_writable()?;
+        if self.raw_external && backing.is_some() {
+            return Err(Error::new(
+                Kind::NotSupported,
+                "the external data file must read as the disk does, so the image cannot have a backing file",
+            ));
+        }
         let change = |header: &mut Header| {
             header.backing = backing.map(|(name, _)| name.to_owned());
             let format = backing.map(|(_, format)| format.to_owned());

@@ -40,7 +40,7 @@ struct Place<'a> {
 
 impl Qcow2 {
     pub(crate) async fn flush(&self, next: &mut Next<'_>, request: &FlushRequest<'_>) -> Result<()> {
-        if self.is_clean() {
+        if self.is_clean() && self.data_file.is_none() {
             return next.flush(request).await;
         }
         Box::pin(self.flush_all(&mut Io::Next(next))).await
@@ -73,13 +73,16 @@ impl Qcow2 {
                     continue;
                 };
                 if let Mapping::Data { copied: true, .. } = run.mapping {
+                    let child = self.data().child;
                     if run.length == length {
-                        next.write(&request.at(run.host).with_flags(flags).with_scope(0)).await?;
+                        next.child(child)
+                            .write(&request.at(run.host).with_flags(flags).with_scope(0))
+                            .await?;
                     } else {
                         let memory = request.part(at..at + run.length);
-                        next.write(&memory.write_request(run.host, flags)).await?;
+                        next.child(child).write(&memory.write_request(run.host, flags)).await?;
                     }
-                    self.file.grown(run.host + run.length);
+                    self.data().grown(run.host + run.length);
                     at += run.length;
                 } else {
                     let payload = Payload::Of(request, at);
@@ -100,7 +103,7 @@ impl Qcow2 {
                 continue;
             };
             at += if let Mapping::Data { copied: true, .. } = run.mapping {
-                self.file.zero(io, run.host..run.host + run.length).await?;
+                self.data().zero(io, run.host..run.host + run.length).await?;
                 run.length
             } else {
                 self.allocate(io, Payload::Zeroes, at, run.length).await?
@@ -126,6 +129,8 @@ impl Qcow2 {
 
         let end = start + place.clusters * geometry.cluster_bytes();
         let length = length.min(end - offset);
+        // A data file is as long as the disk, so that it can be read as the disk.
+        let end = if geometry.data_file { end.min(self.size_bytes()).max(offset + length) } else { end };
         let (head, tail) = (start..offset, offset + length..end);
         let skip = |range: &Range<u64>, zero: bool| range.is_empty() || zero && place.fresh;
         let skip_head = skip(&head, self.old_is_zero(io, &head).await?);
@@ -140,13 +145,13 @@ impl Qcow2 {
             self.read_old(io, from, before).await?;
             payload.copy_to(data);
             self.read_old(io, offset + length, after).await?;
-            self.file.write(io, at(from), &buffer).await?;
+            self.data().write(io, at(from), &buffer).await?;
         } else {
             for (range, skip) in [(head, skip_head), (tail, skip_tail)] {
                 if !skip {
                     let mut buffer = vec![0; (range.end - range.start) as usize];
                     self.read_old(io, range.start, &mut buffer).await?;
-                    self.file.write(io, at(range.start), &buffer).await?;
+                    self.data().write(io, at(range.start), &buffer).await?;
                 }
             }
             self.put(io, payload, at(offset), length).await?;
@@ -167,6 +172,13 @@ impl Qcow2 {
             let mappings = entries[first..first + count].iter().map(|&entry| self.geometry.mapping(entry));
             break mappings.collect::<Result<Vec<_>>>()?;
         };
+        if self.geometry.data_file {
+            // Each guest cluster has its place.
+            let needs = |mapping: &&Mapping| !matches!(mapping, Mapping::Data { copied: true, .. });
+            let clusters = mappings.iter().take_while(needs).count() as u64;
+            let fresh = range.start >= self.data().touched();
+            return Ok((clusters > 0).then_some(Place { taken: None, host: range.start, clusters, fresh }));
+        }
         match mappings[0] {
             Mapping::Data { copied: true, .. } => Ok(None),
             // Room that was kept, and follows each other.
@@ -188,7 +200,7 @@ impl Qcow2 {
                 let taken = self.take(&mut meta, io, wanted, true).await?;
                 let host = taken.clusters.start * cluster_bytes;
                 let clusters = taken.clusters.end - taken.clusters.start;
-                let fresh = host >= self.file.touched();
+                let fresh = host >= self.data().touched();
                 Ok(Some(Place { taken: Some(taken), host, clusters, fresh }))
             }
         }
@@ -215,14 +227,14 @@ impl Qcow2 {
     async fn put(&self, io: &mut Io<'_, '_>, payload: Payload<'_>, host: u64, length: u64) -> Result<()> {
         match (payload, io) {
             (Payload::Of(request, at), Io::Next(next)) => {
-                self.file.touch(host + length);
+                self.data().touch(host + length);
                 let memory = request.part(at..at + length);
-                next.write(&memory.write_request(host, 0)).await?;
-                self.file.grown(host + length);
+                next.child(self.data().child).write(&memory.write_request(host, 0)).await?;
+                self.data().grown(host + length);
                 Ok(())
             }
             (Payload::Of(..), Io::Edges(_)) => unreachable!("requests come through Next"),
-            (Payload::Zeroes, io) => self.file.zero(io, host..host + length).await,
+            (Payload::Zeroes, io) => self.data().zero(io, host..host + length).await,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::{
     Qcow2,
-    io::{BACKING, Io},
+    io::Io,
     layout::{Mapping, ZERO},
 };
 use driveline_op::{DiscardRequest, Error, Next, Result, WriteZeroesRequest, flag};
@@ -36,10 +36,10 @@ impl Qcow2 {
             Box::pin(self.flag_bitmaps(io)).await?;
         }
         // Version 2 has no zero clusters, so what is unmapped would show what the backing file has.
-        if self.geometry.version >= 3 || io.info(BACKING).is_none() {
+        if self.geometry.version >= 3 || io.info(self.backing()).is_none() {
             let _pin = self.epoch.pin();
             // What the backing file has must not come to light.
-            let unmapped = if io.info(BACKING).is_some() { ZERO } else { 0 };
+            let unmapped = if io.info(self.backing()).is_some() { ZERO } else { 0 };
             let discarded = Box::pin(self.discard_range(io, request.range(), unmapped)).await;
             self.judge(io, discarded).await?;
         }
@@ -77,7 +77,7 @@ impl Qcow2 {
         while at < whole.end.min(range.end) {
             at = match self.geometry.version {
                 2 => self.zero_clusters_v2(io, at..whole.end, flags).await?,
-                _ => self.zero_clusters(io, at..whole.end, flags & flag::MAY_UNMAP != 0).await?,
+                _ => self.zero_clusters(io, at..whole.end, flags).await?,
             };
         }
         for part in plain {
@@ -115,9 +115,14 @@ impl Qcow2 {
     }
 
     /// Turns the first clusters of a range into zero clusters; returns where it stopped.
-    async fn zero_clusters(&self, io: &mut Io<'_, '_>, range: Range<u64>, unmap: bool) -> Result<u64> {
+    async fn zero_clusters(&self, io: &mut Io<'_, '_>, range: Range<u64>, flags: u32) -> Result<u64> {
         let (range, clusters) = self.in_slice(&range);
         let _held = self.ranges.hold(range.clone()).await;
+        if self.raw_external {
+            self.zero_raw(io, &range, flags).await?;
+        }
+        // What a data file has at other places than the disk has is nothing.
+        let unmap = flags & flag::MAY_UNMAP != 0 && !self.raw_external;
         let mut meta = self.lock(io).await?;
         let zero = |_, entry| {
             Ok(match self.geometry.mapping(entry)? {
@@ -128,6 +133,12 @@ impl Qcow2 {
         self.remap(&mut meta, io, range.start, clusters, true, zero).await?;
         self.after_remap(meta, io).await?;
         Ok(range.end)
+    }
+
+    /// Makes a data file that reads as the disk does read as zeroes.
+    async fn zero_raw(&self, io: &mut Io<'_, '_>, range: &Range<u64>, flags: u32) -> Result<()> {
+        let range = range.start..range.end.min(self.size_bytes().max(range.start));
+        self.data().zero_fast(io, range, flags & (flag::MAY_UNMAP | flag::NO_FALLBACK), true).await
     }
 
     /// Version 2 has no zero clusters: what cannot be unmapped is written.
@@ -171,6 +182,16 @@ impl Qcow2 {
             return Ok(part.start + run.length);
         }
         let _held = self.ranges.hold(part.clone()).await;
+        if self.raw_external {
+            self.zero_raw(io, &part, flag::MAY_UNMAP).await?;
+        } else if self.geometry.data_file {
+            // At once, because the place is taken by whoever writes next. Nobody can rely on what is there meanwhile.
+            let inside = part.start..part.end.min(self.data().end());
+            if inside.start < inside.end {
+                io.discard(self.data().child, inside).await;
+            }
+        }
+        let unmapped = if self.raw_external { ZERO } else { unmapped };
         let mut meta = self.lock(io).await?;
         let unmap = |_, entry| {
             self.geometry.mapping(entry)?;

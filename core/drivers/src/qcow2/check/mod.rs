@@ -132,7 +132,7 @@ impl CheckReport {
 pub async fn check_image(file: &Edge, repair: Repair) -> Result<CheckReport> {
     let edges = [file.clone()];
     let mut io = Io::Edges(&edges);
-    let file = File::new(io.info(FILE).map_or(0, |info| info.size_bytes));
+    let file = File::of(&io, FILE);
     check(&mut io, &file, repair).await
 }
 

@@ -221,7 +221,19 @@ impl World {
         read_only: bool,
         options: serde_json::Value,
     ) -> GraphResult<World> {
+        Self::with_data(leaf, None, backing, read_only, options)
+    }
+
+    /// The same with a data file.
+    pub(crate) fn with_data(
+        leaf: Arc<Body<Leaf>>,
+        data: Option<&Arc<Body<Leaf>>>,
+        backing: Option<&World>,
+        read_only: bool,
+        options: serde_json::Value,
+    ) -> GraphResult<World> {
         let mut children = vec![file_child(&leaf, None)];
+        children.extend(data.map(|data| OpenChild { name: "data-file".into(), ..file_child(data, None) }));
         children.extend(backing.map(|backing| OpenChild {
             name: "backing".into(),
             edge: backing.edge(),

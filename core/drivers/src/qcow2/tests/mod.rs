@@ -5,6 +5,7 @@ mod changes;
 mod check;
 mod crash;
 mod damage;
+mod data_file;
 mod harness;
 mod interop;
 mod marks;

@@ -111,12 +111,16 @@ fn rounds(seed: u64, options: &str, size: &str, backing: bool) {
     } else {
         run("qemu-img", &["create", "-f", "qcow2", "-o", options, path_text, size]);
     }
+    let data_path =
+        options.split_once("data_file=").map(|(_, rest)| Path::new(rest.split(',').next().unwrap()));
     let mut snapshots = Vec::new();
     let mut model = Model(raw_of(&path));
     for round in 0..3 {
         let context = format!("seed {seed}, {options}, backing {backing}, round {round}");
         let cache = serde_json::json!({ "cache-size": "128KiB" });
-        let world = World::open_with(fs::read(&path).unwrap(), below.as_ref(), false, cache).unwrap();
+        let data = data_path.map(|path| leaf(fs::read(path).unwrap()));
+        let image = leaf(fs::read(&path).unwrap());
+        let world = World::with_data(image, data.as_ref(), below.as_ref(), false, cache).unwrap();
         for _ in 0..20 {
             batch(&world, &mut model, &mut random, backing && options.contains("0.10"));
         }
@@ -124,10 +128,21 @@ fn rounds(seed: u64, options: &str, size: &str, backing: bool) {
         extents_are_true(&world, &model);
         world.close().unwrap();
         fs::write(&path, world.bytes()).unwrap();
+        if let Some((path, data)) = data_path.zip(data) {
+            let bytes = data.driver.data.lock().clone();
+            if options.contains("data_file_raw=on") {
+                // QEMU makes it as long as whole clusters.
+                let seen = &bytes[..model.0.len()];
+                assert!(seen == model.0, "the data file is not what the disk is: {context}");
+                assert_eq!(bytes.len() as u64, fs::metadata(path).unwrap().len(), "{context}");
+            }
+            fs::write(path, bytes).unwrap();
+        }
         check(&path);
         assert!(raw_of(&path) == model.0, "QEMU reads something else: {context}");
         // Each snapshot counts once more, and going back to one does for a moment.
         let snapshots_max = match options.split_once("refcount_bits=") {
+            _ if data_path.is_some() => 0,
             Some((_, "1")) => 0,
             Some((_, "2")) => 1,
             _ => 2,
@@ -171,6 +186,24 @@ fn all_shapes(backing: bool) {
 #[test]
 fn random_work_leaves_images_that_qemu_agrees_with() {
     all_shapes(false);
+}
+
+#[test]
+fn random_work_on_images_with_a_data_file_leaves_what_qemu_agrees_with() {
+    if !have("qemu-img") || !have("qemu-io") {
+        return;
+    }
+    for seed in seeds() {
+        for (shape, backing) in [
+            ("cluster_size=4096,data_file=DIR/a", false),
+            ("cluster_size=65536,data_file=DIR/b", true),
+            ("cluster_size=16384,data_file=DIR/c,data_file_raw=on", false),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let options = shape.replace("DIR", dir.path().to_str().unwrap());
+            rounds(seed, &options, "3000k", backing);
+        }
+    }
 }
 
 #[test]

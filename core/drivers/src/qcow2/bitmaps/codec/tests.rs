@@ -2,7 +2,7 @@ use super::*;
 use proptest::prelude::*;
 
 fn geometry(cluster_bits: u32) -> Geometry {
-    Geometry { version: 3, cluster_bits, refcount_order: 4, extended_l2: false }
+    Geometry { version: 3, cluster_bits, refcount_order: 4, extended_l2: false, data_file: false }
 }
 
 fn entry() -> Entry {
