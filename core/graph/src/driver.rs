@@ -346,6 +346,18 @@ pub trait OpenNode: Send + Sync {
         Box::pin(async { Err(Error::new(Kind::NotSupported, "its driver cannot be emptied")) })
     }
 
+    /// Writes one cluster compressed: `data` is a cluster from `offset` on, which is where one begins, or ends with the
+    /// node. What does not become smaller is written as it is. Nothing is durable before a flush.
+    fn write_compressed<'a>(
+        &'a self,
+        children: &'a [OpenChild],
+        offset: u64,
+        data: &'a [u8],
+    ) -> BoxFuture<'a, Result<()>> {
+        let _ = (children, offset, data);
+        Box::pin(async { Err(Error::new(Kind::NotSupported, "its driver does not compress")) })
+    }
+
     /// The bitmaps that the image holds.
     fn stored_bitmaps<'a>(&'a self, children: &'a [OpenChild]) -> BoxFuture<'a, Result<StoredBitmaps>> {
         let _ = children;

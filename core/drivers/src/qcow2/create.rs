@@ -43,6 +43,10 @@ pub struct CreateOptions {
     pub data_file: Option<String>,
     /// The data file reads as the disk does, whoever looks at it. Implies [`Preallocation::Metadata`].
     pub data_file_raw: bool,
+    /// How clusters are compressed that are written so: see [`OpenNode::write_compressed`]. Zstandard is of version 3.
+    ///
+    /// [`OpenNode::write_compressed`]: driveline_graph::OpenNode::write_compressed
+    pub compression: Compression,
     /// Others may postpone refcounts; version 3 only. We do not: see the module.
     pub lazy_refcounts: bool,
 }
@@ -59,6 +63,7 @@ impl CreateOptions {
             preallocation: Preallocation::Off,
             data_file: None,
             data_file_raw: false,
+            compression: Compression::Zlib,
             lazy_refcounts: false,
         }
     }
@@ -160,6 +165,9 @@ impl Plan {
         if options.version == 2 && options.data_file.is_some() {
             return Err(invalid("data-file", "version 2 keeps data in the image"));
         }
+        if options.version == 2 && options.compression != Compression::Zlib {
+            return Err(invalid("compression-type", "version 2 has zlib only"));
+        }
         if options.version == 2 && options.lazy_refcounts {
             return Err(invalid(
                 "lazy-refcounts",
@@ -236,6 +244,7 @@ impl Plan {
         };
         let counted = if geometry.data_file { counted } else { data.end };
         let (backing, backing_format) = options.backing.clone().unzip();
+        let zstd = options.compression == Compression::Zstd;
         let mut header = Header {
             version: options.version,
             cluster_bits,
@@ -246,12 +255,22 @@ impl Plan {
             reftable_clusters: (reftable.end - reftable.start) as u32,
             snapshots: 0,
             snapshots_offset: 0,
-            incompatible: if geometry.data_file { incompatible::EXTERNAL_DATA } else { 0 },
+            incompatible: [
+                (geometry.data_file, incompatible::EXTERNAL_DATA),
+                (zstd, incompatible::COMPRESSION),
+            ]
+            .into_iter()
+            .filter(|(is, _)| *is)
+            .fold(0, |bits, (_, bit)| bits | bit),
             compatible: if options.lazy_refcounts { LAZY_REFCOUNTS } else { 0 },
             autoclear: if options.data_file_raw { AUTOCLEAR_RAW_EXTERNAL } else { 0 },
             refcount_order,
-            compression: Compression::Zlib,
-            further: if options.version >= 3 { vec![0; 8] } else { Vec::new() },
+            compression: options.compression,
+            further: if options.version >= 3 {
+                vec![u8::from(zstd), 0, 0, 0, 0, 0, 0, 0]
+            } else {
+                Vec::new()
+            },
             extensions: vec![feature_names()],
             backing,
             backing_format: backing_format.filter(|format| !format.is_empty()),

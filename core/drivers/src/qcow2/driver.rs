@@ -265,6 +265,17 @@ impl OpenNode for Qcow2Node {
         )
     }
 
+    fn write_compressed<'a>(
+        &'a self,
+        children: &'a [OpenChild],
+        offset: u64,
+        data: &'a [u8],
+    ) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            self.0.driver.write_compressed(&mut Io::Edges(&edges(children)?), offset, data).await
+        })
+    }
+
     fn make_empty<'a>(&'a self, children: &'a [OpenChild]) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move { self.0.driver.make_empty(&mut Io::Edges(&edges(children)?)).await })
     }

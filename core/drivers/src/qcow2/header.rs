@@ -47,7 +47,7 @@ pub(crate) const EXT_DATA_FILE: u32 = 0x4441_5441;
 
 /// How compressed clusters are compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Compression {
+pub enum Compression {
     /// Raw deflate.
     Zlib,
     /// Zstandard.

@@ -4,7 +4,7 @@ use super::{
     Qcow2,
     header::Header,
     io::{FILE, Io},
-    layout::{COPIED, Mapping, OFFSET_MASK, corrupt, encode_words},
+    layout::{COMPRESSED, COPIED, Mapping, OFFSET_MASK, corrupt, encode_words},
     refcount::{Refcounts, Space},
 };
 use async_lock::MutexGuard;
@@ -29,6 +29,8 @@ pub(crate) struct Meta {
     l1_dirty: BTreeSet<usize>,
     /// The map points to something that may not be durable yet.
     barrier: bool,
+    /// Where the packed data ends that was written last, if its cluster is in use: more may follow there. 0: nowhere.
+    pub(crate) packed_end: u64,
     /// Unmapped in memory, still mapped on disk.
     given_up: Vec<GivenUp>,
     given_up_clusters: u64,
@@ -84,6 +86,7 @@ impl Meta {
             refcounts,
             l1_dirty: BTreeSet::new(),
             barrier: false,
+            packed_end: 0,
             given_up: Vec::new(),
             given_up_clusters: 0,
             written: Vec::new(),
@@ -122,8 +125,20 @@ impl Qcow2 {
             let Some(mut clusters) = self.abandoned.lock().pop() else { return Ok(meta) };
             // Nothing ever pointed to it.
             for cluster in &mut clusters {
-                meta.refcounts.lower(&self.file, io, cluster).await?;
+                if meta.refcounts.lower(&self.file, io, cluster).await? == 0 {
+                    self.freed(&mut meta, cluster);
+                }
             }
+        }
+    }
+
+    /// Forgets what is known about a cluster that is free now.
+    fn freed(&self, meta: &mut Meta, cluster: u64) {
+        let bits = self.geometry.cluster_bits;
+        self.map.lock().forget(cluster << bits);
+        meta.refcounts.forget(cluster << bits);
+        if meta.packed_end >> bits == cluster {
+            meta.packed_end = 0;
         }
     }
 
@@ -135,6 +150,11 @@ impl Qcow2 {
     /// Notes that the map was changed in memory.
     fn changed(&self) {
         self.changes.fetch_add(1, SeqCst);
+    }
+
+    /// Clusters that count once more than they are used; see [`Taken`].
+    pub(crate) fn taken(&self, clusters: Range<u64>) -> Taken<'_> {
+        Taken { abandoned: &self.abandoned, clusters }
     }
 
     /// Takes free host clusters in a row: `wanted` of them, or at least one if `fewer` will do.
@@ -149,7 +169,7 @@ impl Qcow2 {
         loop {
             match meta.refcounts.take(&self.file, io, wanted, fewer).await? {
                 Space::Found(first, length) => {
-                    let taken = Taken { abandoned: &self.abandoned, clusters: first..first + length };
+                    let taken = self.taken(first..first + length);
                     let bits = self.geometry.cluster_bits;
                     let mut map = self.map.lock();
                     map.check_data(first << bits..(first + length) << bits)?;
@@ -276,7 +296,8 @@ impl Qcow2 {
         }
         for (old, new) in old.into_iter().zip(new) {
             let kept = self.host(new)?;
-            if kept.is_some() && self.host(old)? != kept {
+            let packed = new & COMPRESSED != 0 && new != old;
+            if packed || kept.is_some() && self.host(old)? != kept {
                 meta.barrier = true;
             }
             if old != new {
@@ -449,8 +470,7 @@ impl Qcow2 {
         }
         for cluster in given.clusters.clone() {
             if meta.refcounts.lower(&self.file, io, cluster).await? == 0 {
-                self.map.lock().forget(cluster << bits);
-                meta.refcounts.forget(cluster << bits);
+                self.freed(meta, cluster);
             }
         }
         Ok(())

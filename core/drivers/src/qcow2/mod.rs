@@ -49,6 +49,7 @@ mod map;
 mod meta;
 mod offline;
 mod open;
+mod packing;
 mod ranges;
 mod read;
 mod refcount;
@@ -61,12 +62,13 @@ pub use self::{
     check::{CheckReport, Repair, Verdict, check_image},
     create::{CreateOptions, Preallocation, create, create_file},
     driver::Qcow2Driver,
+    header::Compression,
     offline::check_file,
 };
 
 use self::{
     epoch::Epoch,
-    header::{Compression, Header},
+    header::Header,
     io::{DATA, File, Io},
     layout::Geometry,
     map::{Found, Load, Map, Run},

@@ -134,6 +134,18 @@ impl Refcounts {
         Ok(())
     }
 
+    /// Raises the count of a cluster that is in use by one. False if it is not, or if it cannot count more.
+    pub(crate) async fn raise(&mut self, file: &File, io: &mut Io<'_, '_>, cluster: u64) -> Result<bool> {
+        self.undo_adding();
+        let max = u64::MAX >> (64 - (1u32 << self.geometry.refcount_order));
+        let count = self.get(file, io, cluster).await?;
+        if count == 0 || count == max {
+            return Ok(false);
+        }
+        self.set(file, io, cluster, count + 1).await?;
+        Ok(true)
+    }
+
     /// Lowers the count of a cluster by one; returns what is left.
     pub(crate) async fn lower(&mut self, file: &File, io: &mut Io<'_, '_>, cluster: u64) -> Result<u64> {
         self.undo_adding();

@@ -17,12 +17,24 @@ const MERGE_BYTES_MAX: u64 = 64 << 10;
 pub(crate) enum Payload<'a> {
     /// Data of a request, from so many bytes after its beginning.
     Of(&'a WriteRequest<'a>, u64),
+    /// Bytes of our own, from so many after their beginning.
+    Bytes(&'a [u8], u64),
     Zeroes,
 }
 
 impl Payload<'_> {
+    /// What comes after so many bytes more.
+    fn skip(self, bytes: u64) -> Self {
+        match self {
+            Payload::Of(request, at) => Payload::Of(request, at + bytes),
+            Payload::Bytes(data, at) => Payload::Bytes(data, at + bytes),
+            Payload::Zeroes => Payload::Zeroes,
+        }
+    }
+
     fn copy_to(self, data: &mut [u8]) {
         match self {
+            Payload::Bytes(bytes, at) => data.copy_from_slice(&bytes[at as usize..][..data.len()]),
             Payload::Of(request, at) => request.copy_to(at, data),
             Payload::Zeroes => data.fill(0),
         }
@@ -96,6 +108,16 @@ impl Qcow2 {
 
     /// Writes zeroes as data.
     pub(crate) async fn write_plain_zeroes(&self, io: &mut Io<'_, '_>, range: Range<u64>) -> Result<()> {
+        self.write_plain(io, Payload::Zeroes, range).await
+    }
+
+    /// Writes what comes from no request.
+    pub(crate) async fn write_plain(
+        &self,
+        io: &mut Io<'_, '_>,
+        payload: Payload<'_>,
+        range: Range<u64>,
+    ) -> Result<()> {
         let mut at = range.start;
         while at < range.end {
             let Some(run) = self.look(at, range.end - at, true)? else {
@@ -103,10 +125,10 @@ impl Qcow2 {
                 continue;
             };
             at += if let Mapping::Data { copied: true, .. } = run.mapping {
-                self.data().zero(io, run.host..run.host + run.length).await?;
+                self.put(io, payload.skip(at - range.start), run.host, run.length).await?;
                 run.length
             } else {
-                self.allocate(io, Payload::Zeroes, at, run.length).await?
+                self.allocate(io, payload.skip(at - range.start), at, run.length).await?
             };
         }
         Ok(())
@@ -234,6 +256,9 @@ impl Qcow2 {
                 Ok(())
             }
             (Payload::Of(..), Io::Edges(_)) => unreachable!("requests come through Next"),
+            (Payload::Bytes(bytes, at), io) => {
+                self.data().write(io, host, &bytes[at as usize..][..length as usize]).await
+            }
             (Payload::Zeroes, io) => self.data().zero(io, host..host + length).await,
         }
     }

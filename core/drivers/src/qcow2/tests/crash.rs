@@ -1,6 +1,6 @@
 //! A crash at any time leaves at worst clusters that are counted and not used, and keeps what was flushed.
 
-use super::harness::*;
+use super::{harness::*, random::packed};
 use driveline_op::{Buffer, flag, op};
 use futures::{executor::block_on, future::join_all};
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -88,6 +88,13 @@ fn work(world: &World, model: &mut [u8], random: &mut StdRng, begun: &mut Vec<Be
     let discards: Vec<_> = asks.iter().filter(|a| a.0 == op::DISCARD).map(|a| (a.1, a.2)).collect();
     for answer in block_on(join_all(asks.into_iter().map(|a| world.ask(a.0, a.1, a.2, a.3, a.4)))) {
         answer.result.unwrap();
+    }
+    if random.random_bool(0.3) {
+        let at = world.leaf.driver.log_len();
+        let range = packed(world, random);
+        let range = range.start as usize..range.end as usize;
+        model[range.clone()].fill((range.start >> 9) as u8);
+        begun.push(Begun { at, range });
     }
     for (at, length) in discards {
         model[at as usize..(at + length) as usize].copy_from_slice(&world.read(at, length as usize).unwrap());

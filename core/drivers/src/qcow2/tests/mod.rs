@@ -9,6 +9,7 @@ mod data_file;
 mod harness;
 mod interop;
 mod marks;
+mod packing;
 mod races;
 mod random;
 mod refuse;
