@@ -3,8 +3,8 @@
 use super::{
     header::{
         AUTOCLEAR_RAW_EXTERNAL, BACKING_NAME_BYTES_MAX, CLUSTER_BITS_MAX, CLUSTER_BITS_MIN, Compression,
-        EXT_DATA_FILE, EXT_FEATURES, Extension, Header, L1_BYTES_MAX, LAZY_REFCOUNTS, REFTABLE_BYTES_MAX,
-        feature_names, incompatible,
+        EXT_DATA_FILE, EXT_FEATURES, EXTENDED_L2_CLUSTER_BITS_MIN, Extension, Header, L1_BYTES_MAX,
+        LAZY_REFCOUNTS, REFTABLE_BYTES_MAX, feature_names, incompatible,
     },
     io::{File, Io},
     layout::{COPIED, Geometry},
@@ -47,6 +47,8 @@ pub struct CreateOptions {
     ///
     /// [`OpenNode::write_compressed`]: driveline_graph::OpenNode::write_compressed
     pub compression: Compression,
+    /// Clusters have 32 subclusters, which are allocated by themselves; version 3, and clusters of 16 KiB at least.
+    pub extended_l2: bool,
     /// Others may postpone refcounts; version 3 only. We do not: see the module.
     pub lazy_refcounts: bool,
 }
@@ -63,6 +65,7 @@ impl CreateOptions {
             preallocation: Preallocation::Off,
             data_file: None,
             data_file_raw: false,
+            extended_l2: false,
             compression: Compression::Zlib,
             lazy_refcounts: false,
         }
@@ -168,6 +171,15 @@ impl Plan {
         if options.version == 2 && options.compression != Compression::Zlib {
             return Err(invalid("compression-type", "version 2 has zlib only"));
         }
+        if options.extended_l2 && (options.version == 2 || cluster_bits < EXTENDED_L2_CLUSTER_BITS_MIN) {
+            return Err(invalid(
+                "extended-l2",
+                format_args!(
+                    "it needs version 3, and clusters of {} bytes at least",
+                    1 << EXTENDED_L2_CLUSTER_BITS_MIN
+                ),
+            ));
+        }
         if options.version == 2 && options.lazy_refcounts {
             return Err(invalid(
                 "lazy-refcounts",
@@ -191,7 +203,7 @@ impl Plan {
             version: options.version,
             cluster_bits,
             refcount_order,
-            extended_l2: false,
+            extended_l2: options.extended_l2,
             data_file: options.data_file.is_some(),
         };
         let cluster_bytes = geometry.cluster_bytes();
@@ -258,6 +270,7 @@ impl Plan {
             incompatible: [
                 (geometry.data_file, incompatible::EXTERNAL_DATA),
                 (zstd, incompatible::COMPRESSION),
+                (geometry.extended_l2, incompatible::EXTENDED_L2),
             ]
             .into_iter()
             .filter(|(is, _)| *is)
@@ -322,7 +335,12 @@ impl Plan {
         });
         let l2 = self.l2.clone().map(move |place| {
             let first = (place - self.l2.start) * words;
-            table(place, &|i| entry(&self.data, first + i, COPIED))
+            let step = self.geometry.entry_words() as u64;
+            table(place, &|i| match entry(&self.data, (first + i) / step, COPIED) {
+                // All of its subclusters.
+                1.. if i % step == 1 => u64::from(u32::MAX),
+                word => word,
+            })
         });
         // The file reaches as far as what is allocated.
         let end = (!self.data.is_empty() && !self.geometry.data_file)

@@ -13,9 +13,11 @@ use futures::FutureExt;
 /// Images of a few shapes to begin with, by seed.
 #[doc(hidden)]
 pub fn sample(seed: u64) -> Vec<u8> {
+    let extended_l2 = seed % 7 == 0;
     let options = CreateOptions {
-        version: 2 + (seed / 2 % 2) as u32,
-        cluster_bytes: [512, 4096, 1024][(seed % 3) as usize],
+        version: if extended_l2 { 3 } else { 2 + (seed / 2 % 2) as u32 },
+        cluster_bytes: if extended_l2 { 16384 } else { [512, 4096, 1024][(seed % 3) as usize] },
+        extended_l2,
         preallocation: if seed % 5 < 3 { Preallocation::Metadata } else { Preallocation::Off },
         ..CreateOptions::new(256 << 10)
     };

@@ -282,16 +282,6 @@ impl Header {
         Ok(())
     }
 
-    /// Does the driver open such images? Says why not.
-    pub(crate) fn check_supported(&self) -> Result<()> {
-        if self.incompatible & incompatible::EXTENDED_L2 != 0 {
-            return Err(unsupported(
-                "the image has extended L2 entries (subclusters), which are not supported",
-            ));
-        }
-        Ok(())
-    }
-
     /// May it be written to? Says why not.
     pub(crate) fn check_writable(&self) -> Result<()> {
         if self.incompatible & incompatible::CORRUPT != 0 {

@@ -16,6 +16,8 @@ pub(crate) const COPIED: u64 = 1 << 63;
 pub(crate) const COMPRESSED: u64 = 1 << 62;
 /// The cluster reads as zeroes (version 3).
 pub(crate) const ZERO: u64 = 1;
+/// Parts of a cluster that has parts.
+pub(crate) const SUBCLUSTERS: u64 = 32;
 /// The unit in which tables are cached and written.
 pub(crate) const SLICE_BYTES_MAX: u64 = 4096;
 
@@ -147,12 +149,68 @@ impl Geometry {
         Ok(Mapping::Data { host, copied })
     }
 
+    /// What is mapped by itself: a subcluster, or a cluster.
+    pub(crate) fn unit_bytes(&self) -> u64 {
+        if self.extended_l2 { self.cluster_bytes() / SUBCLUSTERS } else { self.cluster_bytes() }
+    }
+
+    /// What the words of L2 entries say of one unit, by its number from the first word on. `host` is where it is itself.
+    #[inline]
+    pub(crate) fn unit(&self, words: &[u64], number: usize) -> Result<Mapping> {
+        if !self.extended_l2 {
+            return self.mapping(words[number]);
+        }
+        let (index, part) = (number / SUBCLUSTERS as usize, (number as u64) % SUBCLUSTERS);
+        let (word, bits) = (words[index * 2], words[index * 2 + 1]);
+        let cluster = self.mapping(word)?;
+        if word & COMPRESSED != 0 {
+            return Ok(cluster);
+        }
+        let (is_data, is_zero) = (bits >> part & 1 != 0, bits >> (SUBCLUSTERS + part) & 1 != 0);
+        Ok(match (is_data, is_zero, cluster) {
+            (false, true, _) => Mapping::Zero { host: 0, copied: false },
+            (false, false, _) => Mapping::Unallocated,
+            (true, false, Mapping::Data { host, copied }) => {
+                Mapping::Data { host: host + part * self.unit_bytes(), copied }
+            }
+            _ => {
+                return Err(corrupt(format_args!(
+                    "L2 entry {word:#x} with subclusters {bits:#x} contradicts itself"
+                )));
+            }
+        })
+    }
+
     /// Where the data of a compressed cluster is: offset, and bytes at most.
     pub(crate) fn compressed(&self, entry: u64) -> (u64, u64) {
         let shift = 62 - (self.cluster_bits - 8);
         let offset = entry & ((1 << shift) - 1);
         let sectors = ((entry & !(COPIED | COMPRESSED)) >> shift) + 1;
         (offset, sectors * 512 - offset % 512)
+    }
+}
+
+/// An L2 entry: its word, and the bits of its subclusters, where there are some.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) word: u64,
+    pub(crate) bits: u64,
+}
+
+impl Entry {
+    /// An entry without subclusters.
+    pub(crate) fn of(word: u64) -> Self {
+        Self { word, bits: 0 }
+    }
+
+    /// The subclusters that are data.
+    pub(crate) fn allocated(self) -> u64 {
+        self.bits & u64::from(u32::MAX)
+    }
+
+    /// The subclusters that are zeroes.
+    pub(crate) fn zeroes(self) -> u64 {
+        self.bits >> SUBCLUSTERS
     }
 }
 

@@ -4,7 +4,7 @@
 //! under that lock stays as it was found.
 
 use super::{
-    layout::{Geometry, Mapping, OFFSET_MASK, REFTABLE_MASK, corrupt},
+    layout::{Entry, Geometry, Mapping, OFFSET_MASK, REFTABLE_MASK, corrupt},
     snapshot::Snapshot,
 };
 use driveline_op::Result;
@@ -149,8 +149,11 @@ impl Map {
         }
         self.tick += 1;
         slot.used = self.tick;
-        let mapping = geometry.mapping(slot.entries[first])?;
-        let within = geometry.in_cluster(offset);
+        let unit = geometry.unit_bytes();
+        let within = offset % unit;
+        let first = first * (geometry.cluster_bytes() / unit) as usize
+            + (geometry.in_cluster(offset) / unit) as usize;
+        let mapping = geometry.unit(&slot.entries, first)?;
         if geometry.data_file
             && let Mapping::Data { host, .. } = mapping
             && host != offset - within
@@ -160,8 +163,7 @@ impl Map {
                 offset - within
             )));
         }
-        let cluster = geometry.cluster_bytes();
-        let (mut bytes, mut at) = (cluster - within, 0);
+        let (mut bytes, mut at) = (unit - within, 0);
         let (host, goes_on): (u64, &dyn Fn(Mapping, u64) -> bool) = match mapping {
             // Reading does not care whose the cluster is.
             Mapping::Data { host, copied } => (
@@ -170,14 +172,19 @@ impl Map {
             ),
             Mapping::Unallocated => (0, &|next, _| next == Mapping::Unallocated),
             Mapping::Zero { .. } => (0, &|next, _| matches!(next, Mapping::Zero { .. })),
-            Mapping::Compressed(_) => (0, &|_, _| false),
+            Mapping::Compressed(_) => {
+                bytes = geometry.cluster_bytes() - geometry.in_cluster(offset);
+                (0, &|_, _| false)
+            }
         };
-        for &entry in &slot.entries[first + 1..] {
-            at += cluster;
-            if bytes >= length || !geometry.mapping(entry).is_ok_and(|next| goes_on(next, at)) {
+        let units = (geometry.slice_coverage() / unit) as usize;
+        for next in first + 1..units {
+            at += unit;
+            let goes_on = |next| geometry.unit(&slot.entries, next).is_ok_and(|next| goes_on(next, at));
+            if bytes >= length || !goes_on(next) {
                 break;
             }
-            bytes += cluster;
+            bytes += unit;
         }
         let length = length.min(bytes);
         if writing && !geometry.data_file && matches!(mapping, Mapping::Data { copied: true, .. }) {
@@ -245,14 +252,39 @@ impl Map {
         Ok((table != 0).then(|| self.geometry.slice_of(table, offset)))
     }
 
-    /// The entries of a slice that is loaded.
+    /// The words of a slice that is loaded.
     pub(crate) fn entries(&self, slice: u64) -> Option<&[u64]> {
         let slot = &self.slots[*self.index.get(&slice)?];
         (slot.state == State::Ready).then_some(&slot.entries)
     }
 
-    /// Changes entries of a slice that is loaded.
-    pub(crate) fn entries_mut(&mut self, slice: u64) -> Option<&mut [u64]> {
+    /// Entries of a slice that is loaded, by their numbers.
+    pub(crate) fn some(&self, slice: u64, numbers: Range<usize>) -> Option<Vec<Entry>> {
+        let step = self.geometry.entry_words();
+        let words = &self.entries(slice)?[numbers.start * step..numbers.end * step];
+        let entry = |words: &[u64]| Entry { word: words[0], bits: words.get(1).copied().unwrap_or(0) };
+        Some(words.chunks_exact(step).map(entry).collect())
+    }
+
+    /// An entry of a slice that is loaded.
+    pub(crate) fn entry(&self, slice: u64, number: usize) -> Option<Entry> {
+        Some(self.some(slice, number..number + 1)?[0])
+    }
+
+    /// Changes entries of a slice that is loaded, from one on.
+    pub(crate) fn set(&mut self, slice: u64, first: usize, entries: &[Entry]) {
+        let step = self.geometry.entry_words();
+        let words = self.entries_mut(slice).expect("what is changed is loaded");
+        for (words, entry) in words[first * step..].chunks_exact_mut(step).zip(entries) {
+            words[0] = entry.word;
+            if let Some(bits) = words.get_mut(1) {
+                *bits = entry.bits;
+            }
+        }
+    }
+
+    /// Changes words of a slice that is loaded.
+    fn entries_mut(&mut self, slice: u64) -> Option<&mut [u64]> {
         let slot = &mut self.slots[*self.index.get(&slice)?];
         if slot.state != State::Ready {
             return None;
@@ -274,7 +306,7 @@ impl Map {
         // More are taken only while the others are dirty or being loaded; see `needs_write_back`.
         let slot = if self.slots.len() < self.capacity { None } else { self.victim() };
         let slot = slot.unwrap_or_else(|| {
-            let entries = vec![0; self.geometry.slice_entries() as usize].into_boxed_slice();
+            let entries = vec![0; self.geometry.slice_bytes() as usize / 8].into_boxed_slice();
             self.slots.push(Slot { offset: 0, state: State::Free, dirty: false, used: 0, entries });
             self.slots.len() - 1
         });

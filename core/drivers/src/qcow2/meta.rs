@@ -4,7 +4,7 @@ use super::{
     Qcow2,
     header::Header,
     io::{FILE, Io},
-    layout::{COMPRESSED, COPIED, Mapping, OFFSET_MASK, corrupt, encode_words},
+    layout::{COMPRESSED, COPIED, Entry, Mapping, OFFSET_MASK, corrupt, encode_words},
     refcount::{Refcounts, Space},
 };
 use async_lock::MutexGuard;
@@ -272,19 +272,17 @@ impl Qcow2 {
         offset: u64,
         clusters: usize,
         discard: bool,
-        change: impl Fn(usize, u64) -> Result<u64>,
+        change: impl Fn(usize, Entry) -> Result<Entry>,
     ) -> Result<()> {
         let (old, new) = loop {
             let (slice, first) = self.own_slice(meta, io, offset).await?;
             let mut map = self.map.lock();
-            let Some(entries) = map.entries(slice) else { continue };
-            let old = entries[first..first + clusters].to_vec();
+            let Some(old) = map.some(slice, first..first + clusters) else { continue };
             let new = old.iter().enumerate().map(|(i, &e)| change(i, e)).collect::<Result<Vec<_>>>()?;
             if new == old {
                 return Ok(());
             }
-            let entries = map.entries_mut(slice).expect("it is loaded");
-            entries[first..first + clusters].copy_from_slice(&new);
+            map.set(slice, first, &new);
             break (old, new);
         };
         self.changed();
@@ -295,6 +293,9 @@ impl Qcow2 {
             return Ok(());
         }
         for (old, new) in old.into_iter().zip(new) {
+            // Data that was not there before.
+            meta.barrier |= new.allocated() & !old.allocated() != 0;
+            let (old, new) = (old.word, new.word);
             let kept = self.host(new)?;
             let packed = new & COMPRESSED != 0 && new != old;
             if packed || kept.is_some() && self.host(old)? != kept {

@@ -55,6 +55,7 @@ mod read;
 mod refcount;
 mod resize;
 mod snapshot;
+mod subclusters;
 mod write;
 mod zero;
 

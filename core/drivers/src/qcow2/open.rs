@@ -93,7 +93,6 @@ impl Qcow2 {
     /// `read_only`, it is repaired if it is dirty, and the autoclear bits of what is not kept up are cleared.
     pub(crate) async fn open(io: &mut Io<'_, '_>, cache_bytes: u64, read_only: bool) -> Result<Self> {
         let mut header = read_header(io).await?;
-        header.check_supported()?;
         let file = File::of(io, FILE);
         if !read_only {
             header.check_writable()?;

@@ -4,7 +4,7 @@ use super::{
     Qcow2,
     header::Compression,
     io::Io,
-    layout::{COMPRESSED, Geometry},
+    layout::{COMPRESSED, Entry, Geometry},
     meta::{Meta, Taken},
     write::Payload,
 };
@@ -90,7 +90,7 @@ impl Qcow2 {
         self.file.write(io, offset, packed).await?;
         // Should it be the same entry as that of something else before.
         *self.unpacked.lock() = None;
-        self.remap(&mut meta, io, guest, 1, false, |_, _| Ok(entry)).await?;
+        self.remap(&mut meta, io, guest, 1, false, |_, _| Ok(Entry::of(entry))).await?;
         taken.into_iter().for_each(Taken::keep);
         meta.packed_end = offset + length;
         self.trim(&mut meta, io).await?;

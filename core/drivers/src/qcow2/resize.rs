@@ -166,7 +166,7 @@ impl Qcow2 {
         let mut entries = vec![0; bytes.len() / 8];
         decode_words(&bytes, &mut entries);
         let mut used = Vec::new();
-        for &entry in &entries {
+        for &entry in entries.iter().step_by(self.geometry.entry_words()) {
             used.push(self.uses(entry)?);
         }
         let cluster = (l1_entry & OFFSET_MASK) >> self.geometry.cluster_bits;

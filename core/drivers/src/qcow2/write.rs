@@ -3,14 +3,14 @@
 use super::{
     Qcow2,
     io::Io,
-    layout::{COPIED, Mapping},
+    layout::{COPIED, Entry, Mapping},
     meta::Taken,
 };
 use driveline_op::{FlushRequest, Next, Result, WriteRequest, flag};
 use std::ops::Range;
 
 /// Up to so many bytes are copied together with what surrounds them, to be one write.
-const MERGE_BYTES_MAX: u64 = 64 << 10;
+pub(crate) const MERGE_BYTES_MAX: u64 = 64 << 10;
 
 /// What is written.
 #[derive(Clone, Copy, Debug)]
@@ -32,7 +32,7 @@ impl Payload<'_> {
         }
     }
 
-    fn copy_to(self, data: &mut [u8]) {
+    pub(crate) fn copy_to(self, data: &mut [u8]) {
         match self {
             Payload::Bytes(bytes, at) => data.copy_from_slice(&bytes[at as usize..][..data.len()]),
             Payload::Of(request, at) => request.copy_to(at, data),
@@ -143,6 +143,9 @@ impl Qcow2 {
         length: u64,
     ) -> Result<u64> {
         let geometry = self.geometry;
+        if geometry.extended_l2 {
+            return self.allocate_subclusters(io, payload, offset, length).await;
+        }
         let start = geometry.align_down(offset);
         let slice_end = (offset / geometry.slice_coverage() + 1).saturating_mul(geometry.slice_coverage());
         let end = geometry.align_up(offset + length).min(slice_end);
@@ -190,8 +193,8 @@ impl Qcow2 {
         let mappings = loop {
             let (slice, first) = self.own_slice(&mut meta, io, range.start).await?;
             let map = self.map.lock();
-            let Some(entries) = map.entries(slice) else { continue };
-            let mappings = entries[first..first + count].iter().map(|&entry| self.geometry.mapping(entry));
+            let Some(entries) = map.some(slice, first..first + count) else { continue };
+            let mappings = entries.into_iter().map(|entry| self.geometry.mapping(entry.word));
             break mappings.collect::<Result<Vec<_>>>()?;
         };
         if self.geometry.data_file {
@@ -246,7 +249,13 @@ impl Qcow2 {
         }
     }
 
-    async fn put(&self, io: &mut Io<'_, '_>, payload: Payload<'_>, host: u64, length: u64) -> Result<()> {
+    pub(crate) async fn put(
+        &self,
+        io: &mut Io<'_, '_>,
+        payload: Payload<'_>,
+        host: u64,
+        length: u64,
+    ) -> Result<()> {
         match (payload, io) {
             (Payload::Of(request, at), Io::Next(next)) => {
                 self.data().touch(host + length);
@@ -267,7 +276,7 @@ impl Qcow2 {
     async fn link(&self, io: &mut Io<'_, '_>, start: u64, place: Place<'_>) -> Result<()> {
         let mut meta = self.lock(io).await?;
         let bits = self.geometry.cluster_bits;
-        let entry = |i, _| Ok((place.host + ((i as u64) << bits)) | COPIED);
+        let entry = |i, _| Ok(Entry::of((place.host + ((i as u64) << bits)) | COPIED));
         self.remap(&mut meta, io, start, place.clusters as usize, false, entry).await?;
         if let Some(taken) = place.taken {
             taken.keep();

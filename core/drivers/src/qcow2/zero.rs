@@ -3,7 +3,7 @@
 use super::{
     Qcow2,
     io::Io,
-    layout::{Mapping, ZERO},
+    layout::{Entry, Mapping, ZERO},
 };
 use driveline_op::{DiscardRequest, Error, Next, Result, WriteZeroesRequest, flag};
 use std::ops::Range;
@@ -51,17 +51,17 @@ impl Qcow2 {
         if flags & flag::FUA != 0 { Box::pin(self.flush_all(io)).await } else { Ok(()) }
     }
 
-    /// The whole clusters in a range; the image's last one is whole if it is covered as far as it goes.
-    fn whole_clusters(&self, range: &Range<u64>) -> Range<u64> {
-        let end =
-            if range.end >= self.size_bytes() { range.end } else { self.geometry.align_down(range.end) };
-        let start = self.geometry.align_up(range.start);
+    /// The whole clusters, or subclusters, in a range; the image's last one is whole if it is covered as far as it goes.
+    fn whole_units(&self, range: &Range<u64>) -> Range<u64> {
+        let unit = self.geometry.unit_bytes();
+        let end = if range.end >= self.size_bytes() { range.end } else { range.end / unit * unit };
+        let start = range.start.next_multiple_of(unit);
         start..end.max(start)
     }
 
     /// Makes a range read as zeroes.
     pub(crate) async fn zero_range(&self, io: &mut Io<'_, '_>, range: Range<u64>, flags: u32) -> Result<()> {
-        let whole = self.whole_clusters(&range);
+        let whole = self.whole_units(&range);
         let head = range.start..whole.start.min(range.end);
         let tail = whole.end.min(range.end).max(head.end)..range.end;
         let mut plain = Vec::new();
@@ -75,9 +75,18 @@ impl Qcow2 {
         }
         let mut at = whole.start;
         while at < whole.end.min(range.end) {
+            let next = at..self.edge(&(at..whole.end));
+            if let Some(part) = self.packed_in(io, &next).await? {
+                if flags & flag::NO_FALLBACK != 0 {
+                    return Err(Error::NOT_SUPPORTED);
+                }
+                at = part.end;
+                self.write_plain_zeroes(io, part).await?;
+                continue;
+            }
             at = match self.geometry.version {
-                2 => self.zero_clusters_v2(io, at..whole.end, flags).await?,
-                _ => self.zero_clusters(io, at..whole.end, flags).await?,
+                2 => self.zero_clusters_v2(io, next, flags).await?,
+                _ => self.zero_clusters(io, next, flags).await?,
             };
         }
         for part in plain {
@@ -111,26 +120,33 @@ impl Qcow2 {
     fn in_slice(&self, range: &Range<u64>) -> (Range<u64>, usize) {
         let coverage = self.geometry.slice_coverage();
         let end = range.end.min((range.start / coverage + 1).saturating_mul(coverage));
-        (range.start..end, (end - range.start).div_ceil(self.geometry.cluster_bytes()) as usize)
+        let clusters = self.geometry.align_up(end) - self.geometry.align_down(range.start);
+        (range.start..end, (clusters >> self.geometry.cluster_bits) as usize)
     }
 
     /// Turns the first clusters of a range into zero clusters; returns where it stopped.
     async fn zero_clusters(&self, io: &mut Io<'_, '_>, range: Range<u64>, flags: u32) -> Result<u64> {
         let (range, clusters) = self.in_slice(&range);
-        let _held = self.ranges.hold(range.clone()).await;
+        let start = self.geometry.align_down(range.start);
+        let _held = self.ranges.hold(start..self.geometry.align_up(range.end)).await;
         if self.raw_external {
             self.zero_raw(io, &range, flags).await?;
         }
         // What a data file has at other places than the disk has is nothing.
         let unmap = flags & flag::MAY_UNMAP != 0 && !self.raw_external;
         let mut meta = self.lock(io).await?;
-        let zero = |_, entry| {
-            Ok(match self.geometry.mapping(entry)? {
-                Mapping::Zero { .. } | Mapping::Data { .. } if !unmap => entry | ZERO,
+        let zero = |i: usize, old: Entry| {
+            let mapping = self.geometry.mapping(old.word)?;
+            if self.geometry.extended_l2 {
+                let cluster = start + ((i as u64) << self.geometry.cluster_bits);
+                return Ok(self.zeroed(old, self.touched(cluster, &range), unmap));
+            }
+            Ok(Entry::of(match mapping {
+                Mapping::Zero { .. } | Mapping::Data { .. } if !unmap => old.word | ZERO,
                 _ => ZERO,
-            })
+            }))
         };
-        self.remap(&mut meta, io, range.start, clusters, true, zero).await?;
+        self.remap(&mut meta, io, start, clusters, true, zero).await?;
         self.after_remap(meta, io).await?;
         Ok(range.end)
     }
@@ -164,7 +180,7 @@ impl Qcow2 {
         range: Range<u64>,
         unmapped: u64,
     ) -> Result<()> {
-        let whole = self.whole_clusters(&range);
+        let whole = self.whole_units(&range);
         let mut at = whole.start;
         while at < whole.end {
             at = self.unmap(io, at..whole.end, unmapped).await?;
@@ -181,7 +197,8 @@ impl Qcow2 {
         {
             return Ok(part.start + run.length);
         }
-        let _held = self.ranges.hold(part.clone()).await;
+        let start = self.geometry.align_down(part.start);
+        let _held = self.ranges.hold(start..self.geometry.align_up(part.end)).await;
         if self.raw_external {
             self.zero_raw(io, &part, flag::MAY_UNMAP).await?;
         } else if self.geometry.data_file {
@@ -193,11 +210,15 @@ impl Qcow2 {
         }
         let unmapped = if self.raw_external { ZERO } else { unmapped };
         let mut meta = self.lock(io).await?;
-        let unmap = |_, entry| {
-            self.geometry.mapping(entry)?;
-            Ok(unmapped)
+        let unmap = |i: usize, old: Entry| {
+            self.geometry.mapping(old.word)?;
+            if self.geometry.extended_l2 {
+                let cluster = start + ((i as u64) << self.geometry.cluster_bits);
+                return Ok(self.unmapped(old, self.touched(cluster, &part), unmapped != 0));
+            }
+            Ok(Entry::of(unmapped))
         };
-        self.remap(&mut meta, io, part.start, clusters, true, unmap).await?;
+        self.remap(&mut meta, io, start, clusters, true, unmap).await?;
         self.after_remap(meta, io).await?;
         Ok(part.end)
     }

@@ -172,6 +172,7 @@ fn a_crash_at_any_time_leaves_at_worst_leaks() {
             ("compat=1.1,cluster_size=512,refcount_bits=64", true),
             ("compat=1.1,cluster_size=4096,refcount_bits=16", true),
             ("compat=1.1,cluster_size=65536,refcount_bits=1", false),
+            ("compat=1.1,cluster_size=16384,extended_l2=on", true),
         ] {
             crashes(seed, options, snapshot, 20);
         }
@@ -190,6 +191,7 @@ fn a_crash_while_an_image_is_resized_or_emptied_leaves_at_worst_leaks() {
             ("compat=1.1,cluster_size=512,refcount_bits=64", false),
             ("compat=1.1,cluster_size=4096", true),
             ("compat=0.10,cluster_size=1024", false),
+            ("compat=1.1,cluster_size=16384,extended_l2=on", true),
         ] {
             let mut random = StdRng::seed_from_u64(seed);
             let path_text = path.to_str().unwrap();

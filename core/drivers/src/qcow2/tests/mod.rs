@@ -13,3 +13,4 @@ mod packing;
 mod races;
 mod random;
 mod refuse;
+mod subclusters;

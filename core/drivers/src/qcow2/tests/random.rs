@@ -177,7 +177,7 @@ fn rounds(seed: u64, options: &str, size: &str, backing: bool) {
 }
 
 /// Shapes of images, and the sizes of their disks.
-const SHAPES: [(&str, &str); 9] = [
+const SHAPES: [(&str, &str); 11] = [
     ("compat=0.10,cluster_size=512", "3000k"),
     ("compat=0.10,cluster_size=65536", "3001k"),
     ("compat=1.1,cluster_size=512,refcount_bits=1", "3000k"),
@@ -187,6 +187,8 @@ const SHAPES: [(&str, &str); 9] = [
     ("compat=1.1,cluster_size=65536,refcount_bits=16", "3001k"),
     ("compat=1.1,cluster_size=16384,refcount_bits=8", "3001k"),
     ("compat=1.1,cluster_size=2097152,refcount_bits=32", "9000k"),
+    ("compat=1.1,cluster_size=16384,extended_l2=on,refcount_bits=16", "3001k"),
+    ("compat=1.1,cluster_size=131072,extended_l2=on,refcount_bits=16", "3001k"),
 ];
 
 /// More of it: `DRIVELINE_QCOW2_SEEDS=100`.
@@ -216,6 +218,8 @@ fn random_work_on_images_with_a_data_file_leaves_what_qemu_agrees_with() {
             ("cluster_size=4096,data_file=DIR/a", false),
             ("cluster_size=65536,data_file=DIR/b", true),
             ("cluster_size=16384,data_file=DIR/c,data_file_raw=on", false),
+            ("cluster_size=16384,data_file=DIR/d,extended_l2=on", true),
+            ("cluster_size=32768,data_file=DIR/e,extended_l2=on,data_file_raw=on", false),
         ] {
             let dir = tempfile::tempdir().unwrap();
             let options = shape.replace("DIR", dir.path().to_str().unwrap());

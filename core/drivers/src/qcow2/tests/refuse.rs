@@ -126,8 +126,11 @@ fn the_backing_file_of_the_header_is_a_child() {
 
 #[test]
 fn the_node_does_what_every_writable_node_does() {
-    for (seed, version, cluster_bytes) in [(1, 3, 65536), (2, 2, 4096), (3, 3, 512)] {
-        let leaf = leaf(image(&CreateOptions { version, cluster_bytes, ..CreateOptions::new(3 << 20) }));
+    for (seed, version, cluster_bytes, extended_l2) in
+        [(1, 3, 65536, false), (2, 2, 4096, false), (3, 3, 512, false), (4, 3, 16384, true)]
+    {
+        let options = CreateOptions { version, cluster_bytes, extended_l2, ..CreateOptions::new(3 << 20) };
+        let leaf = leaf(image(&options));
         let node =
             block_on(open_node(&Qcow2Driver::new(), serde_json::json!({}), vec![file_child(&leaf, None)]));
         block_on(check(&node.unwrap().edge, Check { seed, steps: 150, ..Check::default() }));
