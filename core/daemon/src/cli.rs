@@ -128,6 +128,9 @@ Examples:
         #[arg(value_name = "IMAGE")]
         image: PathBuf,
     },
+    /// Look after qcow2 images that are not in use.
+    #[command(subcommand)]
+    Image(Image),
     /// Look at filters.
     #[command(subcommand)]
     Plugin(Plugin),
@@ -169,6 +172,47 @@ pub enum RepairWhat {
     Leaks,
     /// All that is wrong.
     All,
+}
+
+/// Looking after images.
+#[derive(Debug, Subcommand)]
+pub enum Image {
+    /// Snapshots inside an image, as of 'qemu-img snapshot'.
+    #[command(subcommand)]
+    Snapshot(Snapshot),
+}
+
+/// Looking after snapshots inside an image.
+#[derive(Debug, Subcommand)]
+pub enum Snapshot {
+    /// List them: id, name, when each was taken (UTC), and how large the disk was.
+    List {
+        /// Print them as JSON.
+        #[arg(long)]
+        json: bool,
+        /// The image.
+        #[arg(value_name = "IMAGE")]
+        image: PathBuf,
+    },
+    /// Keep the disk as it is now, and print the snapshot's id.
+    Create(NamedSnapshot),
+    /// Make the disk what it was when a snapshot was taken; what it is now is lost
+    ///
+    /// Refused while the image has persistent bitmaps: they would not know what changes.
+    Apply(NamedSnapshot),
+    /// Forget a snapshot.
+    Delete(NamedSnapshot),
+}
+
+/// A snapshot of an image.
+#[derive(Args, Clone, Debug)]
+pub struct NamedSnapshot {
+    /// The image.
+    #[arg(value_name = "IMAGE")]
+    pub image: PathBuf,
+    /// The snapshot's name; for one that is there, its id will do, and comes first.
+    #[arg(value_name = "NAME")]
+    pub name: String,
 }
 
 /// Looking at filters.

@@ -21,6 +21,7 @@ fn main() -> ExitCode {
         Command::Bitmap(command) => commands::bitmap(command),
         Command::Map(map) => commands::map(&map),
         Command::CheckImage { repair, json, image } => commands::check_image(&image, repair, json),
+        Command::Image(image) => commands::image(image),
         Command::Plugin(plugin) => commands::plugin(plugin),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "driveline", &mut std::io::stdout());

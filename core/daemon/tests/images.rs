@@ -47,3 +47,29 @@ fn the_exit_status_of_a_check_says_what_is_wrong() {
     fs::remove_file(&path).unwrap();
     assert_eq!(run(&[]).0, 1);
 }
+
+#[test]
+fn snapshots_are_taken_listed_applied_and_deleted() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = image(directory.path());
+    let run = |command: &str, name: &[&str]| {
+        let out = driveline(&[&["image", "snapshot", command, &path], name].concat());
+        (out.status.code().unwrap(), text(&out.stdout), text(&out.stderr))
+    };
+    assert_eq!(run("list", &[]), (0, String::new(), String::new()));
+    assert_eq!(run("create", &["before the upgrade"]).1, "1\n");
+    assert_eq!(run("create", &["after"]).1, "2\n");
+    assert_eq!(run("create", &["after"]).0, 1);
+    let (_, list, _) = run("list", &[]);
+    assert!(list.lines().count() == 2 && list.starts_with("1  before the upgrade  20"), "{list}");
+    assert!(list.lines().all(|line| line.ends_with("64MiB")), "{list}");
+    let json: serde_json::Value = serde_json::from_str(&run("list", &["--json"]).1).unwrap();
+    assert_eq!((json[1]["name"].as_str(), json[1]["virtual-size"].as_u64()), (Some("after"), Some(64 << 20)));
+    assert_eq!(run("apply", &["before the upgrade"]).0, 0);
+    assert_eq!(run("delete", &["1"]).0, 0);
+    let (code, _, why) = run("apply", &["before the upgrade"]);
+    assert!(code == 1 && why.contains("there is no snapshot 'before the upgrade'"), "{why}");
+    assert_eq!(run("delete", &["after"]).0, 0);
+    assert_eq!(run("list", &[]).1, "");
+    assert!(driveline(&["check-image", &path]).status.success());
+}

@@ -281,6 +281,23 @@ impl fmt::Debug for Permissions {
     }
 }
 
+/// A snapshot inside an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Names it for good.
+    pub id: String,
+    /// What its maker called it.
+    pub name: String,
+    /// When it was taken, since 1970.
+    pub date_ns: u64,
+    /// How long the guest had run by then.
+    pub vm_clock_ns: u64,
+    /// The size of the VM's state that was saved with it.
+    pub vm_state_bytes: u64,
+    /// The size of the disk then, if it was noted.
+    pub size_bytes: Option<u64>,
+}
+
 /// An open node, outside the data path. `children` are its present ones, in the order of the description.
 ///
 /// The graph calls the `&self` methods that change something only while nothing is in flight in the node, except
@@ -356,6 +373,48 @@ pub trait OpenNode: Send + Sync {
     ) -> BoxFuture<'a, Result<()>> {
         let _ = (children, offset, data);
         Box::pin(async { Err(Error::new(Kind::NotSupported, "its driver does not compress")) })
+    }
+
+    /// The snapshots inside the image, in the order of its table.
+    fn snapshots(&self) -> Vec<Snapshot> {
+        Vec::new()
+    }
+
+    /// Keeps the data as it is now as a snapshot inside the image; returns its id. It is durable then.
+    ///
+    /// Errors: [`Kind::Exists`] if one has that name, [`Kind::Invalid`] if none can have it, or what the format lacks.
+    fn take_snapshot<'a>(
+        &'a self,
+        children: &'a [OpenChild],
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<String>> {
+        let _ = (children, name);
+        Box::pin(async { Err(Error::new(Kind::NotSupported, "its driver has no snapshots")) })
+    }
+
+    /// Makes the data, and the size, what they were when a snapshot was taken: the one with that id, or else that name.
+    /// Everything since is lost.
+    ///
+    /// Errors: [`Kind::NotFound`], or [`Kind::NotSupported`] while there are persistent bitmaps in the image.
+    fn apply_snapshot<'a>(
+        &'a self,
+        children: &'a [OpenChild],
+        snapshot: &'a str,
+    ) -> BoxFuture<'a, Result<()>> {
+        let _ = (children, snapshot);
+        Box::pin(async { Err(Error::new(Kind::NotSupported, "its driver has no snapshots")) })
+    }
+
+    /// Forgets a snapshot: the one with that id, or else that name.
+    ///
+    /// Errors: [`Kind::NotFound`].
+    fn delete_snapshot<'a>(
+        &'a self,
+        children: &'a [OpenChild],
+        snapshot: &'a str,
+    ) -> BoxFuture<'a, Result<()>> {
+        let _ = (children, snapshot);
+        Box::pin(async { Err(Error::new(Kind::NotSupported, "its driver has no snapshots")) })
     }
 
     /// The bitmaps that the image holds.

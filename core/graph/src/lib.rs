@@ -88,7 +88,7 @@ pub use change::Change;
 pub use definition::{ChildDefinition, Definition, check_name, in_order};
 pub use driver::{
     BoxFuture, ChildSpec, Description, Driver, DriverKind, ImpliedChild, Missing, OpenArgs, OpenChild,
-    OpenNode, Options, Permissions, Role, parse_options,
+    OpenNode, Options, Permissions, Role, Snapshot, parse_options,
 };
 pub use error::{Error, Kind, Result};
 pub use event::Event;

@@ -10,7 +10,7 @@ mod run;
 pub use bitmap::{bitmap, map};
 pub use check::{Failed, check, rehearse};
 pub use graph::graph;
-pub use image::check_image;
+pub use image::{check_image, image};
 pub use plugin::plugin;
 pub use run::run;
 

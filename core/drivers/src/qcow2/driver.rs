@@ -5,7 +5,7 @@ use crate::Bytes;
 use driveline_bitmap::Bits;
 use driveline_graph::{
     BitmapToStore, BoxFuture, ChildSpec, Description, Driver, DriverKind, Error, ImpliedChild, Kind,
-    OpenArgs, OpenChild, OpenNode, Options, Result, Role, StoredBitmaps, Witness, parse_options,
+    OpenArgs, OpenChild, OpenNode, Options, Result, Role, Snapshot, StoredBitmaps, Witness, parse_options,
 };
 use driveline_op::{Body, Edge, Info, Instance, OpTable, info};
 use serde::Deserialize;
@@ -274,6 +274,38 @@ impl OpenNode for Qcow2Node {
         Box::pin(async move {
             self.0.driver.write_compressed(&mut Io::Edges(&edges(children)?), offset, data).await
         })
+    }
+
+    fn snapshots(&self) -> Vec<Snapshot> {
+        self.0.driver.snapshots()
+    }
+
+    fn take_snapshot<'a>(
+        &'a self,
+        children: &'a [OpenChild],
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<String>> {
+        Box::pin(async move { self.0.driver.take_snapshot(&mut Io::Edges(&edges(children)?), name).await })
+    }
+
+    fn apply_snapshot<'a>(
+        &'a self,
+        children: &'a [OpenChild],
+        snapshot: &'a str,
+    ) -> BoxFuture<'a, Result<()>> {
+        Box::pin(
+            async move { self.0.driver.apply_snapshot(&mut Io::Edges(&edges(children)?), snapshot).await },
+        )
+    }
+
+    fn delete_snapshot<'a>(
+        &'a self,
+        children: &'a [OpenChild],
+        snapshot: &'a str,
+    ) -> BoxFuture<'a, Result<()>> {
+        Box::pin(
+            async move { self.0.driver.delete_snapshot(&mut Io::Edges(&edges(children)?), snapshot).await },
+        )
     }
 
     fn make_empty<'a>(&'a self, children: &'a [OpenChild]) -> BoxFuture<'a, Result<()>> {

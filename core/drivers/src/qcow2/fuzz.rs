@@ -13,7 +13,7 @@ use futures::FutureExt;
 /// Images of a few shapes to begin with, by seed.
 #[doc(hidden)]
 pub fn sample(seed: u64) -> Vec<u8> {
-    let extended_l2 = seed % 7 == 0;
+    let extended_l2 = seed.is_multiple_of(7);
     let options = CreateOptions {
         version: if extended_l2 { 3 } else { 2 + (seed / 2 % 2) as u32 },
         cluster_bytes: if extended_l2 { 16384 } else { [512, 4096, 1024][(seed % 3) as usize] },

@@ -64,7 +64,9 @@ pub use self::{
     create::{CreateOptions, Preallocation, create, create_file},
     driver::Qcow2Driver,
     header::Compression,
-    offline::check_file,
+    offline::{
+        apply_snapshot_of_file, check_file, delete_snapshot_of_file, snapshots_of_file, take_snapshot_of_file,
+    },
 };
 
 use self::{

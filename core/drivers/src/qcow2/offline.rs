@@ -1,8 +1,8 @@
 //! Images in files that nothing else uses: without a graph, for tools.
 
-use super::{CheckReport, Repair, check_image};
+use super::{CheckReport, Qcow2Driver, Repair, check_image};
 use crate::{FileDriver, conformance::OpenNodeArgs};
-use driveline_graph::{Error, OpenChild, Permissions, Result};
+use driveline_graph::{Error, OpenChild, Permissions, Result, Snapshot};
 use std::path::Path;
 
 /// Opens a file, with locks that keep others from changing it meanwhile.
@@ -32,4 +32,64 @@ pub async fn check_file(path: &Path, repair: Repair) -> Result<CheckReport> {
     let report = report?;
     closed?;
     Ok(report)
+}
+
+/// An image that is open, without its backing file.
+struct Image {
+    image: OpenChild,
+    children: [OpenChild; 1],
+}
+
+impl Image {
+    async fn open(path: &Path, read_only: bool) -> Result<Self> {
+        let children = [open_file(path, read_only).await?];
+        let args = OpenNodeArgs { name: "image", read_only, ..OpenNodeArgs::default() };
+        let options = serde_json::json!({ "backing": null });
+        match args.open(&Qcow2Driver::new(), options, children.to_vec()).await {
+            Ok(image) => Ok(Self { image, children }),
+            Err(error) => {
+                // It is the image that is wrong.
+                let _ = children[0].node.close(&[]).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Closes it after something was done; what was done comes first.
+    async fn close<T>(self, done: Result<T>) -> Result<T> {
+        let closed = self.image.node.close(&self.children).await;
+        let file_closed = self.children[0].node.close(&[]).await;
+        let done = done?;
+        closed.and(file_closed)?;
+        Ok(done)
+    }
+}
+
+/// The snapshots inside the image in a file. Must run on an engine, like all of these.
+pub async fn snapshots_of_file(path: &Path) -> Result<Vec<Snapshot>> {
+    let opened = Image::open(path, true).await?;
+    let found = opened.image.node.snapshots();
+    opened.close(Ok(found)).await
+}
+
+/// Keeps the disk of the image in a file as a snapshot; returns its id.
+/// See [`take_snapshot`](driveline_graph::OpenNode::take_snapshot).
+pub async fn take_snapshot_of_file(path: &Path, name: &str) -> Result<String> {
+    let opened = Image::open(path, false).await?;
+    let id = opened.image.node.take_snapshot(&opened.children, name).await;
+    opened.close(id).await
+}
+
+/// Makes the disk of the image in a file what it was: see [`apply_snapshot`](driveline_graph::OpenNode::apply_snapshot).
+pub async fn apply_snapshot_of_file(path: &Path, snapshot: &str) -> Result<()> {
+    let opened = Image::open(path, false).await?;
+    let applied = opened.image.node.apply_snapshot(&opened.children, snapshot).await;
+    opened.close(applied).await
+}
+
+/// Forgets a snapshot of the image in a file: see [`delete_snapshot`](driveline_graph::OpenNode::delete_snapshot).
+pub async fn delete_snapshot_of_file(path: &Path, snapshot: &str) -> Result<()> {
+    let opened = Image::open(path, false).await?;
+    let deleted = opened.image.node.delete_snapshot(&opened.children, snapshot).await;
+    opened.close(deleted).await
 }

@@ -137,6 +137,7 @@ impl Qcow2 {
         self.bitmaps.reload(io, &self.file, &loaded.header).await;
         *self.meta.lock().await = loaded.meta;
         *self.map.lock() = loaded.map;
+        self.protect_bitmaps();
         *self.snapshots.lock() = loaded.snapshots;
         *self.unpacked.lock() = None;
         self.abandoned.lock().clear();
@@ -194,6 +195,20 @@ impl Qcow2 {
         Some((header.backing.clone()?, header.backing_format.clone().unwrap_or_default()))
     }
 
+    /// The internal snapshots.
+    pub(crate) fn snapshots(&self) -> Vec<driveline_graph::Snapshot> {
+        let snapshots = self.snapshots.lock();
+        let known = snapshots.iter().map(|snapshot| driveline_graph::Snapshot {
+            id: snapshot.id().into_owned(),
+            name: snapshot.name().into_owned(),
+            date_ns: u64::from(snapshot.date.0) * 1_000_000_000 + u64::from(snapshot.date.1),
+            vm_clock_ns: snapshot.vm_clock_ns,
+            vm_state_bytes: snapshot.vm_state_bytes(),
+            size_bytes: snapshot.size_bytes(),
+        });
+        known.collect()
+    }
+
     /// What there is to say about the image.
     pub(crate) fn details(&self) -> serde_json::Value {
         let header = self.header.lock();
@@ -203,6 +218,10 @@ impl Qcow2 {
                 "id": snapshot.id(),
                 "name": snapshot.name(),
                 "virtual-size": snapshot.size_bytes(),
+                "vm-state-size": snapshot.vm_state_bytes(),
+                "date-sec": snapshot.date.0,
+                "date-nsec": snapshot.date.1,
+                "vm-clock-nsec": snapshot.vm_clock_ns,
             })
         });
         serde_json::json!({

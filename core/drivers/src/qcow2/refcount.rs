@@ -123,7 +123,14 @@ impl Refcounts {
         Ok(found.map_or(0, |(slice, entry)| get(&self.slots[&slice].bytes, order, entry)))
     }
 
-    async fn set(&mut self, file: &File, io: &mut Io<'_, '_>, cluster: u64, value: u64) -> Result<()> {
+    /// Sets the count of a cluster that a block counts.
+    pub(crate) async fn set(
+        &mut self,
+        file: &File,
+        io: &mut Io<'_, '_>,
+        cluster: u64,
+        value: u64,
+    ) -> Result<()> {
         let order = self.geometry.refcount_order;
         let found = self.slice(file, io, cluster).await?;
         let (slice, entry) =
@@ -134,12 +141,16 @@ impl Refcounts {
         Ok(())
     }
 
+    /// The largest count.
+    pub(crate) fn max(&self) -> u64 {
+        u64::MAX >> (64 - (1u32 << self.geometry.refcount_order))
+    }
+
     /// Raises the count of a cluster that is in use by one. False if it is not, or if it cannot count more.
     pub(crate) async fn raise(&mut self, file: &File, io: &mut Io<'_, '_>, cluster: u64) -> Result<bool> {
         self.undo_adding();
-        let max = u64::MAX >> (64 - (1u32 << self.geometry.refcount_order));
         let count = self.get(file, io, cluster).await?;
-        if count == 0 || count == max {
+        if count == 0 || count == self.max() {
             return Ok(false);
         }
         self.set(file, io, cluster, count + 1).await?;

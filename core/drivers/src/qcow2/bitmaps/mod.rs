@@ -159,10 +159,21 @@ impl Bitmaps {
         }
     }
 
-    /// Looks again, because the image was changed as a whole.
+    /// Looks again, because the image was changed as a whole. Of a directory that is where it was all is known: only we
+    /// change it.
     pub(crate) async fn reload(&self, io: &mut Io<'_, '_>, file: &File, header: &Header) {
-        *self.state.lock() = State::read_or_remember(io, file, header).await;
-        self.unwritten.store(true, Release);
+        let found = State::read_or_remember(io, file, header).await;
+        let mut state = self.state.lock();
+        if !found.unread && (found.place != state.place || state.place.is_none()) {
+            *state = found;
+            self.unwritten.store(true, Release);
+        }
+    }
+
+    /// Are there any, as far as can be told? Those that somebody outdated who does not know them do not count.
+    pub(crate) fn present(&self) -> bool {
+        let state = self.state.lock();
+        state.place.is_some() || state.unreadable.is_some() && !state.outdated
     }
 
     /// What there is to say about them to people.

@@ -151,7 +151,7 @@ impl Qcow2 {
     }
 
     /// No write of data may come to where the bitmaps are from now on.
-    pub(super) fn protect_bitmaps(&self) {
+    pub(in crate::qcow2) fn protect_bitmaps(&self) {
         let state = self.bitmaps.state.lock();
         let clusters = state.stored.iter().flat_map(|stored| &stored.clusters);
         let directory = state.place.iter().map(|place: &Place| place.range(&self.geometry));

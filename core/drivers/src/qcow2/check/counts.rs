@@ -9,26 +9,26 @@ const OVERFLOWN: u32 = 1 << 28;
 
 /// What a cluster is used as; one that is an L2 table and something else is a contradiction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Use {
+pub(in crate::qcow2) enum Use {
     Table = 1 << 29,
     Other = 1 << 30,
 }
 
 /// Counts of clusters. It takes memory for those that are used only, and a little around them.
 #[derive(Debug, Default)]
-pub(super) struct Counts(BTreeMap<u64, Box<[u32]>>);
+pub(in crate::qcow2) struct Counts(BTreeMap<u64, Box<[u32]>>);
 
 impl Counts {
     fn word(&self, cluster: u64) -> u32 {
         self.0.get(&(cluster / CHUNK)).map_or(0, |chunk| chunk[(cluster % CHUNK) as usize])
     }
 
-    pub(super) fn get(&self, cluster: u64) -> u64 {
+    pub(in crate::qcow2) fn get(&self, cluster: u64) -> u64 {
         (self.word(cluster) & COUNT).into()
     }
 
     /// Counts a use. False if there would be more than `max`.
-    pub(super) fn add(&mut self, cluster: u64, max: u64, as_what: Use) -> bool {
+    pub(in crate::qcow2) fn add(&mut self, cluster: u64, max: u64, as_what: Use) -> bool {
         let chunk = self.0.entry(cluster / CHUNK).or_insert_with(|| vec![0; CHUNK as usize].into());
         let word = &mut chunk[(cluster % CHUNK) as usize];
         *word |= as_what as u32;
@@ -41,22 +41,22 @@ impl Counts {
     }
 
     /// Is it an L2 table and something else?
-    pub(super) fn contradictory(&self, cluster: u64) -> bool {
+    pub(in crate::qcow2) fn contradictory(&self, cluster: u64) -> bool {
         contradicts(self.word(cluster))
     }
 
     /// Is any cluster?
-    pub(super) fn any_contradictory(&self) -> bool {
+    pub(in crate::qcow2) fn any_contradictory(&self) -> bool {
         self.0.values().any(|chunk| chunk.iter().any(|&word| contradicts(word)))
     }
 
     /// Is it used more often than can be counted?
-    pub(super) fn overflown(&self, cluster: u64) -> bool {
+    pub(in crate::qcow2) fn overflown(&self, cluster: u64) -> bool {
         self.word(cluster) & OVERFLOWN != 0
     }
 
     /// Clusters that are used, ascending, with their counts.
-    pub(super) fn used(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+    pub(in crate::qcow2) fn used(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
         self.0.iter().flat_map(|(number, chunk)| {
             let first = number * CHUNK;
             let used = chunk.iter().enumerate().filter(|(_, word)| **word & COUNT > 0);
@@ -65,7 +65,7 @@ impl Counts {
     }
 
     /// The cluster after the last one that is used.
-    pub(super) fn end(&self) -> u64 {
+    pub(in crate::qcow2) fn end(&self) -> u64 {
         self.0.iter().next_back().map_or(0, |(number, chunk)| {
             let last = chunk.iter().rposition(|word| word & COUNT > 0);
             number * CHUNK + last.map_or(0, |last| last as u64 + 1)

@@ -28,7 +28,7 @@ mod fix;
 mod rebuild;
 mod walk;
 
-use self::counts::{Counts, Use};
+pub(super) use self::counts::{Counts, Use};
 use super::{
     header::{Header, incompatible},
     io::{FILE, File, Io},

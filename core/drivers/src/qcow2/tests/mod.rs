@@ -13,4 +13,5 @@ mod packing;
 mod races;
 mod random;
 mod refuse;
+mod snapshots;
 mod subclusters;

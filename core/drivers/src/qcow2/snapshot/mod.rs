@@ -1,5 +1,8 @@
 //! The table of internal snapshots.
 
+mod change;
+mod reach;
+
 use super::{
     header::{Header, L1_BYTES_MAX},
     io::{File, Io},
