@@ -151,3 +151,49 @@ fn a_chain_that_leads_back_to_itself_is_refused_by_its_files() {
         assert!(error.ends_with(&format!("a cycle of backing files: {}", way.join(" -> "))), "{error}");
     }
 }
+
+#[test]
+fn a_data_file_is_found_from_the_header_and_follows_the_image() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let options = CreateOptions {
+        data_file: Some("disk.raw".into()),
+        data_file_raw: true,
+        ..CreateOptions::new(3 << 20)
+    };
+    create_file(&at("disk.qcow2"), &options).unwrap();
+    let definition = |read_only: bool| {
+        let file = json!({ "driver": "file", "path": at("disk.qcow2") });
+        json!({ "driver": "qcow2", "node-name": "disk", "read-only": read_only, "file": file })
+    };
+    let data: Vec<u8> = (0..300_000u32).map(|i| (i / 777) as u8 | 1).collect();
+    block_on(async {
+        let graph = graph();
+        open(&graph, definition(false)).await.unwrap();
+        let guest = graph.open_root("disk", RootOptions::writer("a guest")).await.unwrap();
+        guest.write(1_000_001, &data, 0).await.unwrap();
+        guest.write_zeroes(1_000_000..1_100_000, 0).await.unwrap();
+        guest.close().await.unwrap();
+        let mut change = graph.change().await;
+        change.resize("disk", 5 << 20).unwrap();
+        change.commit().await.unwrap();
+        graph.close().await.unwrap();
+    });
+    let raw = std::fs::read(at("disk.raw")).unwrap();
+    assert_eq!(raw.len(), 5 << 20, "whoever reads the data file sees the disk");
+    assert!(raw[1_100_000..1_300_001] == data[99_999..] && raw[..1_100_000].iter().all(|&byte| byte == 0));
+    // A reader needs no right to write to either.
+    for name in ["disk.qcow2", "disk.raw"] {
+        let mut permissions = std::fs::metadata(at(name)).unwrap().permissions();
+        permissions.set_readonly(true);
+        std::fs::set_permissions(at(name), permissions).unwrap();
+    }
+    block_on(async {
+        let graph = graph();
+        open(&graph, definition(true)).await.unwrap();
+        let guest = graph.open_root("disk", RootOptions::reader("a guest")).await.unwrap();
+        assert!(guest.read(0..5 << 20).await.unwrap()[..] == raw[..]);
+        guest.close().await.unwrap();
+        graph.close().await.unwrap();
+    });
+}

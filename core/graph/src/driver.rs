@@ -143,7 +143,8 @@ pub trait Driver: Send + Sync + 'static {
     fn check(&self, options: &Options) -> Result<()>;
 
     /// Children that the options leave out and that the image itself names (the backing file of a qcow2 header).
-    /// `given` are the children that were opened already. The graph opens what is returned, and passes it to `open`.
+    /// `given` are the children that were opened already; `options` have `null` for each child that the definition decides
+    /// about. The graph opens what is returned, and passes it to `open`.
     fn implied_children<'a>(
         &'a self,
         options: &'a Options,

@@ -73,7 +73,7 @@ impl Default for Qcow2Driver {
 impl Qcow2Driver {
     /// The driver.
     pub fn new() -> Self {
-        let summary = "QEMU's image format: backing files, zero clusters, bitmaps, snapshots kept intact";
+        let summary = "QEMU's image format: backing files, subclusters, compression, snapshots, bitmaps";
         Self {
             description: Description {
                 children: vec![

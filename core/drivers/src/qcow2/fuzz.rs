@@ -94,6 +94,8 @@ async fn use_image(bytes: &[u8], read_only: bool) {
     };
     let children = [memory];
     let size = image.edge.info().size_bytes;
+    // With the bitmaps that it has.
+    let _ = image.node.take_snapshot(&children, "early").await;
     let _ = bitmaps(&*image.node, &children, size).await;
     for place in 0..4 {
         let offset = (size / 4).saturating_mul(place);
@@ -107,6 +109,15 @@ async fn use_image(bytes: &[u8], read_only: bool) {
             // Errors are fine.
             let _ = Call::new(&image.edge, ask(op, offset, length), Buffer::new(buffer)).await;
         }
+    }
+    let cluster = vec![7; image.edge.info().cluster_bytes as usize];
+    for offset in [0, 3 * cluster.len() as u64] {
+        let _ = image.node.write_compressed(&children, offset, &cluster).await;
+    }
+    let _ = image.node.take_snapshot(&children, "taken").await;
+    for snapshot in image.node.snapshots().iter().take(2) {
+        let _ = image.node.apply_snapshot(&children, &snapshot.id).await;
+        let _ = image.node.delete_snapshot(&children, &snapshot.id).await;
     }
     let _ = bitmaps(&*image.node, &children, size).await;
     let _ = image.node.resize(&children, size / 512 / 2 * 512).await;

@@ -1,8 +1,9 @@
-//! qcow2: QEMU's image format, with backing files, zero clusters, persistent bitmaps, and internal snapshots that stay
-//! intact.
+//! qcow2: QEMU's image format, with backing files, zero clusters, subclusters, compressed clusters, data in another file,
+//! persistent bitmaps, and internal snapshots.
 //!
-//! Reads and writes versions 2 and 3 with every cluster size and refcount width, and reads compressed clusters. It
-//! does not take, apply or delete snapshots, write compressed clusters, decrypt, or keep data in another file.
+//! Reads and writes versions 2 and 3 with every cluster size and refcount width. Compressed clusters are written, and
+//! snapshots taken, applied and deleted, by node-level calls: there are no requests for that. Images are checked and
+//! repaired ([`check_image`]). It does not decrypt, and does not save or load the state of a VM.
 //!
 //! Its nouns:
 //! * *cluster*: the unit of allocation, of the guest (what it sees) and of the host (what is in the file);

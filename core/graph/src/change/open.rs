@@ -141,7 +141,10 @@ impl Change {
         children: &mut Vec<ChildEdge>,
     ) -> Result<()> {
         let specs = driver.description().children.clone();
-        for implied in driver.implied_children(options, given).await? {
+        // What is decided need not be looked for, so it cannot fail either.
+        let mut options = options.clone();
+        options.extend(said.iter().map(|name| (name.to_string(), serde_json::Value::Null)));
+        for implied in driver.implied_children(&options, given).await? {
             let Some(spec) = specs.iter().find(|spec| spec.name == implied.name) else { continue };
             if said.contains(&spec.name) {
                 continue;

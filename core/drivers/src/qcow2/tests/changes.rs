@@ -1,7 +1,7 @@
 //! Images that we make, resize, empty and re-point, as QEMU sees them.
 
 use super::harness::*;
-use crate::qcow2::{CreateOptions, Preallocation, create, create_file};
+use crate::qcow2::{Compression, CreateOptions, Preallocation, create, create_file};
 use driveline_graph::Kind;
 use driveline_op::{Edge, Target, op};
 use futures::executor::block_on;
@@ -109,6 +109,11 @@ fn what_cannot_be_made_is_refused_by_option() {
         (CreateOptions { size_bytes: u64::MAX - 511, ..fine.clone() }, "size"),
         (CreateOptions { size_bytes: 1000, ..fine.clone() }, "size"),
         (CreateOptions { backing: Some(("x".repeat(1024), String::new())), ..fine.clone() }, "backing-file"),
+        (CreateOptions { version: 2, lazy_refcounts: true, ..fine.clone() }, "lazy-refcounts"),
+        (CreateOptions { version: 2, extended_l2: true, ..fine.clone() }, "extended-l2"),
+        (CreateOptions { version: 2, compression: Compression::Zstd, ..fine.clone() }, "compression-type"),
+        (CreateOptions { version: 2, data_file: Some("x".into()), ..fine.clone() }, "data-file"),
+        (CreateOptions { data_file_raw: true, ..fine.clone() }, "data-file-raw"),
     ] {
         let error = create_file(path, &options).unwrap_err();
         assert_eq!((error.kind(), error.option()), (Kind::Invalid, Some(key)), "{error}");
