@@ -10,6 +10,12 @@
 //! * *map* (`map`): which guest cluster is where: the L1 table, and slices of the L2 tables it points to;
 //! * *refcounts* (`refcount`): how often each host cluster is used; more than once means copy on write.
 //!
+//! # Data in another file
+//!
+//! Each guest cluster is there where the disk has it, so nothing is counted. If the header says that the data file reads as
+//! the disk does (raw), zeroes and discards reach it too. It grows with the disk; when the disk shrinks, what is behind
+//! its end is zeroed and stays. A relative name in the header is relative to the image (QEMU's: to where it runs).
+//!
 //! # Order
 //!
 //! The map and the refcounts are changed in memory and written back later, such that a crash at any time leaves

@@ -11,7 +11,8 @@
 //!
 //! 1. entries that make no sense: reserved bits are cleared; what points past the end of the file or beside
 //!    clusters becomes zeroes (version 2: unallocated), because there was nothing that could be read; a table that
-//!    is also something else is copied, or given up if it is no table;
+//!    is also something else is copied, or given up if it is no table; what is used more often than can be counted
+//!    is copied;
 //! 2. the refcounts: in place, or, if blocks are missing or damaged, a new table with new blocks in free clusters,
 //!    which the header then points to;
 //! 3. the flags that say which clusters may be written in place;
