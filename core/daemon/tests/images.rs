@@ -73,3 +73,26 @@ fn snapshots_are_taken_listed_applied_and_deleted() {
     assert_eq!(run("list", &[]).1, "");
     assert!(driveline(&["check-image", &path]).status.success());
 }
+
+/// Is the mark set that every program takes away that may write and does not know it?
+fn has_witness(path: &str) -> bool {
+    fs::read(path).unwrap()[88] & 0x80 != 0
+}
+
+#[test]
+fn what_leaves_the_data_as_it_is_leaves_the_proof_that_nobody_else_wrote() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = image(directory.path());
+    let run = |arguments: &[&str]| assert!(driveline(arguments).status.success(), "{arguments:?}");
+    run(&["image", "snapshot", "create", &path, "s"]);
+    assert!(!has_witness(&path), "nobody sets it who found none");
+    poke(&path, 88, &[0x80]);
+    run(&["image", "snapshot", "create", &path, "t"]);
+    run(&["image", "snapshot", "delete", &path, "t"]);
+    // The dirty bit.
+    poke(&path, 79, &[1]);
+    run(&["check-image", "--repair", &path]);
+    assert!(has_witness(&path));
+    run(&["image", "snapshot", "apply", &path, "s"]);
+    assert!(!has_witness(&path));
+}

@@ -36,8 +36,10 @@ pub(crate) const LAZY_REFCOUNTS: u64 = 1;
 pub(crate) const AUTOCLEAR_BITMAPS: u64 = 1;
 /// Bit of `autoclear`: the external data file reads as the disk does.
 pub(crate) const AUTOCLEAR_RAW_EXTERNAL: u64 = 2;
-/// What a repair keeps up.
-pub(crate) const AUTOCLEAR_KNOWN: u64 = AUTOCLEAR_BITMAPS | AUTOCLEAR_RAW_EXTERNAL;
+/// Bit of `autoclear` that no version of the format uses: every writer that follows the format takes it away.
+pub(crate) const AUTOCLEAR_WITNESS: u64 = 1 << 63;
+/// What a repair keeps up: bitmaps, here and elsewhere, are as true as they were.
+pub(crate) const AUTOCLEAR_KNOWN: u64 = AUTOCLEAR_BITMAPS | AUTOCLEAR_RAW_EXTERNAL | AUTOCLEAR_WITNESS;
 
 pub(crate) const EXT_END: u32 = 0;
 pub(crate) const EXT_BACKING_FORMAT: u32 = 0xe279_2aca;

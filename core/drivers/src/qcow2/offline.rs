@@ -55,6 +55,18 @@ impl Image {
         }
     }
 
+    /// Closes it after something was done that left the data as it was: bitmaps elsewhere stay true.
+    async fn close_as_it_was<T>(self, done: Result<T>) -> Result<T> {
+        let node = &self.image.node;
+        let witnessed = match done {
+            Ok(done) if node.witness().is_some_and(|witness| witness.at_open) => {
+                node.set_witness(&self.children, true).await.map(|()| done)
+            }
+            done => done,
+        };
+        self.close(witnessed).await
+    }
+
     /// Closes it after something was done; what was done comes first.
     async fn close<T>(self, done: Result<T>) -> Result<T> {
         let closed = self.image.node.close(&self.children).await;
@@ -77,7 +89,7 @@ pub async fn snapshots_of_file(path: &Path) -> Result<Vec<Snapshot>> {
 pub async fn take_snapshot_of_file(path: &Path, name: &str) -> Result<String> {
     let opened = Image::open(path, false).await?;
     let id = opened.image.node.take_snapshot(&opened.children, name).await;
-    opened.close(id).await
+    opened.close_as_it_was(id).await
 }
 
 /// Makes the disk of the image in a file what it was: see [`apply_snapshot`](driveline_graph::OpenNode::apply_snapshot).
@@ -91,5 +103,5 @@ pub async fn apply_snapshot_of_file(path: &Path, snapshot: &str) -> Result<()> {
 pub async fn delete_snapshot_of_file(path: &Path, snapshot: &str) -> Result<()> {
     let opened = Image::open(path, false).await?;
     let deleted = opened.image.node.delete_snapshot(&opened.children, snapshot).await;
-    opened.close(deleted).await
+    opened.close_as_it_was(deleted).await
 }

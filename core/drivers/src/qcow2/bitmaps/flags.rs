@@ -4,11 +4,15 @@
 //! bitmap is one or the other; and it is flagged before the first write, or after the last.
 
 use super::{
-    AUTOCLEAR_WITNESS, State,
+    State,
     codec::{self, FLAGS_AT, flags::IN_USE},
     load::not_found,
 };
-use crate::qcow2::{Qcow2, header::AUTOCLEAR_BITMAPS, io::Io};
+use crate::qcow2::{
+    Qcow2,
+    header::{AUTOCLEAR_BITMAPS, AUTOCLEAR_WITNESS},
+    io::Io,
+};
 use driveline_graph::{Error, Kind, Result, Witness};
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 

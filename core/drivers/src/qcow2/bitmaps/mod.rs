@@ -26,7 +26,7 @@ mod survey;
 
 use self::codec::{Entry, Place};
 use super::{
-    header::{AUTOCLEAR_BITMAPS, EXT_BITMAPS, Header},
+    header::{AUTOCLEAR_BITMAPS, AUTOCLEAR_WITNESS, EXT_BITMAPS, Header},
     io::{File, Io},
 };
 use driveline_op::Result;
@@ -39,9 +39,6 @@ use std::{
         Ordering::{Relaxed, Release},
     },
 };
-
-/// Bit of `autoclear` that no version of the format uses: every writer that follows the format takes it away.
-pub(crate) const AUTOCLEAR_WITNESS: u64 = 1 << 63;
 
 /// What an open image knows about its bitmaps.
 #[derive(Debug)]

@@ -8,9 +8,8 @@
 use super::{
     super::{
         Qcow2, Repair,
-        bitmaps::AUTOCLEAR_WITNESS,
         check::{Counts, Use, Verdict, check},
-        header::{Header, SNAPSHOTS_MAX, incompatible},
+        header::{AUTOCLEAR_WITNESS, Header, SNAPSHOTS_MAX, incompatible},
         io::Io,
         meta::{Meta, Taken},
         open::read_header,
