@@ -83,6 +83,10 @@ impl Qcow2 {
         let bits = self.geometry.cluster_bits;
         for range in joined(old) {
             for cluster in range.start >> bits..range.end >> bits {
+                // A damaged image may have the directory where something else is.
+                if self.map.lock().is_table(cluster << bits) {
+                    continue;
+                }
                 if let Err(error) = meta.refcounts.lower(&self.file, io, cluster).await {
                     tracing::warn!(%error, cluster, "a cluster of an old bitmap stays allocated");
                 }

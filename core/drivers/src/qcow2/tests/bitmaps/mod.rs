@@ -1,5 +1,6 @@
 //! Persistent bitmaps: against QEMU, against crashes, failures and damage.
 
+mod beside;
 mod crash;
 mod damage;
 mod flags;
