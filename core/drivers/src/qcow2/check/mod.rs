@@ -217,6 +217,11 @@ impl<'c, 'a, 'n> Checker<'c, 'a, 'n> {
                 break;
             }
             let found = self.report.corruptions;
+            if self.header.autoclear & super::header::AUTOCLEAR_WITNESS != 0 {
+                // What led nowhere will read as zeroes, and whoever keeps bitmaps beside the image does not hear of that.
+                self.header.autoclear &= !super::header::AUTOCLEAR_WITNESS;
+                self.write_header().await?;
+            }
             self.fix().await?;
             self.io.flush().await?;
             self.report.corruptions = 0;
