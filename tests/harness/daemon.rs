@@ -54,28 +54,41 @@ impl Daemon {
         Self::start_file(&file, exports, &[])
     }
 
+    /// The same with another place for what it writes to stderr.
+    pub(crate) fn start_with(directory: &Path, configuration: &str, stderr: Stdio) -> Self {
+        let file = directory.join("drive.toml");
+        std::fs::write(&file, configuration).unwrap();
+        let exports = configuration.matches("[export.").count();
+        Self::start_command(&file, exports, &[], stderr)
+    }
+
     pub(crate) fn start_file(file: &Path, exports: usize, environment: &[(&str, &str)]) -> Self {
+        Self::start_command(file, exports, environment, Stdio::piped())
+    }
+
+    fn start_command(file: &Path, exports: usize, environment: &[(&str, &str)], stderr: Stdio) -> Self {
         let mut command = Command::new(Self::program());
-        command.arg("run").arg(file).stdout(Stdio::piped()).stderr(Stdio::piped()).stdin(Stdio::null());
+        command.arg("run").arg(file).stdout(Stdio::piped()).stderr(stderr).stdin(Stdio::null());
         command.envs(environment.iter().copied());
         let mut child = command.spawn().expect("the program starts");
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let served: Vec<String> = lines.by_ref().take(exports).map_while(Result::ok).collect();
         if served.len() < exports {
             let mut errors = String::new();
-            child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
+            child.stderr.take().map(|mut stderr| stderr.read_to_string(&mut errors).unwrap());
             panic!("the program ended with {:?}:\n{errors}", child.wait());
         }
         // Nobody may block on a full pipe.
         std::thread::spawn(move || {
             lines.map_while(Result::ok).for_each(|line| eprintln!("driveline: {line}"))
         });
-        let errors = BufReader::new(child.stderr.take().unwrap());
         let log: Arc<Mutex<Vec<String>>> = Arc::default();
-        let lines = log.clone();
-        std::thread::spawn(move || {
-            errors.lines().map_while(Result::ok).for_each(|line| lines.lock().unwrap().push(line));
-        });
+        if let Some(errors) = child.stderr.take().map(BufReader::new) {
+            let lines = log.clone();
+            std::thread::spawn(move || {
+                errors.lines().map_while(Result::ok).for_each(|line| lines.lock().unwrap().push(line));
+            });
+        }
         Self { child, exports: served, directory: file.parent().unwrap().to_owned(), log }
     }
 

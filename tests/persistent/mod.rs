@@ -2,6 +2,7 @@
 
 mod ends;
 mod museum;
+mod outside;
 mod places;
 mod qemu;
 

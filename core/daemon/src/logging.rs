@@ -23,6 +23,8 @@ pub fn start(filter: Option<&str>) -> Result<(), String> {
     let started = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // It would say so on stderr, and panic if that cannot be written.
+        .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal())
         .try_init();
     // Somebody who uses this crate as a library may log in a way of their own.

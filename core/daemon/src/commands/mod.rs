@@ -25,13 +25,24 @@ use std::{
 
 /// Reads a file, or says why it cannot be read.
 fn read(file: &Path) -> Result<(Config, Mistakes), ExitCode> {
-    Config::read(file).map_err(|error| fail(format_args!("{}: {error}", file.display())))
+    Config::read(file).map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidData => fail(format_args!(
+            "{}: it is no text; expected a TOML file that describes a graph",
+            file.display()
+        )),
+        _ => fail(format_args!("{}: {error}", file.display())),
+    })
 }
 
 /// Says what went wrong.
 pub(crate) fn fail(message: impl std::fmt::Display) -> ExitCode {
-    eprintln!("driveline: {message}");
+    say(message);
     ExitCode::FAILURE
+}
+
+/// Tells people something. Where that cannot be written (a log on a full disk) it is lost, and nothing else.
+pub(crate) fn say(message: impl std::fmt::Display) {
+    let _ = writeln!(io::stderr(), "driveline: {message}");
 }
 
 /// Prints text. A reader that has gone, as in `| head`, is no failure.

@@ -1,10 +1,18 @@
 //! `driveline run`.
 
-use super::{fail, print, read};
+use super::{fail, print, read, say};
 use crate::daemon::{Daemon, StartError};
 use driveline_engine::signal::Signals;
 use futures::future::{Either, select};
-use std::{path::Path, pin::pin, process::ExitCode};
+use std::{
+    path::Path,
+    pin::pin,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+/// The same signal once more within this time is the same wish.
+const SAME_END: Duration = Duration::from_secs(1);
 
 /// Serves a file until a signal or a monitor ends it.
 pub fn run(file: &Path) -> ExitCode {
@@ -26,7 +34,7 @@ pub fn run(file: &Path) -> ExitCode {
         Err(error) => return fail(format_args!("{}: {error}", file.display())),
     };
     for report in daemon.recovered().iter().filter(|report| report.crashed) {
-        eprintln!("driveline: {report}");
+        say(report);
     }
     let lines: String =
         daemon.exports().iter().map(|export| format!("{}: {}\n", export.id, export.uri)).collect();
@@ -34,7 +42,7 @@ pub fn run(file: &Path) -> ExitCode {
     tracing::info!("serving");
     let closed = daemon.engine().block_on_local(|| serve(&daemon, &mut signals));
     let Some(closed) = closed else {
-        eprintln!("driveline: ended at once, by a second signal");
+        say("ended at once, by a second signal");
         // Images are left as after a power cut, which they are made for.
         std::process::exit(1);
     };
@@ -47,17 +55,26 @@ pub fn run(file: &Path) -> ExitCode {
 
 /// Waits for the end, and ends everything in order. `None`: there was a signal meanwhile.
 async fn serve(daemon: &Daemon, signals: &mut Signals) -> Option<driveline_graph::Result<()>> {
+    let mut first = None;
     {
         let (signal, quit) = (pin!(signals.next()), pin!(daemon.quit_asked()));
         match select(signal, quit).await {
-            Either::Left((Ok(signal), _)) => tracing::info!(signal, "ending"),
+            Either::Left((Ok(signal), _)) => {
+                first = Some((signal, Instant::now()));
+                tracing::info!(signal, "ending");
+            }
             Either::Left((Err(error), _)) => tracing::error!("cannot wait for signals: {error}"),
             Either::Right(_) => tracing::info!("ending, as a monitor asked"),
         }
     }
-    let (close, signal) = (pin!(daemon.close()), pin!(signals.next()));
-    match select(close, signal).await {
-        Either::Left((closed, _)) => Some(closed),
-        Either::Right(_) => None,
+    let mut close = pin!(daemon.close());
+    loop {
+        match select(close.as_mut(), pin!(signals.next())).await {
+            Either::Left((closed, _)) => return Some(closed),
+            // Whoever signals a program and then its group, as timeout does, means one end.
+            Either::Right((Ok(again), _))
+                if first.is_some_and(|(signal, at)| signal == again && at.elapsed() < SAME_END) => {}
+            Either::Right(_) => return None,
+        }
     }
 }

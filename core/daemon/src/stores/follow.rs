@@ -66,10 +66,21 @@ impl Stores {
         }
         let wanted = self.unless_taken(kept, wanted);
         self.move_to(kept, &wanted).await?;
-        match wanted.node() {
-            Some(node) => self.announce(kept, node).await,
-            None => Ok(()),
+        if let Some(node) = wanted.node() {
+            self.announce(kept, node).await?;
         }
+        self.say_images(kept)
+    }
+
+    /// Tells a store which images its drive has now.
+    fn say_images(&self, kept: &Kept) -> Result<()> {
+        let mut inner = kept.inner.lock();
+        let owned = kept.owned(self, &inner).encode();
+        if let Some(store) = inner.store.as_ref().filter(|_| inner.said != owned) {
+            store.set_owner(&owned).map_err(store_error)?;
+            inner.said = owned;
+        }
+        Ok(())
     }
 
     /// An image that keeps bitmaps of its own has no room for a drive's as long as the program runs: those are in a file of

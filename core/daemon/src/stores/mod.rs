@@ -110,6 +110,8 @@ struct KeptInner {
     announced: Vec<String>,
     /// Bitmaps of the image that this program has nothing to do with; their names.
     foreign: Vec<String>,
+    /// The owner section as the store has it.
+    said: Vec<u8>,
 }
 
 impl Stores {
@@ -158,8 +160,15 @@ impl Stores {
     }
 
     fn add(&self, owner: Owner, place: Place, fixed: bool) -> Arc<Kept> {
-        let inner =
-            KeptInner { place, fixed, store: None, pin: None, announced: Vec::new(), foreign: Vec::new() };
+        let inner = KeptInner {
+            place,
+            fixed,
+            store: None,
+            pin: None,
+            announced: Vec::new(),
+            foreign: Vec::new(),
+            said: Vec::new(),
+        };
         let kept = Arc::new(Kept { owner, inner: Mutex::new(inner) });
         self.state.lock().kept.push(kept.clone());
         kept

@@ -7,8 +7,8 @@ use super::{
     save::remove,
     store_error,
 };
-use driveline_graph::{Error, NodeView, Result};
-use driveline_store::{OpenOptions, Opened, Store};
+use driveline_graph::{Error, Kind, NodeView, Result};
+use driveline_store::{Fingerprint, ImageFile, OpenOptions, Opened, Store};
 use std::{
     collections::BTreeSet,
     fs,
@@ -35,6 +35,8 @@ impl Stores {
         let path = place.store_path();
         let mut candidates = vec![path.clone()];
         candidates.extend(self.strays(&kept.owner, &path));
+        let fixed = kept.inner.lock().fixed;
+        self.refuse_somebody_elses(kept, &path)?;
         for candidate in candidates {
             if !candidate.exists() || stores.iter().any(|opened| opened.store.path() == candidate) {
                 continue;
@@ -51,7 +53,8 @@ impl Stores {
                     }
                     remove(&candidate)?;
                 }
-                Err(error) if is_past_use(&error) => {
+                // In a place that somebody named, a file of another kind is nobody's to touch.
+                Err(error) if is_past_use(&error) || !fixed && is_foreign(&error) => {
                     let aside = candidate.with_extension("dlbitmaps.damaged");
                     tracing::error!("{error}; it is kept as {}", aside.display());
                     gone = Some(error.to_string());
@@ -64,6 +67,35 @@ impl Stores {
             }
         }
         Ok((stores, gone))
+    }
+
+    /// Two drives of one name have their bitmaps in one place, unless the configuration says another: the second one must not
+    /// take what the first one left.
+    fn refuse_somebody_elses(&self, kept: &Kept, path: &Path) -> Result<()> {
+        let inspected = Store::inspect(path, self.boot_id).ok();
+        let owned = inspected.and_then(|inspected| Owned::decode(inspected.owner.as_deref()?));
+        let Some(owned) = owned else { return Ok(()) };
+        let now = place::files_at_open(&self.graph, kept.owner.name());
+        let same = |before: &ImageFile| {
+            let is = |file: &ImageFile| {
+                file.path == before.path || (file.device, file.inode) == (before.device, before.inode)
+            };
+            now.files.iter().any(is)
+        };
+        let other = owned.images.files.iter().find(|before| before.path.exists());
+        match other {
+            Some(other) if !owned.images.files.iter().any(same) => {
+                let (name, of) = (kept.owner.name(), other.path.display());
+                let message = format_args!(
+                    "{} has the bitmaps of {} in {of}; expected another place for this one's: bitmap-store = \
+                     \"file:PATH\" in [drive.{name}]",
+                    path.display(),
+                    owned.owner
+                );
+                Err(Error::new(Kind::Exists, message))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Is it certain that nobody else wrote to the image since this program had its bitmaps in a file beside it? `None`:
@@ -116,28 +148,46 @@ impl Stores {
         same_boot: bool,
         heartbeat: Option<SystemTime>,
     ) -> Option<String> {
-        match owned.and_then(|owned| self.witnessed(&owned.place)) {
-            Some(true) => return None,
-            Some(false) => {
-                return Some("its image was opened for writing by another program meanwhile".to_owned());
-            }
-            None => {}
-        }
-        // A file that a tool made knows no images yet.
-        let before = owned.map(|owned| &owned.images).filter(|images| clean && !images.files.is_empty());
-        if clean && before.is_none() {
-            return None;
+        let witnessed = owned.and_then(|owned| self.witnessed(&owned.place));
+        if witnessed == Some(false) {
+            return Some("its image was opened for writing by another program meanwhile".to_owned());
         }
         let now = place::files_at_open(&self.graph, target);
-        let differences = match before {
-            Some(before) => before.differences(&now),
-            None => {
+        // A file that a tool made knows no images yet.
+        let known = owned.map(|owned| &owned.images).filter(|images| !images.files.is_empty());
+        let differences = match (clean, known) {
+            // They were put away, but could not be brought into the image: its witness says all.
+            (true, _) if witnessed.is_some() => Vec::new(),
+            (true, known) => known.map(|known| known.differences(&now)).unwrap_or_default(),
+            (false, known) => {
                 let slack = if same_boot { HEARTBEAT_SLACK } else { HEARTBEAT_SLACK_POWER };
-                heartbeat.map(|last| now.changed_after(last + slack)).unwrap_or_default()
+                let mut differences = known.map(|known| strangers(known, &now)).unwrap_or_default();
+                differences.extend(heartbeat.iter().flat_map(|last| now.changed_after(*last + slack)));
+                differences
             }
         };
         (!differences.is_empty()).then(|| differences.join("; "))
     }
+}
+
+/// Files that are not those that the bitmaps knew when they were last in use, each in words. Such a file may have grown and
+/// changed since, and others may have gone.
+fn strangers(known: &Fingerprint, now: &Fingerprint) -> Vec<String> {
+    let why = |file: &ImageFile| {
+        let name = file.path.display();
+        let Some(before) = known.files.iter().find(|before| before.path == file.path) else {
+            return Some(format!("{name} was no image of the drive when the bitmaps were last in use"));
+        };
+        if (before.device, before.inode) != (file.device, file.inode) {
+            return Some(format!("{name} is another file than it was"));
+        }
+        (file.mtime_ns < before.mtime_ns).then(|| format!("{name} is older than it was"))
+    };
+    now.files.iter().filter_map(why).collect()
+}
+
+fn is_foreign(error: &driveline_store::Error) -> bool {
+    matches!(error, driveline_store::Error::Foreign { .. })
 }
 
 /// Was it a store, of which not even the names of bitmaps are left, or the file is gone that counts in its place? Another

@@ -10,7 +10,7 @@ use std::{fmt::Write as _, io};
 /// Says what is worth knowing to who watches, not to who reads the output.
 pub(super) fn say(notes: &[String]) {
     for note in notes {
-        eprintln!("driveline: {note}");
+        crate::commands::say(note);
     }
 }
 
