@@ -155,6 +155,20 @@ fn what_fails_at_the_start_undoes_what_was_started() {
     assert_eq!(left, ["vm.toml", "zzz.sock"]);
 }
 
+/// `timeout` signals a program, and then its group.
+#[test]
+fn the_same_signal_twice_at_once_is_one_wish() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("vm.toml");
+    fs::write(&file, DISK).unwrap();
+    for _ in 0..5 {
+        let mut running = run(program(), &file, 2);
+        running.signal("-TERM");
+        running.signal("-TERM");
+        assert_eq!(running.ended().code(), Some(0));
+    }
+}
+
 /// A client that takes no answers holds the end up for a while; who does not want to wait says so again.
 #[test]
 fn a_second_signal_ends_it_at_once() {
