@@ -191,8 +191,8 @@ fn notes(path: &Path, look: &Look) -> Vec<String> {
     let mut notes = look.notes.clone();
     if let Some(left) = look.left.first() {
         notes.push(format!(
-            "{} has bitmaps of it: the program that used it was killed; the next start, or a change by this tool, \
-             brings them home",
+            "{} has bitmaps of it: the program that used it was killed, or could not put them into it; the next \
+             start, or a change by this tool, brings them home",
             left.display()
         ));
     }
