@@ -142,3 +142,29 @@ fn a_file_of_another_kind_in_the_place_of_bitmaps_is_put_aside() {
     assert_eq!(fs::read(world.path("vda.dlbitmaps.damaged")).unwrap(), b"something else");
     drop(daemon);
 }
+
+/// Two machines stand on one image: it is in the chain of both, and their bitmaps are in one place if their own images can
+/// hold none.
+#[test]
+fn a_shared_backing_image_makes_no_drive_the_other() {
+    if !have("persistent", &["nbdinfo", "qemu-img", "qemu-io"]) {
+        return;
+    }
+    let world = World::new("[node.top]\ndriver = \"qcow2\"\nfile = \"one.qcow2\"\n", "");
+    let golden = world.text("golden.raw");
+    fs::File::create(&golden).unwrap().set_len(SIZE).unwrap();
+    for name in ["one.qcow2", "two.qcow2"] {
+        let image = world.text(name);
+        let old = ["create", "-q", "-f", "qcow2", "-o", "compat=0.10", "-b", &golden, "-F", "raw", &image];
+        run("qemu-img", &old);
+    }
+    let daemon = world.start();
+    let written = world.write(&[3]);
+    daemon.kill();
+    fs::write(world.path("two.toml"), world.toml.replace("one.qcow2", "two.qcow2")).unwrap();
+    let ended = output(Daemon::program().to_str().unwrap(), &["run", &world.text("two.toml")]);
+    let text = String::from_utf8_lossy(&ended.stderr);
+    assert!(!ended.status.success() && text.contains("one.qcow2; expected another place"), "{text}");
+    let daemon = world.start();
+    assert_eq!((verdicts(&daemon), world.dirty("daily")), (vec!["exact".to_owned()], written));
+}

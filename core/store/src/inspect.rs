@@ -81,6 +81,16 @@ pub struct Inspection {
 }
 
 impl Store {
+    /// The owner section of a store, open or not; none if it was lost. Reads no bits.
+    ///
+    /// Errors: as [`inspect`](Store::inspect).
+    pub fn owner_of(path: &Path) -> Result<Option<Vec<u8>>> {
+        let disk = FileDisk::open(path, false);
+        let disk = disk.map_err(|source| Error::Io { what: "open", path: path.to_owned(), source })?;
+        let found = find_header(&Volume::new(path, Arc::new(disk)))?;
+        Ok((!found.owner_lost).then_some(found.header.owner))
+    }
+
     /// Looks at a store, open or not, and changes nothing. What is read while a process has it open is of no one moment.
     ///
     /// Errors: [`Error::Io`]; [`Error::Foreign`], [`Error::Version`], [`Error::NamesLost`].

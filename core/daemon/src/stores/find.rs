@@ -1,8 +1,11 @@
 //! At the start: what stores and images hold becomes bitmaps of drives and nodes, whatever ended the program before.
 
 use super::{
-    Kept, Owner, Recovered, Stores, Trust, owner::Owned, place::Place, save::put_into_image, store_error,
-    view_for,
+    Kept, Owner, Recovered, Stores, Trust,
+    owner::Owned,
+    place::Place,
+    save::{ForImage, put_into_image},
+    store_error, view_for,
 };
 use crate::config::{Config, DriveSection};
 use driveline_bitmap::{Bitmap, BitmapName, Bits, Durability, Granularity, StoreBinding, View};
@@ -106,11 +109,13 @@ impl Stores {
             change.attach_bitmap(kept.owner.name(), bitmap)?;
         }
         change.commit().await?;
+        kept.inner.lock().attached = true;
         if let (Some(node), None, Some(image)) = (&node, place.node(), &image)
             && !image.stored.bitmaps.is_empty()
         {
-            // They were there before the drive had another place for them, and are in that now.
-            put_into_image(&self.graph, node, Vec::new(), false).await?;
+            // They were there before the drive had another place for them, and are in that now; but for those that are lost.
+            let lost = self.lost_of(kept).iter().map(|bitmap| ForImage::in_use(bitmap)).collect();
+            put_into_image(&self.graph, node, lost, false).await?;
         }
         Ok(names)
     }
@@ -146,7 +151,6 @@ impl Stores {
         }
         let path = store.path();
         let first = kept.inner.lock().store.is_none();
-        store.heartbeat(SystemTime::now());
         let mut rest = Some(store);
         if first {
             kept.inner.lock().store = rest.take();
@@ -175,9 +179,13 @@ impl Stores {
                 }
             }
         }
-        if let Some(store) = rest {
-            drop(store);
-            super::save::remove(&path)?;
+        match rest {
+            Some(store) => {
+                drop(store);
+                super::save::remove(&path)?;
+            }
+            // Not before what is not to be trusted is dirty: who is killed in between must find the images changed again.
+            None => kept.inner.lock().store.iter().for_each(|store| store.heartbeat(SystemTime::now())),
         }
         Ok(owned.filter(|_| outside.is_none()).map(|owned| owned.lost))
     }

@@ -104,6 +104,8 @@ struct KeptInner {
     fixed: bool,
     /// None as long as no bitmap is persistent.
     store: Option<Store>,
+    /// What the store holds is attached to the graph. Before that, a graph without its bitmaps says nothing about it.
+    attached: bool,
     /// Keeps the image from going away.
     pin: Option<Root>,
     /// The bitmaps that the image knows to be in use.
@@ -164,6 +166,7 @@ impl Stores {
             place,
             fixed,
             store: None,
+            attached: false,
             pin: None,
             announced: Vec::new(),
             foreign: Vec::new(),
@@ -266,7 +269,8 @@ impl Keeper for Clerk {
             view: bitmap.view(),
             durability,
         };
-        let inner = kept.inner.lock();
+        let mut inner = kept.inner.lock();
+        inner.attached = true;
         inner.store.as_ref().expect("it was just made").add(&spec).map_err(store_error)
     }
 

@@ -72,19 +72,19 @@ impl Stores {
     /// Two drives of one name have their bitmaps in one place, unless the configuration says another: the second one must not
     /// take what the first one left.
     fn refuse_somebody_elses(&self, kept: &Kept, path: &Path) -> Result<()> {
-        let inspected = Store::inspect(path, self.boot_id).ok();
-        let owned = inspected.and_then(|inspected| Owned::decode(inspected.owner.as_deref()?));
-        let Some(owned) = owned else { return Ok(()) };
+        let Some(owned) = owned_by(path) else { return Ok(()) };
         let now = place::files_at_open(&self.graph, kept.owner.name());
-        let same = |before: &ImageFile| {
-            let is = |file: &ImageFile| {
-                file.path == before.path || (file.device, file.inode) == (before.device, before.inode)
-            };
-            now.files.iter().any(is)
+        let same =
+            |a: &ImageFile, b: &ImageFile| a.path == b.path || (a.device, a.inode) == (b.device, b.inode);
+        let without = |of: &Fingerprint, others: &Fingerprint| -> Vec<ImageFile> {
+            let alone = |file: &&ImageFile| others.files.iter().all(|other| !same(file, other));
+            of.files.iter().filter(alone).cloned().collect()
         };
-        let other = owned.images.files.iter().find(|before| before.path.exists());
-        match other {
-            Some(other) if !owned.images.files.iter().any(same) => {
+        // A drive loses images to jobs, or gets others put on top. Who has lost one that is still there *and* got another is
+        // somebody else, though both may stand on one image.
+        let lost = without(&owned.images, &now).into_iter().find(|file| file.path.exists());
+        match lost {
+            Some(other) if !without(&now, &owned.images).is_empty() => {
                 let (name, of) = (kept.owner.name(), other.path.display());
                 let message = format_args!(
                     "{} has the bitmaps of {} in {of}; expected another place for this one's: bitmap-store = \
@@ -124,9 +124,7 @@ impl Stores {
         let entries = directories.into_iter().filter_map(|directory| fs::read_dir(directory).ok()).flatten();
         let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
         let is_ours = |path: &PathBuf| {
-            let inspected = Store::inspect(path, self.boot_id).ok();
-            let owned = inspected.and_then(|inspected| Owned::decode(inspected.owner.as_deref()?));
-            owned.is_some_and(|owned| {
+            owned_by(path).is_some_and(|owned| {
                 let shows_top = owned.images.files.iter().any(|image| Some(&image.path) == top.as_ref());
                 let is_part = matches!(&owned.place, Place::Image { file, .. } if files.contains(file));
                 owned.owner == *owner && (shows_top || is_part)
@@ -184,6 +182,11 @@ fn strangers(known: &Fingerprint, now: &Fingerprint) -> Vec<String> {
         (file.mtime_ns < before.mtime_ns).then(|| format!("{name} is older than it was"))
     };
     now.files.iter().filter_map(why).collect()
+}
+
+/// What a store says of itself.
+fn owned_by(path: &Path) -> Option<Owned> {
+    Owned::decode(Store::owner_of(path).ok()??.as_slice())
 }
 
 fn is_foreign(error: &driveline_store::Error) -> bool {

@@ -9,7 +9,7 @@ use super::{
 use driveline_bitmap::{Bitmap, Bits, Granularity};
 use driveline_graph::{BitmapToStore, Error, Graph, Result};
 use driveline_store::{Fingerprint, Store};
-use std::{fs, io, path::PathBuf, sync::Arc};
+use std::{fs, io, path::PathBuf, sync::Arc, time::SystemTime};
 
 /// Stores that stay files, with the images that they are about, for the time when those are closed.
 #[derive(Debug, Default)]
@@ -89,12 +89,13 @@ impl Stores {
         let _turn = self.turn.lock().await;
         let (mut remaining, mut first) = (Remaining::default(), Ok(()));
         for kept in self.all() {
-            let (store, place) = {
+            let (store, place, attached) = {
                 let mut inner = kept.inner.lock();
                 inner.pin = None;
-                (inner.store.take(), inner.place.clone())
+                (inner.store.take(), inner.place.clone(), inner.attached)
             };
-            let Some(store) = store else { continue };
+            // A start that failed half-way leaves what it found, as if it had been killed.
+            let Some(store) = store.filter(|_| attached) else { continue };
             let bitmaps = self.bitmaps_of(&store.path());
             let saved = match &place {
                 Place::Image { node, .. } => self.save_image(&kept, node, &bitmaps).await.map(|()| true),
@@ -151,6 +152,8 @@ impl Stores {
                 .and_then(|images| {
                     let owned = Owned { images, ..owned };
                     store.set_owner(&owned.encode()).map_err(store_error)?;
+                    // Closing the images may have taken a while, and was this program's doing.
+                    store.heartbeat(SystemTime::now());
                     store.close_clean().map_err(store_error)
                 });
             if let Err(error) = closed {
@@ -168,5 +171,27 @@ pub(super) fn remove(path: &std::path::Path) -> Result<()> {
             Err(Error::io(error.raw_os_error().unwrap_or(5), format_args!("removing {}", path.display())))
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::Owner, *};
+    use driveline_graph::GraphOptions;
+    use futures::FutureExt;
+
+    /// A start that fails between the opening of a store and the attaching of its bitmaps has a graph without them: that is no
+    /// reason to put away none, and to remove the file.
+    #[test]
+    fn a_start_that_fails_half_way_leaves_the_store_that_it_found() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("vda.dlbitmaps");
+        let graph = Graph::new(GraphOptions::default());
+        let stores = Stores::new(&graph).unwrap();
+        let kept = stores.add(Owner::Drive("vda".into()), Place::File(path.clone()), true);
+        kept.store(&stores, 1 << 20).unwrap();
+        let (remaining, saved) = stores.save().now_or_never().expect("nobody else is here");
+        saved.and(stores.close_files(remaining)).unwrap();
+        assert!(path.exists());
     }
 }
