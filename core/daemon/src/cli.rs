@@ -1,6 +1,7 @@
 //! The command line.
 
 mod bitmap;
+pub mod ctl;
 
 pub use self::bitmap::{Bitmap, ExportFormat, Map, One, Shelf};
 
@@ -16,6 +17,7 @@ Examples:
   driveline check vm.toml                every mistake of a file, and what it would do
   driveline run vm.toml                  serve it until Ctrl-C
   driveline graph vm.toml --format svg > vm.svg
+  driveline ctl jobs                     talk to the daemon of ./qmp.sock
   driveline bitmap list active.qcow2     what its bitmaps are, between two runs
   DRIVELINE_LOG=info driveline run vm.toml
 
@@ -75,6 +77,19 @@ Examples:
     /// Makes a chain of three small images in a temporary folder and serves it over NBD. A writer writes through NBD
     /// while a stream and then a commit run. Fails if the bitmap is not exactly what was written.
     Demo,
+    /// Look at a running daemon, and steer it.
+    ///
+    /// A daemon with a [monitor] listens on a socket, as said there. Jobs are waited for, with a bar on a terminal; Ctrl-C
+    /// leaves them running.
+    #[command(after_help = "\
+Exit status: 0 done, 1 the daemon refused or the job failed, 2 the command line makes no sense, 3 no daemon was reached.
+
+Examples:
+  driveline ctl graph
+  driveline ctl backup vda full.qcow2
+  driveline ctl -s /run/driveline/qmp.sock watch
+  driveline ctl jobs --json | jq '.[].id'")]
+    Ctl(ctl::Ctl),
     /// Look at the bitmaps of a qcow2 image or of a file of bitmaps, or change them, while nobody serves their drive.
     ///
     /// Bitmaps of a drive are in its top image, if that is a writable qcow2 image, as QEMU keeps them; otherwise in a file
@@ -134,13 +149,14 @@ Examples:
     /// Look at filters.
     #[command(subcommand)]
     Plugin(Plugin),
-    /// Print a completion script for a shell.
+    /// Print a completion script for a shell. It asks a running daemon for names of nodes, drives, bitmaps and jobs.
     #[command(after_help = "\
 Examples:
   source <(driveline completions bash)
   driveline completions fish > ~/.config/fish/completions/driveline.fish")]
     Completions {
         /// Which shell.
+        #[arg(value_enum)]
         shell: clap_complete::Shell,
     },
 }

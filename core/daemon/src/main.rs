@@ -8,6 +8,8 @@ use driveline_daemon::{
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // The shell asks what could come next.
+    clap_complete::CompleteEnv::with_factory(Cli::command).complete();
     let cli = Cli::parse();
     if let Err(message) = logging::start(cli.log.as_deref()) {
         eprintln!("driveline: {message}");
@@ -17,15 +19,13 @@ fn main() -> ExitCode {
         Command::Run(file) => commands::run(&file.file),
         Command::Check(file) => commands::check(&file.file),
         Command::Graph { file, format } => commands::graph(&file.file, format),
+        Command::Ctl(ctl) => commands::ctl(ctl),
         Command::Demo => commands::demo(),
         Command::Bitmap(command) => commands::bitmap(command),
         Command::Map(map) => commands::map(&map),
         Command::CheckImage { repair, json, image } => commands::check_image(&image, repair, json),
         Command::Image(image) => commands::image(image),
         Command::Plugin(plugin) => commands::plugin(plugin),
-        Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "driveline", &mut std::io::stdout());
-            ExitCode::SUCCESS
-        }
+        Command::Completions { shell } => commands::completions(shell),
     }
 }

@@ -2,6 +2,8 @@
 
 mod bitmap;
 mod check;
+mod completions;
+mod ctl;
 mod graph;
 mod image;
 mod plugin;
@@ -9,6 +11,8 @@ mod run;
 
 pub use bitmap::{bitmap, map};
 pub use check::{Failed, check, rehearse};
+pub use completions::completions;
+pub use ctl::{ctl, names as ctl_names};
 pub use graph::graph;
 pub use image::{check_image, image};
 pub use plugin::plugin;

@@ -1,0 +1,227 @@
+//! Jobs of a running daemon: started, shown, steered, waited for.
+
+use super::{
+    Failed, Result, Talk, full, given, list, number, print,
+    table::{Table, amount},
+    text,
+};
+use crate::cli::ctl::{Copy, Job, Run};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::{Map, Value, json};
+use std::{io::IsTerminal, process::ExitCode, time::Duration};
+
+/// How often progress is asked for.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+/// What becomes of a job that is ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum AtReady {
+    /// Its last step is taken.
+    Complete,
+    /// It is left so.
+    Leave,
+}
+
+impl Talk {
+    pub(super) fn jobs(&mut self) -> Result<ExitCode> {
+        let answer = self.client.run("query-jobs", json!({}))?;
+        self.answer(&answer, jobs)
+    }
+
+    pub(super) fn steer(&mut self, verb: Job) -> Result<ExitCode> {
+        match verb {
+            Job::Pause(job) => self.simple("job-pause", json!({ "id": job.id })),
+            Job::Resume(job) => self.simple("job-resume", json!({ "id": job.id })),
+            Job::Cancel { job, force } => {
+                self.simple("block-job-cancel", json!({ "device": job.id, "force": force }))
+            }
+            Job::Complete(job) => self.simple("job-complete", json!({ "id": job.id })),
+            Job::Finalize(job) => self.simple("job-finalize", json!({ "id": job.id })),
+            Job::Dismiss(job) => self.simple("job-dismiss", json!({ "id": job.id })),
+            Job::SetSpeed { job, speed } => {
+                self.simple("block-job-set-speed", json!({ "device": job.id, "speed": speed.0 }))
+            }
+            Job::Wait(job) => {
+                if find(&self.client.run("query-jobs", json!({}))?, &job.id).is_none() {
+                    return Err(Failed::Refused(format!("there is no job '{}'", job.id)));
+                }
+                self.wait(&job.id, AtReady::Leave)
+            }
+        }
+    }
+
+    /// Copies a drive, to a file that the daemon makes or to a node.
+    pub(super) fn copy(
+        &mut self,
+        kind: &str,
+        copy: Copy,
+        more: Map<String, Value>,
+        run: &Run,
+        at_ready: AtReady,
+    ) -> Result<ExitCode> {
+        let to_node = copy.to_node.is_some();
+        let target = match (&copy.to_node, &copy.file) {
+            (Some(node), _) => node.as_str().into(),
+            (None, Some(file)) => full(file),
+            (None, None) => Value::Null,
+        };
+        let mut arguments = given([
+            ("target", target),
+            ("sync", copy.sync.name().into()),
+            ("bitmap", copy.bitmap.into()),
+            ("bitmap-mode", copy.bitmap_mode.into()),
+        ]);
+        if !to_node {
+            arguments["format"] = copy.format.into();
+            arguments["mode"] = if copy.existing { "existing" } else { "absolute-paths" }.into();
+        }
+        if let Some(arguments) = arguments.as_object_mut() {
+            arguments.extend(more);
+        }
+        let command = format!("{}-{kind}", if to_node { "blockdev" } else { "drive" });
+        self.start(&command, &copy.drive, arguments, run, at_ready)
+    }
+
+    /// Starts a job, and stays with it unless told not to.
+    pub(super) fn start(
+        &mut self,
+        command: &str,
+        drive: &str,
+        mut arguments: Value,
+        run: &Run,
+        at_ready: AtReady,
+    ) -> Result<ExitCode> {
+        let id = run.job_id.clone().unwrap_or_else(|| drive.to_owned());
+        let common = given([
+            ("device", drive.into()),
+            ("job-id", id.as_str().into()),
+            ("speed", run.speed.map(|bytes| bytes.0).into()),
+            // One that is waited for stays until its end has been seen.
+            ("auto-dismiss", (!run.detach).then_some(false).into()),
+        ]);
+        if let (Some(arguments), Some(common)) = (arguments.as_object_mut(), common.as_object()) {
+            arguments.extend(common.clone());
+        }
+        self.client.run(command, arguments)?;
+        match run.detach {
+            true => self.answer(&json!({ "id": id }), |_| format!("{id}\n")),
+            false => self.wait(&id, at_ready),
+        }
+    }
+
+    /// Shows a job's progress until it is over, or ready and to be left so.
+    fn wait(&mut self, id: &str, at_ready: AtReady) -> Result<ExitCode> {
+        let bar = bar(id);
+        let mut last = json!({ "id": id });
+        let mut completing = false;
+        loop {
+            // Gone: another client has dismissed it, or it was to go by itself.
+            let Some(job) = find(&self.client.run("query-jobs", json!({}))?, id).cloned() else {
+                bar.finish_and_clear();
+                return self.answer(&last, |_| String::new());
+            };
+            bar.set_length(number(&job["total-progress"]));
+            bar.set_position(number(&job["current-progress"]));
+            bar.set_message(text(&job["status"]).to_owned());
+            match text(&job["status"]) {
+                "concluded" => {
+                    bar.finish_and_clear();
+                    return self.concluded(id, &job);
+                }
+                "ready" if at_ready == AtReady::Leave => {
+                    bar.finish_and_clear();
+                    let hint = format!(
+                        "{id} is ready: `driveline ctl job complete {id}` takes its last step, `job cancel {id}` ends it\n"
+                    );
+                    return self.answer(&job, |_| hint.clone());
+                }
+                "ready" if !completing => {
+                    self.client.run("job-complete", json!({ "id": id }))?;
+                    completing = true;
+                }
+                "pending" if self.waits_for_user(id)? => {
+                    bar.finish_and_clear();
+                    let hint = format!("{id} waits for `driveline ctl job finalize {id}`\n");
+                    return self.answer(&job, |_| hint.clone());
+                }
+                _ => {}
+            }
+            last = job;
+            // Events only cut the wait short.
+            while self.client.event(Some(LOOK_AGAIN))?.is_some_and(|event| event["data"]["id"] != id) {}
+        }
+    }
+
+    /// Every job is pending for a moment; some stay so until their user finalizes them.
+    fn waits_for_user(&mut self, id: &str) -> Result<bool> {
+        let jobs = self.client.run("query-block-jobs", json!({}))?;
+        Ok(list(&jobs).iter().any(|job| job["device"] == id && job["auto-finalize"] == false))
+    }
+
+    /// Says how it ended, and lets it be forgotten.
+    fn concluded(&mut self, id: &str, job: &Value) -> Result<ExitCode> {
+        // One that goes by itself may be gone by now.
+        let _ = self.client.run("job-dismiss", json!({ "id": id }));
+        if self.json {
+            print(&format!("{job:#}\n"));
+        }
+        match job["error"].as_str() {
+            Some(error) => Err(Failed::Refused(format!("job {id}: {error}"))),
+            None => {
+                let done = amount(number(&job["current-progress"]));
+                Ok(if self.json { ExitCode::SUCCESS } else { print(&format!("{id}: done, {done}\n")) })
+            }
+        }
+    }
+}
+
+fn find<'a>(jobs: &'a Value, id: &str) -> Option<&'a Value> {
+    list(jobs).iter().find(|job| job["id"] == id)
+}
+
+/// A bar on a terminal; nothing where nobody watches.
+fn bar(id: &str) -> ProgressBar {
+    let bar = ProgressBar::new(0);
+    if !std::io::stderr().is_terminal() {
+        bar.set_draw_target(ProgressDrawTarget::hidden());
+    }
+    let style = ProgressStyle::with_template(
+        "{prefix} {bar:30} {percent:>3} %  {bytes}/{total_bytes}  {binary_bytes_per_sec}  {eta} left  {msg}",
+    );
+    if let Ok(style) = style {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    bar.set_prefix(id.to_owned());
+    bar
+}
+
+fn jobs(answer: &Value) -> String {
+    let mut table = Table::new(&["job", "type", "status", "done", "of", "error"], &[3, 4]);
+    for job in list(answer) {
+        table.row([
+            text(&job["id"]).to_owned(),
+            text(&job["type"]).to_owned(),
+            text(&job["status"]).to_owned(),
+            amount(number(&job["current-progress"])),
+            amount(number(&job["total-progress"])),
+            text(&job["error"]).to_owned(),
+        ]);
+    }
+    table.text("no jobs")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_is_one_line() {
+        let answer = json!([{ "id": "vda", "type": "stream", "status": "running",
+            "current-progress": 524288, "total-progress": 1048576 }]);
+        let expected = "\
+job  type    status      done     of  error
+vda  stream  running  512 KiB  1 MiB
+";
+        assert_eq!((jobs(&answer).as_str(), jobs(&json!([])).as_str()), (expected, "no jobs\n"));
+    }
+}

@@ -1,0 +1,184 @@
+//! `driveline ctl` against a running daemon, as a person at a terminal has it.
+
+use crate::harness::{Daemon, have};
+use serde_json::Value;
+use std::process::{Command, Output};
+
+const CONFIGURATION: &str = r#"
+    [node.base]
+    driver = "qcow2"
+    file = "base.qcow2"
+    read-only = true
+
+    [node.active]
+    driver = "qcow2"
+    file = "active.qcow2"
+    backing = "base"
+
+    [drive.vda]
+    root = "active"
+    bitmaps = [{ name = "daily" }]
+
+    [export.vda]
+    type = "nbd"
+    drive = "vda"
+    socket = "vda.sock"
+    writable = true
+
+    [monitor]
+    qmp = "qmp.sock"
+"#;
+
+struct World {
+    daemon: Daemon,
+    folder: tempfile::TempDir,
+}
+
+impl World {
+    /// A drive of two layers, the lower one full of data.
+    fn new() -> Option<Self> {
+        if !have("ctl", &["qemu-img", "qemu-io"]) {
+            return None;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let run = |program: &str, arguments: &[&str]| {
+            let status = Command::new(program).args(arguments).current_dir(&folder).output().unwrap();
+            assert!(status.status.success(), "{status:?}");
+        };
+        run("qemu-img", &["create", "-q", "-f", "qcow2", "base.qcow2", "8M"]);
+        run("qemu-io", &["-f", "qcow2", "-c", "write -P 7 0 8M", "base.qcow2"]);
+        run("qemu-img", &["create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", "active.qcow2"]);
+        let daemon = Daemon::start(folder.path(), CONFIGURATION);
+        Some(Self { daemon, folder })
+    }
+
+    fn ctl(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(Daemon::program());
+        command.arg("ctl").args(arguments).current_dir(&self.folder).env_remove("DRIVELINE_SOCKET");
+        command.output().unwrap()
+    }
+
+    fn says(&self, arguments: &[&str]) -> String {
+        let output = self.ctl(arguments);
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "ctl {arguments:?}: {errors}");
+        assert_eq!(errors, "", "ctl {arguments:?} has nothing to complain of");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn json(&self, arguments: &[&str]) -> Value {
+        serde_json::from_str(&self.says(arguments)).unwrap()
+    }
+}
+
+#[test]
+fn a_person_sees_nodes_drives_bitmaps_and_exports() {
+    let Some(world) = World::new() else { return };
+    let drives = world.says(&["drives"]);
+    assert_eq!(drives, "drive  root     size  access    bitmaps\nvda    active  8 MiB  writable  daily\n");
+    let nodes = world.says(&["nodes"]);
+    assert!(nodes.starts_with("node"), "{nodes}");
+    assert!(nodes.lines().any(|line| line.starts_with("base") && line.contains("read-only")), "{nodes}");
+    let bitmaps = world.says(&["bitmaps", "vda"]);
+    assert!(bitmaps.ends_with("vda  daily        64 KiB    0 B  recording\n"), "{bitmaps}");
+    assert_eq!(world.says(&["exports"]), "export  type  shows  state\nvda     nbd   vda    serving\n");
+    assert_eq!(world.says(&["jobs"]), "no jobs\n");
+    assert_eq!(world.json(&["drives", "--json"])[0]["device"], "vda");
+}
+
+#[test]
+fn bitmaps_and_filters_change_under_a_running_daemon() {
+    let Some(world) = World::new() else { return };
+    assert_eq!(world.says(&["bitmap", "add", "vda", "weekly", "--granularity", "1MiB"]), "");
+    assert_eq!(world.says(&["bitmap", "rename", "vda", "weekly", "monthly"]), "");
+    assert_eq!(world.says(&["bitmap", "merge", "vda", "daily", "--into", "monthly"]), "");
+    let names: Vec<String> = world
+        .json(&["bitmaps", "vda", "--json"])
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|bitmap| bitmap["name"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(names, ["daily", "monthly"]);
+    assert_eq!(world.says(&["insert", "delay", "--above", "vda", "--name", "slow", "read=1ms"]), "slow\n");
+    assert!(world.says(&["drives"]).contains("slow"));
+    assert_eq!(world.says(&["remove", "slow"]), "");
+    assert!(!world.says(&["drives"]).contains("slow"));
+}
+
+#[test]
+fn a_job_is_waited_for_and_says_how_it_ended() {
+    let Some(world) = World::new() else { return };
+    assert_eq!(world.says(&["stream", "vda"]), "vda: done, 8 MiB\n");
+    assert_eq!(world.says(&["jobs"]), "no jobs\n");
+    assert!(world.says(&["bitmaps", "vda"]).contains("0 B  recording"), "the drive has not changed");
+    let failed = world.ctl(&["commit", "vda"]);
+    assert_eq!(failed.status.code(), Some(1), "there is nothing below any more: {failed:?}");
+    // One that is left running is found by its id, and can be steered.
+    assert_eq!(world.says(&["export", "add", "active", "--name", "second"]), "");
+    assert!(world.says(&["exports"]).contains("second"));
+    assert_eq!(world.says(&["export", "remove", "second"]), "");
+}
+
+#[test]
+fn what_is_wrong_is_told_by_the_exit_status() {
+    let Some(world) = World::new() else { return };
+    let refused = world.ctl(&["bitmap", "clear", "vda", "dayly"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("dayly"), "{refused:?}");
+    let nobody = world.ctl(&["-s", "nobody.sock", "jobs"]);
+    assert_eq!(nobody.status.code(), Some(3));
+    let text = String::from_utf8_lossy(&nobody.stderr).into_owned();
+    assert!(text.starts_with("driveline: cannot connect to nobody.sock: "), "{text}");
+    assert_eq!(world.ctl(&["nothing"]).status.code(), Some(2));
+    assert_eq!(world.json(&["--config", "drive.toml", "qmp", "query-version"])["qemu"]["major"], 10);
+}
+
+#[test]
+fn watch_prints_a_line_for_each_event_until_the_daemon_ends() {
+    let Some(world) = World::new() else { return };
+    let mut command = Command::new(Daemon::program());
+    command.args(["ctl", "watch"]).current_dir(&world.folder).stdout(std::process::Stdio::piped());
+    let mut watch = command.spawn().unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(watch.stdout.take().unwrap()));
+    // Whoever is connected hears of it; so it is repeated until somebody is.
+    let (told, hear) = std::sync::mpsc::channel();
+    let reader = std::thread::spawn(move || {
+        let first = lines.next().unwrap().unwrap();
+        told.send(first).unwrap();
+        lines.map_while(Result::ok).last()
+    });
+    let first = loop {
+        world.says(&["stream", "vda"]);
+        match hear.recv_timeout(std::time::Duration::from_millis(10)) {
+            Ok(line) => break line,
+            Err(_) => continue,
+        }
+    };
+    assert!(first.contains("JOB_STATUS_CHANGE"), "{first}");
+    let World { daemon, folder } = world;
+    assert!(daemon.terminate().success());
+    let last = reader.join().unwrap().unwrap();
+    assert!(last.contains("SHUTDOWN  guest=false reason=host-signal"), "{last}");
+    assert!(watch.wait().unwrap().success());
+    drop(folder);
+}
+
+#[test]
+fn the_shell_completes_names_of_the_running_daemon() {
+    let Some(world) = World::new() else { return };
+    let complete = |words: &[&str]| {
+        let mut command = Command::new(Daemon::program());
+        command.env("COMPLETE", "bash").env("_CLAP_COMPLETE_INDEX", (words.len() - 1).to_string());
+        command
+            .env("_CLAP_COMPLETE_COMP_TYPE", "9")
+            .env("_CLAP_COMPLETE_SPACE", "false")
+            .env("_CLAP_IFS", "\n");
+        command.arg("--").args(words).current_dir(&world.folder).env_remove("DRIVELINE_SOCKET");
+        String::from_utf8(command.output().unwrap().stdout).unwrap()
+    };
+    assert_eq!(complete(&["driveline", "ctl", "bitmaps", "vd"]).trim(), "vda");
+    assert_eq!(complete(&["driveline", "ctl", "bitmap", "clear", "vda", "d"]).trim(), "daily");
+    let script = Command::new(Daemon::program()).args(["completions", "bash"]).output().unwrap();
+    assert!(String::from_utf8_lossy(&script.stdout).contains("COMPLETE"));
+}
