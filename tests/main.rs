@@ -3,6 +3,7 @@
 mod clients;
 mod ctl;
 mod filters;
+mod guest_os;
 mod harness;
 mod kills;
 mod memory;
