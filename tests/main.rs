@@ -1,5 +1,6 @@
 //! Tests across the whole of Driveline: what no crate can show alone.
 
+mod apply;
 mod clients;
 mod ctl;
 mod filters;

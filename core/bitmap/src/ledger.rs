@@ -91,6 +91,9 @@ pub trait Ledger: fmt::Debug + Send + Sync {
     /// Does the last settled record count this half? One that does is cleared by turning to the other half.
     fn counts(&self, half: Half) -> bool;
 
+    /// What its bitmap survives.
+    fn durability(&self) -> Durability;
+
     /// Is [`poll_safe`](Ledger::poll_safe) ever anything but ready?
     fn waits(&self) -> bool;
 

@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use driveline_bitmap::{
-    Bitmap, BitmapName, BitmapSet, Bits, Error, Frozen, Granularity, Half, Ledger, Record, Result,
-    StoreBinding,
+    Bitmap, BitmapName, BitmapSet, Bits, Durability, Error, Frozen, Granularity, Half, Ledger, Record,
+    Result, StoreBinding,
 };
 use proptest::prelude::*;
 
@@ -77,6 +77,10 @@ impl Ledger for Paper {
 
     fn counts(&self, half: Half) -> bool {
         self.sheet().counts(half)
+    }
+
+    fn durability(&self) -> Durability {
+        Durability::Process
     }
 
     fn waits(&self) -> bool {

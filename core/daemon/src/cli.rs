@@ -77,6 +77,33 @@ Examples:
     /// Makes a chain of three small images in a temporary folder and serves it over NBD. A writer writes through NBD
     /// while a stream and then a commit run. Fails if the bitmap is not exactly what was written.
     Demo,
+    /// Change a running daemon to what a file says, as one, under load.
+    ///
+    /// What is equal is left alone. Bitmaps that the file does not name are kept. Exports that change or go disconnect their
+    /// clients; nothing else is noticed by them. Prints what changes: `+` comes, `-` goes, `~` changes.
+    #[command(after_help = "\
+Exit status: 0 done, 1 refused, and nothing was changed, 2 the command line makes no sense, 3 no daemon was reached.
+
+Examples:
+  driveline apply vm.toml --dry-run
+  driveline apply vm.toml")]
+    Apply {
+        /// The file. Its `[monitor]` says where the daemon is, too.
+        #[command(flatten)]
+        file: File,
+        /// Only say what would be done.
+        #[arg(long, short = 'n')]
+        dry_run: bool,
+        /// Remove bitmaps for good that the file does not name.
+        #[arg(long)]
+        prune_bitmaps: bool,
+        /// The daemon's control socket, if it is not the one of the file.
+        #[arg(long, short, value_name = "SOCKET")]
+        socket: Option<PathBuf>,
+        /// Print it as JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Look at a running daemon, and steer it.
     ///
     /// A daemon with a [monitor] listens on a socket, as said there. Jobs are waited for, with a bar on a terminal; Ctrl-C

@@ -10,12 +10,12 @@ use driveline_engine::net::{TcpListener, UnixListener};
 use driveline_graph::BoxFuture;
 use driveline_nbd::ServerOptions;
 use driveline_qmp::{
-    Address as QmpAddress, BitmapPlace, BitmapStore, Control, Error, Event, ExportInfo, Listener, NbdExport,
-    NbdServer, RecoveredBitmap, RemoveMode, Result,
+    Address as QmpAddress, Applied, ApplyWish, BitmapPlace, BitmapStore, Control, Error, Event, ExportInfo,
+    Listener, NbdExport, NbdServer, RecoveredBitmap, RemoveMode, Result,
 };
 use std::{
     io,
-    path::absolute,
+    path::{Path, absolute},
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -58,9 +58,7 @@ impl Control for Program {
     fn remove_export<'a>(&'a self, id: &'a str, mode: RemoveMode) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
             let inner = self.inner()?;
-            inner.exports.remove(id, mode == RemoveMode::Safe).await?;
-            inner.tell(&Event::ExportDeleted { id: id.to_owned() });
-            Ok(())
+            Ok(inner.end_export(id, mode == RemoveMode::Safe).await?)
         })
     }
 
@@ -134,6 +132,10 @@ impl Control for Program {
 
     fn node_going<'a>(&'a self, node: &'a str) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move { Ok(self.inner()?.stores.release(node).await?) })
+    }
+
+    fn apply<'a>(&'a self, file: &'a Path, wish: ApplyWish) -> BoxFuture<'a, Result<Applied>> {
+        Box::pin(async move { self.inner()?.apply(file, wish).await })
     }
 
     fn quit(&self) {

@@ -58,6 +58,10 @@ pub(crate) struct Inner {
     monitor: Mutex<Option<Monitoring>>,
     /// Somebody wants the program to end.
     pub(crate) quit: Quit,
+    /// What the program was started with.
+    pub(crate) started: Mutex<Config>,
+    /// One file is applied at a time.
+    pub(crate) applying: async_lock::Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -103,8 +107,9 @@ impl Daemon {
         let jobs = Jobs::new(graph.clone(), Arc::new(EngineRuntime::new(engine.handle())));
         let exports = Exports::new(engine.handle(), graph.clone());
         let stores = Stores::new(&graph).map_err(|error| StartError::World(error.to_string()))?;
-        let (monitor, quit) = (Mutex::default(), Quit::default());
-        let inner = Arc::new(Inner { graph, jobs, exports, stores, monitor, quit });
+        let (monitor, quit, applying) = Default::default();
+        let started = Mutex::new(config.clone());
+        let inner = Arc::new(Inner { graph, jobs, exports, stores, monitor, quit, started, applying });
         let daemon = Self { engine, inner };
         match daemon.engine.block_on_local(|| daemon.inner.open(config, daemon.engine.handle())) {
             Ok(()) => Ok(daemon),
@@ -198,19 +203,9 @@ impl Inner {
         }
         change.commit().await?;
         self.stores.begin(&engine).await;
-        let new_export = |export: &crate::config::ExportSection| {
-            let new = NewExport {
-                id: export.id.get_ref().clone(),
-                target: export.target.name().get_ref().clone(),
-                name: export.name.get_ref().clone(),
-                description: export.description.clone(),
-                writable: export.writable,
-                bitmaps: export.bitmaps.iter().map(|bitmap| (None, bitmap.get_ref().clone())).collect(),
-                allocation_depth: export.allocation_depth,
-            };
-            (export.address.get_ref().clone(), new)
-        };
-        self.exports.start(config.exports.iter().map(new_export).collect()).await?;
+        let exports =
+            config.exports.iter().map(|section| (section.address.get_ref().clone(), NewExport::of(section)));
+        self.exports.start(exports.collect()).await?;
         if let Some(listener) = listener {
             let program = Arc::new(control::Program(Arc::downgrade(self)));
             let monitor = Monitor::new(self.graph.clone(), self.jobs.clone(), program);
@@ -336,7 +331,7 @@ async fn add_holder(change: &mut Change, drive: &DriveSection) -> Result<()> {
 }
 
 /// A bitmap of the configuration that is not there yet.
-fn new_bitmap(bitmap: &BitmapSection) -> NewBitmap {
+pub(crate) fn new_bitmap(bitmap: &BitmapSection) -> NewBitmap {
     NewBitmap {
         name: bitmap.name.get_ref().clone(),
         granularity: bitmap.granularity,

@@ -1,6 +1,6 @@
 //! What is served: exports by id, on servers by address.
 
-use crate::config::Address;
+use crate::config::{Address, ExportSection};
 use driveline_bitmap::Keep;
 use driveline_engine::Handle;
 use driveline_graph::{Error, Graph, Kind, Result, RootOptions};
@@ -14,7 +14,7 @@ use std::{
 };
 
 /// An export to be added.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewExport {
     /// Its id.
     pub id: String,
@@ -30,6 +30,21 @@ pub struct NewExport {
     pub bitmaps: Vec<(Option<String>, String)>,
     /// May clients ask in which layer data is?
     pub allocation_depth: bool,
+}
+
+impl NewExport {
+    /// What a file says.
+    pub fn of(section: &ExportSection) -> Self {
+        Self {
+            id: section.id.get_ref().clone(),
+            target: section.target.name().get_ref().clone(),
+            name: section.name.get_ref().clone(),
+            description: section.description.clone(),
+            writable: section.writable,
+            bitmaps: section.bitmaps.iter().map(|bitmap| (None, bitmap.get_ref().clone())).collect(),
+            allocation_depth: section.allocation_depth,
+        }
+    }
 }
 
 /// An export that is there.
@@ -71,18 +86,18 @@ struct Listening {
 }
 
 struct Entry {
-    target: String,
-    name: String,
+    new: NewExport,
     at: Address,
+    /// It is of a file, not of a monitor.
+    configured: bool,
     shutting_down: bool,
     /// What it shows is there as long as it is.
     _bitmaps: Vec<Keep>,
 }
 
 impl Entry {
-    fn new(new: &NewExport, at: Address, bitmaps: Vec<Keep>) -> Self {
-        let (target, name) = (new.target.clone(), new.name.clone());
-        Self { target, name, at, shutting_down: false, _bitmaps: bitmaps }
+    fn new(new: &NewExport, at: Address, configured: bool, bitmaps: Vec<Keep>) -> Self {
+        Self { new: new.clone(), at, configured, shutting_down: false, _bitmaps: bitmaps }
     }
 }
 
@@ -98,22 +113,53 @@ impl Exports {
         Self { engine, graph, turn: Default::default(), state: Mutex::default() }
     }
 
-    /// Serves all of these at once, or none: nobody can connect before all are there.
+    /// Serves all of these at once, or none: on a new socket nobody can connect before all are there.
     pub async fn start(&self, exports: Vec<(Address, NewExport)>) -> Result<()> {
         let _turn = self.turn.lock().await;
         let mut servers: BTreeMap<Address, Server> = BTreeMap::new();
         let mut entries = Vec::new();
-        for (address, new) in exports {
+        // Those on sockets that are there already can be reached at once, so they come last, and go if one fails.
+        let is_there = |address: &Address| self.state.lock().servers.contains_key(address);
+        let (late, early): (Vec<_>, Vec<_>) = exports.into_iter().partition(|(address, _)| is_there(address));
+        for (address, new) in early {
+            self.check_id(&new.id)?;
             let server = servers
                 .entry(address.clone())
                 .or_insert_with(|| Server::new(self.engine.clone(), ServerOptions::default()));
             let bitmaps = add(&self.graph, server, &new).await?;
-            entries.push((new.id.clone(), Entry::new(&new, address, bitmaps)));
+            entries.push((new.id.clone(), Entry::new(&new, address, true, bitmaps)));
+        }
+        let mut added: Vec<(Arc<Listening>, String)> = Vec::new();
+        for (address, new) in late {
+            let listening = self.state.lock().servers[&address].clone();
+            let offered = match self.check_id(&new.id) {
+                Ok(()) => add(&self.graph, &listening.server, &new).await,
+                Err(error) => Err(error),
+            };
+            match offered {
+                Ok(bitmaps) => {
+                    added.push((listening, new.name.clone()));
+                    entries.push((new.id.clone(), Entry::new(&new, address, true, bitmaps)));
+                }
+                Err(error) => {
+                    for (listening, name) in added {
+                        listening.server.remove_export(&name).await;
+                    }
+                    return Err(error);
+                }
+            }
         }
         let mut listening = BTreeMap::new();
         for (address, server) in servers {
-            let socket = listen(&server, &address)?;
-            listening.insert(address, Arc::new(Listening { server, socket }));
+            match listen(&server, &address) {
+                Ok(socket) => drop(listening.insert(address, Arc::new(Listening { server, socket }))),
+                Err(error) => {
+                    for (listening, name) in added {
+                        listening.server.remove_export(&name).await;
+                    }
+                    return Err(error);
+                }
+            }
         }
         let mut state = self.state.lock();
         state.servers.extend(listening);
@@ -121,15 +167,36 @@ impl Exports {
         Ok(())
     }
 
+    fn check_id(&self, id: &str) -> Result<()> {
+        if self.state.lock().exports.contains_key(id) {
+            return Err(Error::new(
+                Kind::Exists,
+                format_args!("an export with the id '{id}' exists already"),
+            ));
+        }
+        Ok(())
+    }
+
+    /// An export of a file, and where it is served.
+    pub(crate) fn configured(&self, id: &str) -> Option<(Address, NewExport)> {
+        let state = self.state.lock();
+        let entry = state.exports.get(id).filter(|entry| entry.configured)?;
+        Some((entry.at.clone(), entry.new.clone()))
+    }
+
+    /// All exports of files.
+    pub(crate) fn all_configured(&self) -> Vec<(Address, NewExport)> {
+        let state = self.state.lock();
+        let configured = state.exports.values().filter(|entry| entry.configured);
+        configured.map(|entry| (entry.at.clone(), entry.new.clone())).collect()
+    }
+
     /// Adds an export for a monitor: on the server that a monitor started, or else on the only one there is.
     pub async fn add(&self, new: NewExport) -> Result<()> {
         let _turn = self.turn.lock().await;
         let (at, listening) = {
+            self.check_id(&new.id)?;
             let state = self.state.lock();
-            if state.exports.contains_key(&new.id) {
-                let message = format_args!("an export with the id '{}' exists already", new.id);
-                return Err(Error::new(Kind::Exists, message));
-            }
             let at = match (&state.of_monitor, state.servers.len()) {
                 (Some(address), _) => address.clone(),
                 (None, 1) => state.servers.keys().next().expect("there is one").clone(),
@@ -138,7 +205,7 @@ impl Exports {
             (at.clone(), state.servers[&at].clone())
         };
         let bitmaps = add(&self.graph, &listening.server, &new).await?;
-        let entry = Entry::new(&new, at, bitmaps);
+        let entry = Entry::new(&new, at, false, bitmaps);
         self.state.lock().exports.insert(new.id, entry);
         Ok(())
     }
@@ -152,15 +219,24 @@ impl Exports {
             let State { servers, exports, .. } = &mut *state;
             let entry = exports.get_mut(id).ok_or_else(unknown)?;
             let listening = servers[&entry.at].clone();
-            if safe && listening.server.exports().sessions(&entry.name).is_some_and(|count| count > 0) {
+            if safe && listening.server.exports().sessions(&entry.new.name).is_some_and(|count| count > 0) {
                 let message = format_args!("export '{id}' still has clients connected");
                 return Err(Error::new(Kind::Busy, message));
             }
             entry.shutting_down = true;
-            (entry.name.clone(), listening)
+            (entry.new.name.clone(), listening)
         };
         listening.server.remove_export(&name).await;
-        self.state.lock().exports.remove(id);
+        let unused = {
+            let mut state = self.state.lock();
+            let gone = state.exports.remove(id).filter(|entry| entry.configured);
+            let at = gone.map(|entry| entry.at).filter(|at| state.of_monitor.as_ref() != Some(at));
+            at.filter(|at| !state.exports.values().any(|entry| entry.at == *at))
+        };
+        // A socket that a file asked for goes with the last export on it.
+        if let Some(address) = unused {
+            self.close_server(&address).await;
+        }
         Ok(())
     }
 
@@ -227,9 +303,9 @@ impl Exports {
         let state = self.state.lock();
         let view = |(id, entry): (&String, &Entry)| ExportView {
             id: id.clone(),
-            target: entry.target.clone(),
-            name: entry.name.clone(),
-            uri: state.servers.get(&entry.at).map(|l| uri(&l.socket, &entry.name)).unwrap_or_default(),
+            target: entry.new.target.clone(),
+            name: entry.new.name.clone(),
+            uri: state.servers.get(&entry.at).map(|l| uri(&l.socket, &entry.new.name)).unwrap_or_default(),
             shutting_down: entry.shutting_down,
         };
         state.exports.iter().map(view).collect()

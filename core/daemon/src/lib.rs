@@ -27,6 +27,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod apply;
 pub mod cli;
 pub mod commands;
 pub mod config;

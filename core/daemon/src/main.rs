@@ -3,7 +3,9 @@
 use clap::{CommandFactory, Parser};
 use driveline_daemon::{
     cli::{Cli, Command},
-    commands, logging,
+    commands,
+    commands::ApplyWish,
+    logging,
 };
 use std::process::ExitCode;
 
@@ -19,6 +21,9 @@ fn main() -> ExitCode {
         Command::Run(file) => commands::run(&file.file),
         Command::Check(file) => commands::check(&file.file),
         Command::Graph { file, format } => commands::graph(&file.file, format),
+        Command::Apply { file, dry_run, prune_bitmaps, socket, json } => {
+            commands::apply(&file.file, ApplyWish { dry_run, prune_bitmaps }, socket, json)
+        }
         Command::Ctl(ctl) => commands::ctl(ctl),
         Command::Demo => commands::demo(),
         Command::Bitmap(command) => commands::bitmap(command),

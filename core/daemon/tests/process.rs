@@ -417,7 +417,7 @@ fn the_command_line_explains_itself() {
     assert!(text(&driveline(&["--version"]).stdout).starts_with("driveline "));
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let output = driveline(&["completions", shell]);
-        assert!(output.status.success() && output.stdout.len() > 1000, "{shell}");
+        assert!(output.status.success() && text(&output.stdout).contains("COMPLETE"), "{shell}");
     }
     assert_eq!(driveline(&["serve"]).status.code(), Some(2));
     assert_eq!(driveline(&["run"]).status.code(), Some(2));

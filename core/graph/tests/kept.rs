@@ -85,6 +85,10 @@ impl Ledger for Page {
         let settled = desk.records.get(&self.1).and_then(|record| record.1.as_ref());
         settled.is_some_and(|record| record.recorder == half || record.frozen)
     }
+    fn durability(&self) -> Durability {
+        Durability::Process
+    }
+
     fn waits(&self) -> bool {
         self.2
     }

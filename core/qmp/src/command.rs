@@ -2,7 +2,7 @@
 //! they cannot say different things.
 
 use crate::{
-    arguments, bitmaps,
+    apply, arguments, bitmaps,
     error::{Class, Error, Result},
     exports,
     jobs::{self, BlockJobById, ByDevice, ById},
@@ -88,6 +88,8 @@ commands! {
     "block-job-finalize" => jobs::finalize::<BlockJobById>,
     "block-job-dismiss" => jobs::dismiss::<BlockJobById>,
     "block-job-set-speed" => jobs::set_speed,
+
+    "x-driveline-apply" => apply::apply,
 
     "query-block-exports" => exports::query_block_exports,
     "block-export-add" => exports::block_export_add,

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use driveline_graph::BoxFuture;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The program, as seen from a monitor.
 pub trait Control: Send + Sync + 'static {
@@ -51,9 +51,33 @@ pub trait Control: Send + Sync + 'static {
         Box::pin(async { Ok(()) })
     }
 
+    /// Changes the running graph to what a configuration file says, as one, or says what would be done.
+    fn apply<'a>(&'a self, file: &'a Path, wish: ApplyWish) -> BoxFuture<'a, Result<Applied>> {
+        let _ = (file, wish);
+        Box::pin(async { Err(Error::generic("This program has no configuration file")) })
+    }
+
     /// Asks the program to end, and returns at once. Before it goes it calls
     /// [`Monitor::close`](crate::Monitor::close), so that the last replies arrive.
     fn quit(&self);
+}
+
+/// How a configuration file is applied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ApplyWish {
+    /// Nothing is changed.
+    pub dry_run: bool,
+    /// Bitmaps of drives that the file does not name are removed for good.
+    pub prune_bitmaps: bool,
+}
+
+/// What becomes, or would become, of the running graph.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// The steps, a line each: `+` comes, `-` goes, `~` changes.
+    pub steps: Vec<String>,
+    /// What the file says and takes a restart.
+    pub restart: Vec<String>,
 }
 
 /// A place for persistent bitmaps.

@@ -16,6 +16,7 @@
 //! | `block-dirty-bitmap-add` with `x-driveline-durability` | `volatile`, `process` (the default) or `power`: what a `persistent` one survives |
 //! | `x-driveline-block-dirty-bitmap-adopt` `node` `name` | makes a bitmap whose contents are lost usable, all of it dirty |
 //! | `x-driveline-block-dirty-bitmap-store` `node` `store` `flush` | says where persistent bitmaps are kept; moves them to `store` (`qcow2:NODE` or `file:PATH`) first, and brings them to stable storage |
+//! | `x-driveline-apply` `file` `dry-run` `prune-bitmaps` | changes the running graph to what a configuration file says, as one; returns the `steps`, and what takes a `restart` |
 //! | `x-driveline-query-recovered-bitmaps` | what became of bitmaps that were found at the start: `exact`, `superset`, `all-dirty` or `lost` |
 //! | event `X_DRIVELINE_BITMAP_RECOVERED` | the same: of what a crash left, for the first client that connects, and of images that are opened meanwhile |
 //! | event `X_DRIVELINE_NODE_FAILED` `node-name` `message` | an operation of a filter panicked |
@@ -83,6 +84,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod apply;
 mod arguments;
 mod bitmaps;
 mod command;
@@ -102,7 +104,8 @@ mod translate;
 mod wire;
 
 pub use control::{
-    Address, BitmapPlace, BitmapStore, Control, ExportInfo, NbdExport, NbdServer, RecoveredBitmap, RemoveMode,
+    Address, Applied, ApplyWish, BitmapPlace, BitmapStore, Control, ExportInfo, NbdExport, NbdServer,
+    RecoveredBitmap, RemoveMode,
 };
 pub use error::{Class, Error, Result};
 pub use events::{Event, Reason};

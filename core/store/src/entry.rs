@@ -186,6 +186,10 @@ impl Ledger for Entry {
         self.open_store().is_some_and(|shared| shared.counts(self.id, half))
     }
 
+    fn durability(&self) -> Durability {
+        self.durability
+    }
+
     fn waits(&self) -> bool {
         self.durability == Durability::Power
     }

@@ -15,7 +15,7 @@ use core::task::{Poll, Waker};
 use std::sync::Arc;
 
 use super::{Bitmap, FROZEN, KEPT, RECORDING, SECOND, WAITS, recorder};
-use crate::{Bits, Half, Ledger, Record, Result};
+use crate::{Bits, Durability, Half, Ledger, Record, Result};
 
 /// Where the ledger hangs; read by the data path without a lock.
 #[derive(Debug)]
@@ -72,6 +72,11 @@ impl Bitmap {
     /// What keeps it.
     pub fn ledger(&self) -> Option<Arc<dyn Ledger>> {
         self.ledger.load().as_ref().map(|slot| slot.0.clone())
+    }
+
+    /// What it survives. `None`: it ends with the process, or nothing keeps it yet.
+    pub fn durability(&self) -> Option<Durability> {
+        self.ledger().map(|ledger| ledger.durability())
     }
 
     /// What there is to know about it, besides its bits.

@@ -26,22 +26,29 @@ impl Stores {
     pub(crate) async fn find(&self, config: &Config) -> Result<Vec<(String, String)>> {
         let mut names = Vec::new();
         for drive in &config.drives {
-            let place = match &drive.store {
-                Some(place) => Place::configured(&self.graph, place.get_ref())?,
-                None => match Place::default_for(&self.graph, drive.name.get_ref()) {
-                    Ok(place) => place,
-                    // Nobody asks for a place, so it does not matter that there is none.
-                    Err(_) if drive.bitmaps.iter().all(|bitmap| bitmap.durability.is_none()) => continue,
-                    Err(error) => return Err(error),
-                },
-            };
-            let owner = Owner::Drive(drive.name.get_ref().clone());
-            let kept = self.add(owner, place, drive.store.is_some());
-            let found = self.find_for(&kept, Some(drive)).await?;
+            let found = self.find_drive(drive).await?;
             names.extend(found.into_iter().map(|name| (drive.name.get_ref().clone(), name)));
         }
         self.find_images().await?;
         Ok(names)
+    }
+
+    /// Finds the bitmaps of a drive that has just been made, attaches them, and returns their names.
+    pub(crate) async fn find_drive(&self, drive: &DriveSection) -> Result<Vec<String>> {
+        let place = match &drive.store {
+            Some(place) => Place::configured(&self.graph, place.get_ref())?,
+            None => match Place::default_for(&self.graph, drive.name.get_ref()) {
+                Ok(place) => place,
+                // Nobody asks for a place, so it does not matter that there is none.
+                Err(_) if drive.bitmaps.iter().all(|bitmap| bitmap.durability.is_none()) => {
+                    return Ok(Vec::new());
+                }
+                Err(error) => return Err(error),
+            },
+        };
+        let owner = Owner::Drive(drive.name.get_ref().clone());
+        let kept = self.add(owner, place, drive.store.is_some());
+        self.find_for(&kept, Some(drive)).await
     }
 
     /// Finds the bitmaps of images that came later. Returns what became of them.

@@ -277,6 +277,13 @@ impl Stores {
         inner.store.as_ref().map_or(Ok(()), |store| store.flush().map_err(store_error))
     }
 
+    /// Where the bitmaps of a drive are kept, if somebody said it.
+    pub(crate) fn configured_place(&self, drive: &str) -> Option<crate::config::StorePlace> {
+        let kept = self.of(drive).ok()?;
+        let inner = kept.inner.lock();
+        inner.fixed.then(|| inner.place.said())
+    }
+
     /// Where the bitmaps of a drive or image are kept, and in which file they are now, if any is persistent.
     pub(crate) fn where_kept(&self, target: &str) -> Result<(String, Option<std::path::PathBuf>)> {
         let kept = self.of(target)?;

@@ -44,6 +44,14 @@ impl Place {
         }
     }
 
+    /// As a configuration would say it.
+    pub(crate) fn said(&self) -> StorePlace {
+        match self {
+            Place::Image { node, .. } => StorePlace::Qcow2(node.clone()),
+            Place::File(path) => StorePlace::File(path.clone()),
+        }
+    }
+
     /// The top image of a drive if that can hold bitmaps, else a file beside the lowest one.
     pub(crate) fn default_for(graph: &Graph, drive: &str) -> Result<Self> {
         let chain = graph.chain(drive)?;

@@ -149,6 +149,11 @@ impl Change {
         self.detach(root.id());
     }
 
+    /// The first node that is no filter, from a node or drive down, as it will be after this change.
+    pub fn first_format(&self, name: &str) -> Result<NodeId> {
+        Ok(self.topology.skip_filters(self.topology.node_or_drive(name)?))
+    }
+
     pub(crate) fn clear(&mut self) {
         self.topology = Topology::default();
     }

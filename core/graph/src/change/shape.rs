@@ -10,18 +10,49 @@ use crate::{
 use std::sync::Arc;
 
 impl Change {
-    /// Takes a node out and closes it. One that is in use is refused, by the names of its users.
+    /// Takes a node out and closes it. One that is in use is refused, by the names of its users, and one that has bitmaps,
+    /// unless the same change moves them away first (then use [`Change::remove_emptied_node`]).
     pub fn remove_node(&mut self, name: &str) -> Result<()> {
+        self.refuse_used(name)?;
+        self.refuse_with_bitmaps(self.topology.id(name)?)?;
+        self.take_out(name).map(drop)
+    }
+
+    /// As [`Change::remove_node`], for a node whose bitmaps an earlier action of this change moves away or removes. If any
+    /// is left when the change is made, the change is refused.
+    pub fn remove_emptied_node(&mut self, name: &str) -> Result<()> {
+        let node = self.take_out(name)?;
+        self.must_be_emptied(node);
+        Ok(())
+    }
+
+    fn take_out(&mut self, name: &str) -> Result<Arc<Node>> {
+        self.refuse_used(name)?;
+        let id = self.topology.id(name)?;
+        self.topology.names.remove(name);
+        let placed = self.topology.nodes.remove(&id).expect("it was looked up above");
+        Ok(placed.node)
+    }
+
+    fn refuse_used(&self, name: &str) -> Result<()> {
         let id = self.topology.id(name)?;
         let users: Vec<_> = self.topology.parents(id).iter().map(|p| self.topology.describe(p)).collect();
         if !users.is_empty() {
             let message = format_args!("it is in use by {}", users.join(", "));
             return Err(Error::new(Kind::Busy, message).at(name));
         }
-        self.refuse_with_bitmaps(id)?;
-        self.topology.names.remove(name);
-        self.topology.nodes.remove(&id);
         Ok(())
+    }
+
+    fn must_be_emptied(&mut self, node: Arc<Node>) {
+        self.action([node.id], move |_| {
+            Box::pin(async move {
+                if node.bitmaps.lock().is_empty() {
+                    return Ok(undo(|| {}));
+                }
+                Err(Error::new(Kind::Busy, "it still has bitmaps").at(&node.name))
+            })
+        });
     }
 
     fn refuse_with_bitmaps(&self, id: NodeId) -> Result<()> {
@@ -156,14 +187,7 @@ impl Change {
         let id = self.topology.id(name)?;
         let node = self.topology.at(id).node.clone();
         self.bypass(id, name)?;
-        self.action([id], move |_| {
-            Box::pin(async move {
-                if node.bitmaps.lock().is_empty() {
-                    return Ok(undo(|| {}));
-                }
-                Err(Error::new(Kind::Busy, "it still has bitmaps").at(&node.name))
-            })
-        });
+        self.must_be_emptied(node);
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 //! It is a client of the control socket like any other, and prints what it is told as tables, or as JSON with `--json`: then
 //! the members are those of QMP, which do not change.
 
+mod apply;
 mod bitmaps;
 mod client;
 mod exports;
@@ -12,11 +13,13 @@ pub mod names;
 mod table;
 mod watch;
 
+pub use apply::apply;
+
 use self::client::{Client, Failed, Result, given};
 use super::{print, say};
 use crate::{
     cli::ctl::{Command, Ctl},
-    config::Address,
+    config::{Address, Config, Mistakes},
 };
 use serde_json::{Map, Value, json};
 use std::{
@@ -37,22 +40,29 @@ pub fn ctl(ctl: Ctl) -> ExitCode {
         let mut talk = Talk { client, json: ctl.json };
         talk.run(ctl.command)
     });
-    match outcome {
-        Ok(code) => code,
-        Err(failed) => {
-            say(&failed);
-            match failed {
-                Failed::Refused(_) => ExitCode::FAILURE,
-                Failed::Unreachable(_) => ExitCode::from(UNREACHABLE),
-            }
+    exit(outcome)
+}
+
+/// Says what failed, and how the program ends.
+fn exit(outcome: Result<ExitCode>) -> ExitCode {
+    outcome.unwrap_or_else(|failed| {
+        say(&failed);
+        match failed {
+            Failed::Refused(_) => ExitCode::FAILURE,
+            Failed::Unreachable(_) => ExitCode::from(UNREACHABLE),
         }
-    }
+    })
 }
 
 /// Where the daemon is.
 fn place(ctl: &Ctl) -> std::result::Result<PathBuf, ExitCode> {
     let Some(file) = &ctl.config else { return Ok(client::socket(ctl.socket.as_deref())) };
     let (config, mistakes) = super::read(file)?;
+    of_config(file, &config, &mistakes)
+}
+
+/// The socket that a file names.
+fn of_config(file: &Path, config: &Config, mistakes: &Mistakes) -> std::result::Result<PathBuf, ExitCode> {
     match config.monitor.as_ref().map(|monitor| monitor.get_ref()) {
         Some(Address::Unix(path)) => Ok(path.clone()),
         Some(Address::Tcp(_)) => {

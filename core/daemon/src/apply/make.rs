@@ -1,0 +1,276 @@
+//! A plan carried out: what is served ends first and begins last, and in between is one change of the graph.
+
+use super::{
+    plan::{Plan, Step},
+    state::{DriveShape, ExportShape, Shape, State, holder_of},
+};
+use crate::{
+    config::{Config, DriveSection},
+    daemon::{Inner, new_bitmap},
+    exports::NewExport,
+};
+use driveline_graph::{Change, Error, Graph, Kind, NewBitmap, Options, Result};
+use driveline_jobs::HOLDER_DRIVER;
+use driveline_qmp::Event;
+use std::sync::Arc;
+
+impl Inner {
+    /// Does what a plan says. If anything fails, what was done is taken back: then the graph is as it was, and clients of
+    /// exports that were to change or to go have to connect anew.
+    pub(super) async fn make(self: &Arc<Self>, plan: &Plan, config: &Config, before: &State) -> Result<()> {
+        let ended = self.end_exports(plan).await?;
+        let made = self.change_graph(plan, config, before).await;
+        let made = match made {
+            Ok(()) => self.begin_exports(plan).await,
+            Err(error) => Err(error),
+        };
+        let Err(error) = made else { return Ok(()) };
+        self.take_back(config, before, ended).await;
+        Err(error)
+    }
+
+    async fn change_graph(self: &Arc<Self>, plan: &Plan, config: &Config, before: &State) -> Result<()> {
+        // What images hold goes home before they are closed.
+        for step in &plan.steps {
+            if let Step::Close(name, _) = step {
+                self.stores.release(name).await?;
+            }
+        }
+        let mut change = self.graph.change().await;
+        change.set_directory(&config.directory);
+        stage(&self.graph, &mut change, plan, before).await?;
+        change.commit().await?;
+        self.stores.find_added().await;
+        for step in &plan.steps {
+            match step {
+                Step::NewDrive(name, _) => {
+                    let section = config.drives.iter().find(|drive| drive.name.get_ref() == name);
+                    if let Some(section) = section {
+                        self.new_drive_bitmaps(section).await?;
+                    }
+                }
+                Step::Store { drive, place } => self.stores.rebind(drive, place).await?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Bitmaps of a drive that is new: those that are found where they are kept, and those that are not.
+    async fn new_drive_bitmaps(&self, drive: &DriveSection) -> Result<()> {
+        let found = self.stores.find_drive(drive).await?;
+        let mut change = self.graph.change().await;
+        for bitmap in drive.bitmaps.iter().filter(|bitmap| !found.contains(bitmap.name.get_ref())) {
+            change.add_bitmap(drive.name.get_ref(), new_bitmap(bitmap))?;
+        }
+        change.commit().await
+    }
+
+    /// Ends what a plan does not want to be served, or not so. Returns it.
+    async fn end_exports(&self, plan: &Plan) -> Result<Vec<ExportShape>> {
+        let mut ended = Vec::new();
+        for step in &plan.steps {
+            let (Step::EndExport(id) | Step::ChangeExport(id, ..)) = step else { continue };
+            if let Some((at, export)) = self.exports.configured(id) {
+                self.end_export(id, false).await?;
+                ended.push(ExportShape { at, export });
+            }
+        }
+        Ok(ended)
+    }
+
+    /// Ends an export, with `safe` only if nobody is connected, and tells monitors.
+    pub(crate) async fn end_export(&self, id: &str, safe: bool) -> Result<()> {
+        self.exports.remove(id, safe).await?;
+        self.tell(&Event::ExportDeleted { id: id.to_owned() });
+        Ok(())
+    }
+
+    async fn begin_exports(&self, plan: &Plan) -> Result<()> {
+        let new = plan.steps.iter().filter_map(|step| match step {
+            Step::NewExport(_, shape) | Step::ChangeExport(_, shape, _) => Some(shape.clone()),
+            _ => None,
+        });
+        self.exports.start(new.map(|shape| (shape.at, shape.export)).collect()).await
+    }
+
+    /// After a failure: the graph becomes what it was, and is served as it was.
+    async fn take_back(self: &Arc<Self>, config: &Config, before: &State, ended: Vec<ExportShape>) {
+        let now = self.running();
+        let mut back = super::plan::plan(&now, before, true);
+        back.steps.retain(|step| !matches!(step, Step::NewExport(..) | Step::ChangeExport(..)));
+        let graph_is_back = Box::pin(self.change_graph(&back, config, before)).await;
+        let exports: Vec<(_, NewExport)> = ended.into_iter().map(|shape| (shape.at, shape.export)).collect();
+        let served = self.exports.start(exports).await;
+        for error in [graph_is_back, served].into_iter().filter_map(Result::err) {
+            tracing::error!("taking an apply back: {error}");
+        }
+    }
+}
+
+/// Puts all edits of the graph into one change. Nodes come before whoever refers to them, and go after.
+async fn stage(graph: &Graph, change: &mut Change, plan: &Plan, before: &State) -> Result<()> {
+    let new = |step: &Step| match step {
+        Step::Open(name, shape) => Some(definition(name, shape)),
+        _ => None,
+    };
+    let definitions: Vec<Options> = plan.steps.iter().filter_map(new).collect();
+    let names: Vec<String> =
+        definitions.iter().filter_map(|d| Some(d.get("node-name")?.as_str()?.to_owned())).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let parsed = definitions.into_iter().map(|definition| graph.parse(definition, &names));
+    change.add_nodes(parsed.collect::<Result<_>>()?).await?;
+    for step in &plan.steps {
+        stage_step(graph, change, step, before).await.map_err(|error| at(error, step))?;
+    }
+    // From the top down: a node goes when nobody refers to it any more.
+    let mut closing: Vec<&str> = plan
+        .steps
+        .iter()
+        .filter_map(|step| match step {
+            Step::Close(name, _) => Some(name.as_str()),
+            _ => None,
+        })
+        .collect();
+    while !closing.is_empty() {
+        let mut last = None;
+        let left = closing.len();
+        closing.retain(|name| match change.remove_emptied_node(name) {
+            Ok(()) => false,
+            Err(error) => {
+                last = Some(error);
+                true
+            }
+        });
+        if let (true, Some(error)) = (closing.len() == left, last) {
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+async fn stage_step(graph: &Graph, change: &mut Change, step: &Step, before: &State) -> Result<()> {
+    match step {
+        Step::Reopen(name, shape, _) => {
+            let _ = (name, shape);
+            Err(Error::new(Kind::NotSupported, "it cannot be opened anew while it runs"))
+        }
+        Step::Repoint { node, child, after, .. } => change.set_child(node, child, after.as_deref()),
+        Step::NewDrive(name, drive) => {
+            change.set_drive(name, &drive.root)?;
+            if drive.permanent_holder { holder(change, name).await } else { Ok(()) }
+        }
+        Step::Lead { drive, after, .. } => lead(graph, change, drive, after, &before.drives[drive]).await,
+        Step::EndDrive(name) => end_drive(graph, change, name),
+        Step::Holder { drive, permanent: true } => holder(change, drive).await,
+        Step::Holder { drive, permanent: false } => {
+            let holder = holder_of(drive);
+            for (node, bitmap) in graph.bitmap_places(drive)? {
+                if *node == *holder {
+                    change.bring_home(&holder, bitmap.name().as_str(), drive)?;
+                }
+            }
+            change.remove_emptied_filter(&holder)
+        }
+        Step::NewBitmap { drive, name, shape } => {
+            let new = NewBitmap {
+                name: name.clone(),
+                granularity: shape.granularity,
+                view: shape.view,
+                recording: shape.recording,
+                durability: shape.durability,
+            };
+            change.add_bitmap(drive, new)
+        }
+        Step::Record { drive, name, recording: true } => change.enable_bitmap(drive, name),
+        Step::Record { drive, name, recording: false } => change.disable_bitmap(drive, name),
+        Step::EndBitmap { drive, name } => change.remove_bitmap(drive, name),
+        Step::Open(..) | Step::Close(..) | Step::Store { .. } => Ok(()),
+        Step::NewExport(..) | Step::ChangeExport(..) | Step::EndExport(..) => Ok(()),
+    }
+}
+
+/// A drive leads to another node. Its bitmaps know what changed in the data that it had: so that has to stay, below
+/// other filters perhaps, and they go to the new root where their own node goes away.
+async fn lead(graph: &Graph, change: &mut Change, drive: &str, to: &str, before: &DriveShape) -> Result<()> {
+    let places = graph.bitmap_places(drive)?;
+    let data = graph.chain(drive)?.remove(0);
+    if !places.is_empty() && change.first_format(to)? != data.id() {
+        let message = format_args!(
+            "drive '{drive}' has bitmaps, which say nothing of the data of '{to}'; remove them first"
+        );
+        return Err(Error::new(Kind::Invalid, message));
+    }
+    if before.permanent_holder {
+        let holder = holder_of(drive);
+        return change.set_child(&holder, "child", Some(to));
+    }
+    change.set_drive(drive, to)?;
+    for (node, bitmap) in places {
+        if *node != *data.name() {
+            change.move_bitmap(&node, bitmap.name().as_str(), drive)?;
+        }
+    }
+    Ok(())
+}
+
+/// A drive's bitmaps end with it, so there must be none but those that are put away.
+fn end_drive(graph: &Graph, change: &mut Change, name: &str) -> Result<()> {
+    let left: Vec<String> =
+        graph.bitmaps(name)?.iter().map(|bitmap| format!("'{}'", bitmap.name())).collect();
+    if !left.is_empty() {
+        let message = format_args!(
+            "drive '{name}' has bitmaps ({}), which would end with it; remove them first",
+            left.join(", ")
+        );
+        return Err(Error::new(Kind::Busy, message));
+    }
+    let holder = holder_of(name);
+    if graph.node(&holder).is_ok_and(|node| node.driver_name() == HOLDER_DRIVER) {
+        change.remove_filter(&holder)?;
+    }
+    change.remove_drive(name)
+}
+
+async fn holder(change: &mut Change, drive: &str) -> Result<()> {
+    let mut holder = Options::new();
+    holder.insert("driver".into(), HOLDER_DRIVER.into());
+    holder.insert("node-name".into(), holder_of(drive).into());
+    change.insert_filter(holder, drive).await.map(drop)
+}
+
+/// A node as the graph reads it.
+fn definition(name: &str, shape: &Shape) -> Options {
+    let mut definition = inside(shape);
+    definition.insert("node-name".into(), name.into());
+    definition
+}
+
+fn inside(shape: &Shape) -> Options {
+    use super::state::Child;
+    let mut definition = shape.options.clone();
+    definition.insert("driver".into(), shape.driver.as_str().into());
+    if let Some(name) = &shape.name {
+        definition.insert("node-name".into(), name.as_str().into());
+    }
+    if let Some(read_only) = shape.read_only {
+        definition.insert("read-only".into(), read_only.into());
+    }
+    for (child, of) in &shape.children {
+        let value = match of {
+            Child::Named(name) => name.as_str().into(),
+            Child::Inside(shape) => inside(shape).into(),
+            Child::None => serde_json::Value::Null,
+        };
+        definition.insert(child.clone(), value);
+    }
+    definition
+}
+
+/// An error that names no node is about what the step names.
+fn at(error: Error, step: &Step) -> Error {
+    match (error.node(), step) {
+        (None, Step::Reopen(name, ..) | Step::Repoint { node: name, .. }) => error.at(name),
+        _ => error,
+    }
+}

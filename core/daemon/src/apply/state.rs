@@ -1,0 +1,208 @@
+//! What a file says and what runs, in one form, so that they can be compared.
+
+use crate::{
+    config::{Address, BitmapSection, Config, StorePlace},
+    exports::NewExport,
+};
+use driveline_bitmap::{Bitmap, Durability, View};
+use driveline_graph::{ChildDefinition, Definition, Graph, NodeView, Options, Result};
+use driveline_jobs::HOLDER_DRIVER;
+use std::collections::BTreeMap;
+
+/// Nodes, drives and exports by name.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct State {
+    pub(crate) nodes: BTreeMap<String, Shape>,
+    pub(crate) drives: BTreeMap<String, DriveShape>,
+    pub(crate) exports: BTreeMap<String, ExportShape>,
+}
+
+/// A node without its name, unless it is one that is defined in place and given one.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Shape {
+    pub(crate) name: Option<String>,
+    pub(crate) driver: String,
+    /// `None`: as the node around it.
+    pub(crate) read_only: Option<bool>,
+    pub(crate) options: Options,
+    pub(crate) children: BTreeMap<String, Child>,
+}
+
+/// A child of a node.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Child {
+    /// A node that has a name of its own.
+    Named(String),
+    /// One that is defined in place.
+    Inside(Box<Shape>),
+    /// None, and not what the image says either.
+    None,
+}
+
+/// A drive.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct DriveShape {
+    /// The node that it leads to below its holders.
+    pub(crate) root: String,
+    pub(crate) bitmaps: BTreeMap<String, BitmapShape>,
+    pub(crate) permanent_holder: bool,
+    /// `None`: the program chooses.
+    pub(crate) store: Option<StorePlace>,
+}
+
+/// A bitmap of a drive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BitmapShape {
+    /// `None`: the default of its node.
+    pub(crate) granularity: Option<u64>,
+    pub(crate) view: View,
+    pub(crate) recording: bool,
+    pub(crate) durability: Option<Durability>,
+}
+
+/// An export, and where it is served.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct ExportShape {
+    pub(crate) at: Address,
+    pub(crate) export: NewExport,
+}
+
+impl State {
+    /// What a file says. It has been checked.
+    pub(crate) fn wanted(config: &Config, graph: &Graph) -> Result<Self> {
+        let definitions = config.definitions(graph)?;
+        let nodes = definitions.iter().map(|d| (d.name.clone().unwrap_or_default(), Shape::wanted(d)));
+        let drive = |drive: &crate::config::DriveSection| {
+            let bitmaps = drive.bitmaps.iter().map(|b| (b.name.get_ref().clone(), BitmapShape::wanted(b)));
+            let shape = DriveShape {
+                root: drive.root.get_ref().clone(),
+                bitmaps: bitmaps.collect(),
+                permanent_holder: drive.permanent_holder,
+                store: drive.store.as_ref().map(|store| store.get_ref().clone()),
+            };
+            (drive.name.get_ref().clone(), shape)
+        };
+        let export = |section: &crate::config::ExportSection| {
+            let at = section.address.get_ref().clone();
+            (section.id.get_ref().clone(), ExportShape { at, export: NewExport::of(section) })
+        };
+        Ok(Self {
+            nodes: nodes.collect(),
+            drives: config.drives.iter().map(drive).collect(),
+            exports: config.exports.iter().map(export).collect(),
+        })
+    }
+
+    /// What runs: nodes that were given a name, all drives, and the exports of a file (`exports`).
+    pub(crate) fn running(
+        graph: &Graph,
+        exports: BTreeMap<String, ExportShape>,
+        stores: &BTreeMap<String, StorePlace>,
+    ) -> Self {
+        let views: BTreeMap<String, NodeView> =
+            graph.nodes().into_iter().map(|view| (view.node.name().to_owned(), view)).collect();
+        let holders: Vec<String> = graph.drives().iter().map(|drive| holder_of(&drive.name)).collect();
+        let own = |view: &&NodeView| {
+            let name = view.node.name();
+            let for_good = is_holder(view) && holders.iter().any(|holder| holder == name);
+            !(view.implicit || is_generated(name) || for_good)
+        };
+        let nodes = views
+            .values()
+            .filter(own)
+            .map(|view| (view.node.name().to_owned(), Shape::running(view, &views)));
+        let drive = |drive: driveline_graph::DriveView| {
+            let mut root = drive.root.to_string();
+            let mut permanent_holder = false;
+            // What the program put there by itself is not in any file.
+            while let Some(view) = views.get(&root).filter(|view| !own(view))
+                && let Some(below) = view.children.first()
+            {
+                permanent_holder |= root == holder_of(&drive.name);
+                root = below.node.to_string();
+            }
+            let bitmaps = graph.bitmaps(&drive.name).unwrap_or_default();
+            let bitmaps = bitmaps.iter().filter(|bitmap| !bitmap.name().as_str().starts_with('#'));
+            let shape = DriveShape {
+                root,
+                bitmaps: bitmaps.map(|b| (b.name().to_string(), BitmapShape::running(b))).collect(),
+                permanent_holder,
+                store: stores.get(&*drive.name).cloned(),
+            };
+            (drive.name.to_string(), shape)
+        };
+        let drives = graph.drives().into_iter().map(drive).collect();
+        Self { nodes: nodes.collect(), drives, exports }
+    }
+}
+
+/// The permanent holder of a drive.
+pub(crate) fn holder_of(drive: &str) -> String {
+    format!("{drive}-holder")
+}
+
+fn is_holder(view: &NodeView) -> bool {
+    view.node.driver_name() == HOLDER_DRIVER
+}
+
+/// A name that the program made up. No file can have it.
+fn is_generated(name: &str) -> bool {
+    name.starts_with('#')
+}
+
+impl Shape {
+    fn wanted(definition: &Definition) -> Self {
+        let child = |child: &ChildDefinition| match child {
+            ChildDefinition::Node(name) => Child::Named(name.clone()),
+            ChildDefinition::Null => Child::None,
+            ChildDefinition::Inline(inner) => {
+                Child::Inside(Box::new(Self { name: inner.name.clone(), ..Self::wanted(inner) }))
+            }
+        };
+        let children = definition.children.iter().map(|(spec, of)| (spec.name.to_string(), child(of)));
+        Self {
+            name: None,
+            driver: definition.driver.clone(),
+            read_only: definition.read_only,
+            options: definition.options.clone(),
+            children: children.collect(),
+        }
+    }
+
+    fn running(view: &NodeView, views: &BTreeMap<String, NodeView>) -> Self {
+        let child = |of: &driveline_graph::ChildView| {
+            let below = &views[&*of.node];
+            let name = of.node.to_string();
+            let child = if below.implicit {
+                let name = (!is_generated(&name)).then_some(name);
+                Child::Inside(Box::new(Self { name, ..Self::running(below, views) }))
+            } else {
+                Child::Named(name)
+            };
+            (of.name.clone(), child)
+        };
+        Self {
+            name: None,
+            driver: view.node.driver_name().to_owned(),
+            read_only: Some(view.read_only),
+            options: view.node.options().clone(),
+            children: view.children.iter().map(child).collect(),
+        }
+    }
+}
+
+impl BitmapShape {
+    fn wanted(section: &BitmapSection) -> Self {
+        let BitmapSection { granularity, view, recording, durability, .. } = section;
+        Self { granularity: *granularity, view: *view, recording: *recording, durability: *durability }
+    }
+
+    fn running(bitmap: &Bitmap) -> Self {
+        Self {
+            granularity: Some(bitmap.granularity().bytes()),
+            view: bitmap.view(),
+            recording: bitmap.is_recording(),
+            durability: bitmap.durability(),
+        }
+    }
+}
