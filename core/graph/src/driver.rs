@@ -3,13 +3,16 @@
 //! The data path of a driver is an [`OpTable`](driveline_op::OpTable); here is the rest: how a node is opened from
 //! options, what it says about itself, and what is done with it while nothing is in flight.
 
-use crate::{BitmapToStore, Error, Kind, Result, StoredBitmaps, Witness, stored};
+use crate::{
+    BitmapToStore, CreateArgs, Created, Error, Kind, Preallocation, Result, StoredBitmaps, Witness, stored,
+};
 use driveline_bitmap::Bits;
 use driveline_op::{Edge, Info, Instance, op};
 use std::{
     borrow::Cow,
     fmt,
     future::Future,
+    ops::Range,
     path::{Path, PathBuf},
     pin::Pin,
     sync::Arc,
@@ -152,6 +155,18 @@ pub trait Driver: Send + Sync + 'static {
     ) -> BoxFuture<'a, Result<Vec<ImpliedChild>>> {
         let _ = (options, given);
         Box::pin(async { Ok(Vec::new()) })
+    }
+
+    /// The nodes that a new image of this driver is made in: none for a driver that makes files by their names. `None`: it
+    /// makes no images.
+    fn created_in(&self) -> Option<&[ChildSpec]> {
+        None
+    }
+
+    /// Makes a new image, durably. What is in the nodes that it is made in is lost; wrong options are refused before that.
+    fn create<'a>(&'a self, args: CreateArgs<'a>) -> BoxFuture<'a, Result<Created>> {
+        let _ = args;
+        Box::pin(async { Err(Error::new(Kind::NotSupported, "its driver makes no images")) })
     }
 
     /// Opens a node. On an error nothing was changed.
@@ -329,6 +344,22 @@ pub trait OpenNode: Send + Sync {
     fn resize<'a>(&'a self, children: &'a [OpenChild], size_bytes: u64) -> BoxFuture<'a, Result<()>> {
         let _ = (children, size_bytes);
         Box::pin(async { Err(Error::new(Kind::NotSupported, "its driver cannot change the size")) })
+    }
+
+    /// Gives a range its space; it reads as zeroes afterwards, and the node reaches its end at least.
+    ///
+    /// Errors: [`Kind::NotSupported`] for a way that the driver does not have, [`Kind::NoSpace`].
+    fn preallocate<'a>(
+        &'a self,
+        children: &'a [OpenChild],
+        range: Range<u64>,
+        how: Preallocation,
+    ) -> BoxFuture<'a, Result<()>> {
+        let _ = (children, range);
+        Box::pin(async move {
+            let text = format_args!("Unsupported preallocation mode '{}'", how.name());
+            Err(Error::new(Kind::NotSupported, text))
+        })
     }
 
     /// Becomes read-only, or writable. When this fails it stays what it was.

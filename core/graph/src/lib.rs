@@ -65,6 +65,7 @@
 
 mod bitmaps;
 mod change;
+mod create;
 mod definition;
 mod driver;
 mod error;
@@ -85,6 +86,7 @@ mod wiring;
 
 pub use bitmaps::NewBitmap;
 pub use change::Change;
+pub use create::{CreateArgs, CreateTarget, Created, CreatedImage, NewImage, Preallocation};
 pub use definition::{ChildDefinition, Definition, check_name, in_order};
 pub use driver::{
     BoxFuture, ChildSpec, Description, Driver, DriverKind, ImpliedChild, Missing, OpenArgs, OpenChild,

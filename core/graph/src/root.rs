@@ -315,4 +315,9 @@ impl Unit {
     pub fn info(&self) -> Info {
         *self.flight.edge_info()
     }
+
+    /// The wiring that it runs on.
+    pub(crate) fn edge(&self) -> &Edge {
+        self.flight.borrow()
+    }
 }

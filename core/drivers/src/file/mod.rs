@@ -14,6 +14,7 @@
 //! What the page cache holds is read and written on the calling thread without waiting; the rest goes through the engine. No
 //! request allocates, unless its memory is not aligned as O_DIRECT needs it and no buffer is left over from an earlier one.
 
+mod create;
 mod data;
 mod extent;
 mod holder;
@@ -24,8 +25,8 @@ mod zero;
 
 use driveline_engine::file::{File as EngineFile, OpenOptions};
 use driveline_graph::{
-    BoxFuture, Description, Driver, DriverKind, Error, Kind, OpenArgs, OpenNode, Options, Permissions,
-    Result, parse_options,
+    BoxFuture, ChildSpec, CreateArgs, Created, Description, Driver, DriverKind, Error, Kind, OpenArgs,
+    OpenNode, Options, Permissions, Result, parse_options,
 };
 use driveline_op::Body;
 use lock::Locks;
@@ -104,6 +105,14 @@ impl Driver for FileDriver {
 
     fn check(&self, options: &Options) -> Result<()> {
         Self::options(options).map(drop)
+    }
+
+    fn created_in(&self) -> Option<&[ChildSpec]> {
+        Some(&[])
+    }
+
+    fn create<'a>(&'a self, args: CreateArgs<'a>) -> BoxFuture<'a, Result<Created>> {
+        Box::pin(create::create(args))
     }
 
     fn open<'a>(&'a self, args: OpenArgs<'a>) -> BoxFuture<'a, Result<Arc<dyn OpenNode>>> {

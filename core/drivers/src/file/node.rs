@@ -1,10 +1,11 @@
 //! An open file outside the data path.
 
 use super::{data::File, extent, io_error, lock::Locks, reopen, zero};
-use driveline_graph::{BoxFuture, Error, Kind, OpenChild, OpenNode, Permissions, Result};
+use driveline_graph::{BoxFuture, Error, Kind, OpenChild, OpenNode, Permissions, Preallocation, Result};
 use driveline_op::{Body, Info, Instance, OpTable, info};
 use serde_json::json;
 use std::{
+    ops::Range,
     path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering::Relaxed},
 };
@@ -87,6 +88,18 @@ impl OpenNode for FileNode {
                 return Err(Error::new(Kind::NotSupported, text));
             }
             Ok(())
+        })
+    }
+
+    fn preallocate<'a>(
+        &'a self,
+        _: &'a [OpenChild],
+        range: Range<u64>,
+        how: Preallocation,
+    ) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            let done = self.body.driver.preallocate(range, how).await;
+            done.map_err(|error| at_file(&error, "preallocating", &self.path))
         })
     }
 

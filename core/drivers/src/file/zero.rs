@@ -1,9 +1,11 @@
 //! Zeroes and discards: by giving space back where that is allowed and possible.
 
 use super::data::File;
+use driveline_graph::Preallocation;
 use driveline_op::{Buffer, ConstMemory, DiscardRequest, Error, Next, Result, WriteZeroesRequest, flag};
 use std::{
     io,
+    ops::Range,
     os::fd::AsRawFd,
     sync::{
         LazyLock,
@@ -67,6 +69,23 @@ pub(super) async fn discard(file: &File, _: &mut Next<'_>, request: &DiscardRequ
 }
 
 impl File {
+    /// Gives a range its space, as zeroes.
+    pub(super) async fn preallocate(&self, range: Range<u64>, how: Preallocation) -> Result<()> {
+        let length = range.end.saturating_sub(range.start);
+        match how {
+            Preallocation::Off | Preallocation::Metadata => {
+                self.zero(range.start, length, flag::MAY_UNMAP).await
+            }
+            Preallocation::Falloc => self.zero(range.start, length, 0).await,
+            Preallocation::Full => {
+                self.about_to_write(range.start, length)?;
+                self.write_plain_zeroes(range.start, length).await?;
+                self.extents.forget();
+                self.written(range.start, length, 0).await
+            }
+        }
+    }
+
     async fn zero(&self, offset: u64, length: u64, flags: u32) -> Result<()> {
         self.about_to_write(offset, length)?;
         if length == 0 {

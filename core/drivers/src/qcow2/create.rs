@@ -10,19 +10,10 @@ use super::{
     layout::{COPIED, Geometry},
     refcount,
 };
+pub use driveline_graph::Preallocation;
 use driveline_graph::{Error, Kind, Result};
 use driveline_op::Edge;
 use std::{ops::Range, os::unix::fs::FileExt, path::Path};
-
-/// What of the image is allocated when it is made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Preallocation {
-    /// Nothing.
-    #[default]
-    Off,
-    /// L2 tables, and room for all data: later writes change no metadata. The file stays sparse.
-    Metadata,
-}
 
 /// What a new image is like.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,13 +76,43 @@ impl CreateOptions {
 /// });
 /// ```
 pub async fn create(file: &Edge, options: &CreateOptions) -> Result<()> {
+    create_in(file, options, async |range| {
+        let edges = std::slice::from_ref(file);
+        Ok(File::empty().zero(&mut Io::Edges(edges), range).await?)
+    })
+    .await
+}
+
+/// The same, where `preallocate` gives a range of the file its space, as zeroes.
+pub(super) async fn create_in(
+    file: &Edge,
+    options: &CreateOptions,
+    preallocate: impl AsyncFnOnce(Range<u64>) -> Result<()>,
+) -> Result<()> {
     let plan = Plan::new(options)?;
     let edges = [file.clone()];
     let (mut io, file) = (Io::Edges(&edges), File::empty());
+    // A device is as long as it is, and what it holds would show.
+    let end = edges[0].info().size_bytes;
+    let there = plan.data_bytes();
+    if there.start < end && there.start < there.end {
+        let seen = there.start..there.end.min(end);
+        let old = File::of(&io, file.child);
+        old.zero_fast(&mut io, seen, driveline_op::flag::MAY_UNMAP, false).await?;
+    }
+    if matches!(options.preallocation, Preallocation::Falloc | Preallocation::Full) && !there.is_empty() {
+        preallocate(there).await?;
+    }
+    // The header comes last, so that before it the file is no image.
     for (offset, bytes) in plan.pieces() {
         file.write(&mut io, offset, &bytes).await?;
     }
     Ok(io.flush().await?)
+}
+
+/// Would an image be made with these options? Says what is wrong.
+pub(super) fn plan(options: &CreateOptions) -> Result<()> {
+    Plan::new(options).map(drop)
 }
 
 /// Makes an image in a new file, and its data file. Neither may exist.
@@ -106,6 +127,7 @@ pub fn create_file(path: &Path, options: &CreateOptions) -> Result<()> {
         let data = path.parent().unwrap_or(Path::new("")).join(name);
         let made = new(&data).and_then(|file| {
             file.set_len(options.size_bytes)?;
+            give_space(&file, 0..options.size_bytes, options.preallocation)?;
             file.sync_all()
         });
         if let Err(error) = made {
@@ -115,10 +137,34 @@ pub fn create_file(path: &Path, options: &CreateOptions) -> Result<()> {
             return Err(Error::io(errno, format_args!("creating {}", data.display())).key("data-file"));
         }
     }
+    give_space(&file, plan.data_bytes(), options.preallocation).map_err(doing)?;
     for (offset, bytes) in plan.pieces() {
         file.write_all_at(&bytes, offset).map_err(doing)?;
     }
     file.sync_all().map_err(doing)
+}
+
+/// Gives a range of a new file its space.
+fn give_space(file: &std::fs::File, range: Range<u64>, how: Preallocation) -> std::io::Result<()> {
+    if range.is_empty() || matches!(how, Preallocation::Off | Preallocation::Metadata) {
+        return Ok(());
+    }
+    if how == Preallocation::Falloc {
+        let none = rustix::fs::FallocateFlags::empty();
+        match rustix::fs::fallocate(file, none, range.start, range.end - range.start) {
+            // The file system cannot; what is written has its space.
+            Err(rustix::io::Errno::OPNOTSUPP) => {}
+            done => return Ok(done?),
+        }
+    }
+    let zeroes = vec![0; 1 << 20];
+    let mut at = range.start;
+    while at < range.end {
+        let length = (range.end - at).min(zeroes.len() as u64) as usize;
+        file.write_all_at(&zeroes[..length], at)?;
+        at += length as u64;
+    }
+    Ok(())
 }
 
 /// Where everything of a new image is, in clusters: header, refcount table, refcount blocks, L1 table, L2 tables, data.
@@ -133,10 +179,18 @@ struct Plan {
     data: Range<u64>,
     /// Clusters that are used, from the beginning.
     counted: u64,
+    /// The data file reads as the disk does.
+    raw: bool,
 }
 
-fn invalid(key: &str, text: impl std::fmt::Display) -> Error {
+pub(super) fn invalid(key: &str, text: impl std::fmt::Display) -> Error {
     Error::new(Kind::Invalid, text).key(key)
+}
+
+/// What only version 3 has.
+fn needs_v3(key: &str, what: &str, more: &str) -> Error {
+    let level = format_args!("compatibility level 1.1 {more} above (use version=v3 or greater)");
+    invalid(key, format_args!("{what} {level}"))
 }
 
 impl Plan {
@@ -148,43 +202,51 @@ impl Plan {
         if !options.cluster_bytes.is_power_of_two()
             || !(CLUSTER_BITS_MIN..=CLUSTER_BITS_MAX).contains(&cluster_bits)
         {
-            return Err(invalid(
-                "cluster-size",
-                format_args!("{}; expected a power of two from 512 to 2097152", options.cluster_bytes),
-            ));
+            return Err(invalid("cluster-size", "Cluster size must be a power of two between 512 and 2048k"));
         }
         if !options.refcount_bits.is_power_of_two() || options.refcount_bits > 64 {
             return Err(invalid(
                 "refcount-bits",
-                format_args!("{}; expected a power of two from 1 to 64", options.refcount_bits),
+                "Refcount width must be a power of two and may not exceed 64 bits",
             ));
         }
         if options.version == 2 && options.refcount_bits != 16 {
-            return Err(invalid("refcount-bits", "version 2 has refcounts of 16 bits only"));
+            return Err(needs_v3("refcount-bits", "Different refcount widths than 16 bits require", "or"));
         }
-        if options.data_file_raw && (options.data_file.is_none() || options.backing.is_some()) {
-            return Err(invalid("data-file-raw", "it needs a data file, and no backing file"));
+        if options.data_file_raw && options.data_file.is_none() {
+            return Err(invalid("data-file-raw", "data-file-raw requires data-file"));
+        }
+        if options.data_file_raw && options.backing.is_some() {
+            let text = "Backing file and data-file-raw cannot be used at the same time";
+            return Err(invalid("data-file-raw", text));
         }
         if options.version == 2 && options.data_file.is_some() {
-            return Err(invalid("data-file", "version 2 keeps data in the image"));
+            return Err(needs_v3("data-file", "External data files are only supported with", "and"));
         }
         if options.version == 2 && options.compression != Compression::Zlib {
-            return Err(invalid("compression-type", "version 2 has zlib only"));
+            let what = "Non-zlib compression type is only supported with";
+            return Err(needs_v3("compression-type", what, "and"));
         }
-        if options.extended_l2 && (options.version == 2 || cluster_bits < EXTENDED_L2_CLUSTER_BITS_MIN) {
+        if options.version == 2 && options.extended_l2 {
+            return Err(needs_v3("extended-l2", "Extended L2 entries are only supported with", "and"));
+        }
+        if options.extended_l2 && cluster_bits < EXTENDED_L2_CLUSTER_BITS_MIN {
             return Err(invalid(
                 "extended-l2",
                 format_args!(
-                    "it needs version 3, and clusters of {} bytes at least",
+                    "Extended L2 entries are only supported with cluster sizes of at least {} bytes",
                     1 << EXTENDED_L2_CLUSTER_BITS_MIN
                 ),
             ));
         }
         if options.version == 2 && options.lazy_refcounts {
-            return Err(invalid(
-                "lazy-refcounts",
-                "version 2 has no place to say that refcounts may be stale",
-            ));
+            return Err(needs_v3("lazy-refcounts", "Lazy refcounts only supported with", "and"));
+        }
+        // Without subclusters, clusters that are allocated would hide what is in the backing file.
+        if options.preallocation != Preallocation::Off && options.backing.is_some() && !options.extended_l2 {
+            let text =
+                "Backing file and preallocation can only be used at the same time if extended_l2 is on";
+            return Err(invalid("preallocation", text));
         }
         if options.backing.as_ref().is_some_and(|(name, _)| name.len() > BACKING_NAME_BYTES_MAX) {
             return Err(invalid(
@@ -193,10 +255,7 @@ impl Plan {
             ));
         }
         if !options.size_bytes.is_multiple_of(512) {
-            return Err(invalid(
-                "size",
-                format_args!("{} bytes; expected a multiple of 512", options.size_bytes),
-            ));
+            return Err(invalid("size", "Image size must be a multiple of 512 bytes"));
         }
         let refcount_order = options.refcount_bits.trailing_zeros();
         let geometry = Geometry {
@@ -218,7 +277,7 @@ impl Plan {
                 ),
             ));
         }
-        let metadata = options.preallocation == Preallocation::Metadata || options.data_file_raw;
+        let metadata = options.preallocation != Preallocation::Off || options.data_file_raw;
         let l1_clusters = (l1_entries * 8).div_ceil(cluster_bytes);
         let l2_clusters = if metadata { l1_entries } else { 0 };
         let data_clusters =
@@ -299,7 +358,14 @@ impl Plan {
             header.extensions.retain(|extension| extension.kind != EXT_FEATURES);
             header.encode()
         })?;
-        Ok(Self { geometry, header, reftable, blocks, l1, l1_entries, l2, data, counted })
+        let raw = options.data_file_raw;
+        Ok(Self { geometry, header, reftable, blocks, l1, l1_entries, l2, data, counted, raw })
+    }
+
+    /// Where data has its place in the image's own file.
+    fn data_bytes(&self) -> Range<u64> {
+        let bytes = self.geometry.cluster_bytes();
+        if self.geometry.data_file { 0..0 } else { self.data.start * bytes..self.data.end * bytes }
     }
 
     /// What is written where; the header last, so that before it the file is no image.
@@ -337,8 +403,10 @@ impl Plan {
             let first = (place - self.l2.start) * words;
             let step = self.geometry.entry_words() as u64;
             table(place, &|i| match entry(&self.data, (first + i) / step, COPIED) {
-                // All of its subclusters.
-                1.. if i % step == 1 => u64::from(u32::MAX),
+                // Its subclusters are where the data file has them; else they have a place and are not there yet, so that a
+                // backing file is still seen. Source: QEMU docs/interop/qcow2.txt, "Extended L2 Entries".
+                1.. if i % step == 1 && self.raw => u64::from(u32::MAX),
+                1.. if i % step == 1 => 0,
                 word => word,
             })
         });

@@ -4,8 +4,9 @@ use super::{Qcow2, header::Header, io::Io};
 use crate::Bytes;
 use driveline_bitmap::Bits;
 use driveline_graph::{
-    BitmapToStore, BoxFuture, ChildSpec, Description, Driver, DriverKind, Error, ImpliedChild, Kind,
-    OpenArgs, OpenChild, OpenNode, Options, Result, Role, Snapshot, StoredBitmaps, Witness, parse_options,
+    BitmapToStore, BoxFuture, ChildSpec, CreateArgs, Created, Description, Driver, DriverKind, Error,
+    ImpliedChild, Kind, OpenArgs, OpenChild, OpenNode, Options, Result, Role, Snapshot, StoredBitmaps,
+    Witness, parse_options,
 };
 use driveline_op::{Body, Edge, Info, Instance, OpTable, info};
 use serde::Deserialize;
@@ -132,6 +133,16 @@ impl Driver for Qcow2Driver {
             implied.push(ImpliedChild { name: "backing".into(), definition });
             Ok(implied)
         })
+    }
+
+    fn created_in(&self) -> Option<&[ChildSpec]> {
+        const FILES: [ChildSpec; 2] =
+            [ChildSpec::required("file", Role::Storage), ChildSpec::optional("data-file", Role::Data)];
+        Some(const { &FILES })
+    }
+
+    fn create<'a>(&'a self, args: CreateArgs<'a>) -> BoxFuture<'a, Result<Created>> {
+        Box::pin(async { super::creation::create(args).await.map(|()| Created::Overwritten) })
     }
 
     fn open<'a>(&'a self, args: OpenArgs<'a>) -> BoxFuture<'a, Result<Arc<dyn OpenNode>>> {

@@ -44,6 +44,7 @@ mod bitmaps;
 mod check;
 mod compressed;
 mod create;
+mod creation;
 mod damaged;
 mod driver;
 mod epoch;

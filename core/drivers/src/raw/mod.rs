@@ -9,10 +9,12 @@
 //! Without `offset` and `size` the node has no operations of its own: requests go straight to the child. With `size` the
 //! node cannot be resized, because that is what the user fixed.
 
+mod create;
+
 use crate::{Bytes, range};
 use driveline_graph::{
-    BoxFuture, ChildSpec, Description, Driver, DriverKind, Error, Kind, Missing, OpenArgs, OpenChild,
-    OpenNode, Options, Result, Role, parse_options,
+    BoxFuture, ChildSpec, CreateArgs, Created, Description, Driver, DriverKind, Error, Kind, Missing,
+    OpenArgs, OpenChild, OpenNode, Options, Preallocation, Result, Role, parse_options,
 };
 use driveline_op::{
     BlockStatusRequest, Body, CacheRequest, DiscardRequest, Info, Instance, Next, OpTable, ReadRequest,
@@ -63,6 +65,14 @@ impl Driver for RawDriver {
 
     fn check(&self, options: &Options) -> Result<()> {
         Self::options(options).map(drop)
+    }
+
+    fn created_in(&self) -> Option<&[ChildSpec]> {
+        Some(&self.0.children)
+    }
+
+    fn create<'a>(&'a self, args: CreateArgs<'a>) -> BoxFuture<'a, Result<Created>> {
+        Box::pin(create::create(args))
     }
 
     fn open<'a>(&'a self, args: OpenArgs<'a>) -> BoxFuture<'a, Result<Arc<dyn OpenNode>>> {
@@ -133,6 +143,25 @@ impl OpenNode for RawNode {
             range::check_size(end)?;
             let file = children.first().ok_or_else(|| Error::new(Kind::Invalid, "a child is required"))?;
             file.node.resize(&[], end).await.map_err(|error| error.at(&file.node_name))
+        })
+    }
+
+    fn preallocate<'a>(
+        &'a self,
+        children: &'a [OpenChild],
+        range: std::ops::Range<u64>,
+        how: Preallocation,
+    ) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            let window = &self.0.driver;
+            range::inside(
+                range.start,
+                range.end.saturating_sub(range.start),
+                window.size.unwrap_or(u64::MAX),
+            )?;
+            let range = range.start.saturating_add(window.offset)..range.end.saturating_add(window.offset);
+            let file = children.first().ok_or_else(|| Error::new(Kind::Invalid, "a child is required"))?;
+            file.node.preallocate(&[], range, how).await.map_err(|error| error.at(&file.node_name))
         })
     }
 }

@@ -36,6 +36,12 @@ impl Change {
         Ok(self.add_nodes(vec![definition]).await?.remove(0))
     }
 
+    /// Opens a node that goes when its last user goes.
+    pub(crate) async fn add_implicit(&mut self, definition: Definition) -> Result<Arc<Node>> {
+        let id = self.open(definition, true, None).await?;
+        Ok(self.topology.at(id).node.clone())
+    }
+
     pub(super) fn open(
         &mut self,
         definition: Definition,
