@@ -79,11 +79,11 @@ impl Definition {
         };
         let mut children = Vec::new();
         for spec in &description.children {
-            // QEMU calls a filter's child `file`; both words are taken.
-            let also = if spec.role == Role::Filtered { "file" } else { "" };
-            let Some(value) = object
-                .shift_remove(&*spec.name)
-                .or_else(|| object.shift_remove(also).filter(|_| !also.is_empty()))
+            // QEMU calls a filter's child `file`, or by a word that the driver has for it; all are taken.
+            let words = description.child_words.iter().map(|word| &**word);
+            let mut also = ["file"].into_iter().chain(words).filter(|_| spec.role == Role::Filtered);
+            let Some(value) =
+                object.shift_remove(&*spec.name).or_else(|| also.find_map(|word| object.shift_remove(word)))
             else {
                 if spec.required {
                     let message = format_args!("missing; driver '{driver}' needs this child");

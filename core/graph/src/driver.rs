@@ -4,7 +4,8 @@
 //! options, what it says about itself, and what is done with it while nothing is in flight.
 
 use crate::{
-    BitmapToStore, CreateArgs, Created, Error, Kind, Preallocation, Result, StoredBitmaps, Witness, stored,
+    BitmapToStore, CreateArgs, Created, Error, Kind, ObjectCall, Preallocation, Result, StoredBitmaps,
+    Witness, stored,
 };
 use driveline_bitmap::Bits;
 use driveline_op::{Edge, Info, Instance, op};
@@ -118,6 +119,12 @@ pub struct Description {
     pub missing: Missing,
     /// Bits of `driveline_abi::effect`.
     pub effects: u64,
+    /// Bits of `driveline_abi::flag` that it knew when it was built. Others are taken from requests before it gets them.
+    pub flags_known: u32,
+    /// Other words for child 0, beside its name (QEMU calls it `image` in some drivers, `raw` in another).
+    pub child_words: Vec<Cow<'static, str>>,
+    /// Kinds of objects that it keeps; see [`Driver::object`].
+    pub objects: Vec<Cow<'static, str>>,
 }
 
 impl Description {
@@ -133,6 +140,9 @@ impl Description {
             operations_known: op::COUNT as u32,
             missing: if kind == DriverKind::Filter { Missing::Pass } else { Missing::Deny },
             effects: 0,
+            flags_known: u32::MAX,
+            child_words: Vec::new(),
+            objects: Vec::new(),
         }
     }
 }
@@ -171,6 +181,20 @@ pub trait Driver: Send + Sync + 'static {
 
     /// Opens a node. On an error nothing was changed.
     fn open<'a>(&'a self, args: OpenArgs<'a>) -> BoxFuture<'a, Result<Arc<dyn OpenNode>>>;
+
+    /// Does something with an object: what nodes of this driver share by name and is no node itself (a throttle group).
+    /// `kind` is one of [`Description::objects`]. Returns its properties as they are then; [`ObjectCall::Check`] and
+    /// [`ObjectCall::Delete`] return none. On an error nothing was changed.
+    ///
+    /// Errors: [`Kind::NotFound`], [`Kind::Exists`], [`Kind::Busy`] for one that nodes use and that shall go, and
+    /// [`Kind::Invalid`] with the property's name as the key.
+    fn object(&self, kind: &str, name: &str, call: ObjectCall<'_>) -> Result<Options> {
+        let _ = (name, call);
+        Err(Error::new(
+            Kind::NotSupported,
+            format_args!("driver '{}' has no '{kind}'", self.description().name),
+        ))
+    }
 }
 
 /// A child named by an image.

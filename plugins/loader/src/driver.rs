@@ -106,6 +106,9 @@ impl PluginDriver {
             operations_known: known,
             missing,
             effects,
+            flags_known: u32::MAX,
+            child_words: Vec::new(),
+            objects: Vec::new(),
         };
         Ok(Self { path, description, filter, slots })
     }
