@@ -34,10 +34,7 @@ macro_rules! commands {
                 $($name => Box::pin(async move {
                     answer($function(monitor, arguments::parse(arguments, "")?).await?)
                 }).await,)*
-                _ => {
-                    let text = format_args!("The command {name} has not been found");
-                    Err(Error::new(Class::CommandNotFound, text))
-                }
+                _ => Err(not_found(name)),
             }
         }
     };
@@ -96,6 +93,15 @@ commands! {
     "block-export-del" => exports::block_export_del,
     "nbd-server-start" => exports::nbd_server_start,
     "nbd-server-stop" => exports::nbd_server_stop,
+}
+
+/// Is there a command of this name?
+pub(crate) fn find(name: &str) -> Result<()> {
+    if NAMES.contains(&name) { Ok(()) } else { Err(not_found(name)) }
+}
+
+fn not_found(name: &str) -> Error {
+    Error::new(Class::CommandNotFound, format_args!("The command {name} has not been found"))
 }
 
 fn answer(reply: impl Serialize) -> Result<Value> {

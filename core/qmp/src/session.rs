@@ -1,4 +1,7 @@
 //! One monitor: greeting, negotiation, then commands one after the other, with events in between.
+//!
+//! A client that enables `oob` is read while its command runs: up to [`QUEUE_MAX`] commands wait for their turn, and one that is
+//! sent with `exec-oob` is answered at once, before those. Without `oob` nothing is read before the command is answered.
 
 use crate::{
     arguments, command,
@@ -8,9 +11,12 @@ use crate::{
     wire::Decoder,
 };
 use driveline_engine::net::Stream;
+use event_listener::Event;
+use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::{
+    collections::VecDeque,
     io,
     net::Shutdown,
     sync::{
@@ -19,10 +25,17 @@ use std::{
     },
 };
 
+/// So many commands wait for their turn; no more is read until one is answered.
+/// Source: QEMU's monitor, `QMP_REQ_QUEUE_LEN_MAX`.
+const QUEUE_MAX: usize = 8;
+
 /// A connection and what it is to be sent.
 pub(crate) struct Session {
     stream: Stream,
     outbox: Outbox,
+    queue: Queue,
+    /// The client has enabled out-of-band execution.
+    oob: AtomicBool,
     /// The negotiation is over: commands and events may pass.
     negotiated: AtomicBool,
     /// It has heard what was kept for the first client.
@@ -33,8 +46,9 @@ pub(crate) struct Session {
 
 impl Session {
     pub(crate) fn new(stream: Stream) -> Arc<Self> {
-        let [negotiated, greeted, quits] = [false; 3].map(AtomicBool::new);
-        Arc::new(Self { stream, outbox: Outbox::default(), negotiated, greeted, quits })
+        let [oob, negotiated, greeted, quits] = [false; 4].map(AtomicBool::new);
+        let (outbox, queue) = Default::default();
+        Arc::new(Self { stream, outbox, queue, oob, negotiated, greeted, quits })
     }
 
     /// Serves until the client hangs up, or [`Session::hang_up`].
@@ -42,8 +56,16 @@ impl Session {
         tracing::debug!(target: "driveline::qmp", peer = self.stream.peer(), "a monitor is connected");
         self.outbox.put(&greeting());
         let read = async {
-            if let Err(error) = self.read(monitor).await {
+            if let Err(error) = self.read().await {
                 tracing::debug!(target: "driveline::qmp", peer = self.stream.peer(), "reading: {error}");
+            }
+            self.queue.close();
+        };
+        let work = async {
+            while let Some(message) = self.queue.first().await {
+                self.serve(monitor, message).await;
+                self.outbox.room().await;
+                self.queue.done();
             }
             self.outbox.close();
         };
@@ -56,11 +78,12 @@ impl Session {
                 }
             }
         };
-        futures::join!(read, write);
+        futures::join!(read, work, write);
         let _ = self.stream.shutdown(Shutdown::Both);
     }
 
-    async fn read(&self, monitor: &Monitor) -> io::Result<()> {
+    /// Reads what the client says, and puts it into the queue.
+    async fn read(&self) -> io::Result<()> {
         let mut decoder = Decoder::default();
         let mut buffer = vec![0; 16 << 10];
         loop {
@@ -70,19 +93,49 @@ impl Session {
             }
             let mut input = &buffer[..count];
             while let Some(message) = decoder.next(&mut input) {
-                let (id, result) = match message {
-                    Ok(message) => self.answer(monitor, message).await,
-                    Err(error) => (None, Err(error)),
+                let message = match message {
+                    Ok(Value::Object(message)) if self.is_out_of_band(&message) => {
+                        self.reply_out_of_band(message);
+                        self.outbox.room().await;
+                        continue;
+                    }
+                    message => message,
                 };
-                self.reply(id, result);
-                if self.negotiated.load(Relaxed) && !self.greeted.swap(true, Relaxed) {
-                    monitor.greet(self);
-                }
-                if self.quits.swap(false, Relaxed) {
-                    monitor.quit();
-                }
-                self.outbox.room().await;
+                self.queue.put(message);
+                let waiting = if self.oob.load(Relaxed) { QUEUE_MAX - 1 } else { 0 };
+                self.queue.room(waiting).await;
             }
+        }
+    }
+
+    /// Is it to be answered before what waits in the queue?
+    fn is_out_of_band(&self, message: &Map<String, Value>) -> bool {
+        self.oob.load(Relaxed) && message.contains_key("exec-oob") && !message.contains_key("execute")
+    }
+
+    /// Answers what came with `exec-oob`.
+    fn reply_out_of_band(&self, mut message: Map<String, Value>) {
+        let id = message.shift_remove("id");
+        let result = request(message, true).and_then(|(name, _)| {
+            command::find(&name)?;
+            // None of QEMU's storage daemon allows it, nor any here: they all wait for changes of the graph.
+            Err(Error::generic(format_args!("The command {name} does not support OOB")))
+        });
+        self.reply(id, result);
+    }
+
+    /// Takes one message to its end.
+    async fn serve(&self, monitor: &Monitor, message: Result<Value>) {
+        let (id, result) = match message {
+            Ok(message) => self.answer(monitor, message).await,
+            Err(error) => (None, Err(error)),
+        };
+        self.reply(id, result);
+        if self.negotiated.load(Relaxed) && !self.greeted.swap(true, Relaxed) {
+            monitor.greet(self);
+        }
+        if self.quits.swap(false, Relaxed) {
+            monitor.quit();
         }
     }
 
@@ -92,7 +145,7 @@ impl Session {
             return (None, Err(Error::generic("QMP input must be a JSON object")));
         };
         let id = message.shift_remove("id");
-        let result = match request(message) {
+        let result = match request(message, self.oob.load(Relaxed)) {
             Ok((name, arguments)) => self.execute(monitor, &name, arguments).await,
             Err(error) => Err(error),
         };
@@ -111,9 +164,8 @@ impl Session {
             return Err(Error::new(Class::CommandNotFound, text));
         }
         let Capabilities { enable } = arguments::parse(arguments, "")?;
-        if let Some(name) = enable.unwrap_or_default().first() {
-            let text = format_args!("Parameter 'enable[0]' does not accept value '{name}'");
-            return Err(Error::generic(text));
+        if enable.unwrap_or_default().into_iter().any(|Capability::Oob| true) {
+            self.oob.store(true, Relaxed);
         }
         self.negotiated.store(true, Relaxed);
         Ok(json!({}))
@@ -151,14 +203,21 @@ impl Session {
 }
 
 fn greeting() -> Value {
-    json!({ "QMP": { "version": command::version(), "capabilities": [] } })
+    json!({ "QMP": { "version": command::version(), "capabilities": ["oob"] } })
 }
 
 /// Arguments of `qmp_capabilities`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Capabilities {
-    enable: Option<Vec<String>>,
+    enable: Option<Vec<Capability>>,
+}
+
+/// QAPI's `QMPCapability`.
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Capability {
+    Oob,
 }
 
 /// `qmp_capabilities`, once it was.
@@ -167,16 +226,22 @@ pub(crate) async fn capabilities(_: &Monitor, _: Capabilities) -> Result<command
     Err(Error::new(Class::CommandNotFound, text))
 }
 
-/// Takes a message apart: the command and its arguments.
-fn request(message: Map<String, Value>) -> Result<(String, Value)> {
+/// Takes a message apart: the command and its arguments. With `oob` it may be sent with `exec-oob`.
+fn request(message: Map<String, Value>, oob: bool) -> Result<(String, Value)> {
     let (mut name, mut arguments) = (None, Value::Object(Map::new()));
     for (member, value) in message {
         match (&*member, value) {
+            ("execute", _) if name.is_some() => return Err(clash("execute", "exec-oob")),
+            ("exec-oob", _) if oob && name.is_some() => return Err(clash("exec-oob", "execute")),
             ("execute", Value::String(value)) => name = Some(value),
-            ("execute", _) => return Err(Error::generic("QMP input member 'execute' must be a string")),
+            ("exec-oob", Value::String(value)) if oob => name = Some(value),
             ("arguments", value @ Value::Object(_)) => arguments = value,
             ("arguments", _) => {
                 return Err(Error::generic("QMP input member 'arguments' must be an object"));
+            }
+            ("execute", _) => return Err(Error::generic("QMP input member 'execute' must be a string")),
+            ("exec-oob", _) if oob => {
+                return Err(Error::generic("QMP input member 'exec-oob' must be a string"));
             }
             _ => return Err(Error::generic(format_args!("QMP input member '{member}' is unexpected"))),
         }
@@ -184,5 +249,71 @@ fn request(message: Map<String, Value>) -> Result<(String, Value)> {
     match name {
         Some(name) => Ok((name, arguments)),
         None => Err(Error::generic("QMP input lacks member 'execute'")),
+    }
+}
+
+fn clash(second: &str, first: &str) -> Error {
+    Error::generic(format_args!("QMP input member '{second}' clashes with '{first}'"))
+}
+
+/// Messages that were read and are not answered yet, in their order.
+#[derive(Default)]
+struct Queue {
+    state: Mutex<Waiting>,
+    changed: Event,
+}
+
+#[derive(Default)]
+struct Waiting {
+    messages: VecDeque<Result<Value>>,
+    /// Those that wait, and the one that is being worked on.
+    unanswered: usize,
+    /// Nothing more comes.
+    closed: bool,
+}
+
+impl Queue {
+    fn put(&self, message: Result<Value>) {
+        let mut state = self.state.lock();
+        state.messages.push_back(message);
+        state.unanswered += 1;
+        drop(state);
+        self.changed.notify(usize::MAX);
+    }
+
+    /// The next message; `None` once all are taken and nothing more comes.
+    async fn first(&self) -> Option<Result<Value>> {
+        self.until(|state| match state.messages.pop_front() {
+            Some(message) => Some(Some(message)),
+            None => state.closed.then_some(None),
+        })
+        .await
+    }
+
+    /// The one that was taken is answered.
+    fn done(&self) {
+        self.state.lock().unanswered -= 1;
+        self.changed.notify(usize::MAX);
+    }
+
+    /// Waits until there are no more than so many unanswered.
+    async fn room(&self, most: usize) {
+        self.until(|state| (state.unanswered <= most).then_some(())).await;
+    }
+
+    fn close(&self) {
+        self.state.lock().closed = true;
+        self.changed.notify(usize::MAX);
+    }
+
+    async fn until<T>(&self, mut ready: impl FnMut(&mut Waiting) -> Option<T>) -> T {
+        loop {
+            // Listening first: a change between the look and the wait is not missed.
+            let change = self.changed.listen();
+            if let Some(value) = ready(&mut self.state.lock()) {
+                return value;
+            }
+            change.await;
+        }
     }
 }

@@ -11,12 +11,12 @@ fn a_session_begins_with_a_greeting_and_a_negotiation() {
     let version = &client.greeting["QMP"]["version"];
     assert_eq!(version["qemu"], json!({ "major": 10, "minor": 0, "micro": 2 }));
     assert!(version["package"].as_str().unwrap().starts_with("Driveline "), "{version}");
-    assert_eq!(client.greeting["QMP"]["capabilities"], json!([]));
+    assert_eq!(client.greeting["QMP"]["capabilities"], json!(["oob"]));
 
     let early = client.execute("query-version", json!({}));
     let text = "Expecting capabilities negotiation with 'qmp_capabilities'";
     assert_eq!(early, json!({ "error": { "class": "CommandNotFound", "desc": text } }));
-    assert!(client.wrong("qmp_capabilities", json!({ "enable": ["oob"] })).contains("'oob'"));
+    assert!(client.wrong("qmp_capabilities", json!({ "enable": ["nope"] })).contains("'nope'"));
     client.ok("qmp_capabilities", json!({ "enable": [] }));
     let late = client.execute("qmp_capabilities", json!({}));
     assert_eq!(late["error"]["class"], "CommandNotFound");
@@ -104,6 +104,39 @@ fn every_command_that_is_listed_is_there() {
         let text = reply["error"]["desc"].as_str().unwrap_or_default();
         assert!(text.contains("is missing") || text.contains("is unexpected"), "{name}: {reply}");
     }
+}
+
+#[test]
+fn out_of_band_is_for_those_who_enabled_it_and_is_answered_first() {
+    let world = World::new();
+    let mut client = world.client();
+    let unexpected = "QMP input member 'exec-oob' is unexpected";
+    assert_eq!(client.raw("{'exec-oob': 'quit'}")["error"]["desc"], unexpected);
+    let mut client = world.connect();
+    client.ok("qmp_capabilities", json!({ "enable": ["oob"] }));
+    let wrong = [
+        ("{'exec-oob': 'quit', 'id': 1}", "The command quit does not support OOB"),
+        ("{'exec-oob': 'nope', 'id': 1}", "The command nope has not been found"),
+        ("{'exec-oob': 5, 'id': 1}", "QMP input member 'exec-oob' must be a string"),
+        ("{'exec-oob': 'a', 'x': 5, 'id': 1}", "QMP input member 'x' is unexpected"),
+        ("{'exec-oob': 'a', 'execute': 'a', 'id': 1}", "QMP input member 'execute' clashes with 'exec-oob'"),
+    ];
+    for (input, expected) in wrong {
+        let reply = client.raw(input);
+        assert_eq!((&reply["error"]["desc"], &reply["id"]), (&json!(expected), &json!(1)), "{input}");
+    }
+
+    // While a change of the graph is under way, a command that needs one waits; as many wait behind it as there is room for.
+    let change = world.engine.block_on(world.graph.change());
+    for id in 0..7 {
+        let add = json!({ "driver": "null-co", "node-name": format!("n{id}"), "size": 512 });
+        client.send(json!({ "execute": "blockdev-add", "arguments": add, "id": id }).to_string());
+    }
+    let reply = client.raw("{'exec-oob': 'query-version', 'id': 'now'}");
+    assert_eq!((&reply["id"], &reply["error"]["class"]), (&json!("now"), &json!("GenericError")));
+    drop(change);
+    let ids: Vec<Value> = (0..7).map(|_| client.reply()["id"].clone()).collect();
+    assert_eq!(ids, [0, 1, 2, 3, 4, 5, 6]);
 }
 
 #[test]
