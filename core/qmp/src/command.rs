@@ -7,7 +7,9 @@ use crate::{
     exports,
     jobs::{self, BlockJobById, ByDevice, ById},
     monitor::{self, Monitor},
-    nodes, session, stores, transaction,
+    nodes,
+    objects::commands as objects,
+    session, stores, transaction,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -87,6 +89,14 @@ commands! {
     "block-job-set-speed" => jobs::set_speed,
 
     "x-driveline-apply" => apply::apply,
+
+    "object-add" => objects::object_add,
+    "object-del" => objects::object_del,
+    "qom-list" => objects::qom_list,
+    "qom-get" => objects::qom_get,
+    "qom-set" => objects::qom_set,
+    "qom-list-types" => objects::qom_list_types,
+    "qom-list-properties" => objects::qom_list_properties,
 
     "query-block-exports" => exports::query_block_exports,
     "block-export-add" => exports::block_export_add,

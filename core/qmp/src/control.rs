@@ -1,6 +1,9 @@
 //! What commands need of the program around the graph: its exports, its NBD server, its end.
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    objects::Objects,
+};
 use driveline_graph::BoxFuture;
 use std::path::{Path, PathBuf};
 
@@ -21,6 +24,11 @@ pub trait Control: Send + Sync + 'static {
 
     /// Stops it, and removes its exports.
     fn stop_nbd_server(&self) -> BoxFuture<'_, Result<()>>;
+
+    /// The objects that the program made before there was a monitor, and that it looks up; without them a monitor has its own.
+    fn objects(&self) -> Option<Objects> {
+        None
+    }
 
     /// Where the persistent bitmaps of a node or drive are kept; after they were moved to `place` if one is given, and brought
     /// to stable storage if `flush` is set.

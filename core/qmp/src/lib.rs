@@ -96,6 +96,7 @@ mod image;
 mod jobs;
 mod monitor;
 mod nodes;
+mod objects;
 mod outbox;
 mod session;
 mod stores;
@@ -110,3 +111,6 @@ pub use control::{
 pub use error::{Class, Error, Result};
 pub use events::{Event, Reason};
 pub use monitor::{Listener, Monitor};
+pub use objects::{
+    Endpoint, IoThread, Limit, Object, ObjectChange, ObjectUse, Objects, Secret, ThrottleLimits, TlsX509,
+};

@@ -6,6 +6,7 @@ use crate::{
     error::Result,
     events::{Event, Reason},
     jobs,
+    objects::Objects,
     session::Session,
 };
 use driveline_engine::net::{Stream, TcpListener, UnixListener};
@@ -37,6 +38,7 @@ struct Inner {
     graph: Graph,
     jobs: Jobs,
     control: Arc<dyn Control>,
+    objects: Objects,
     sessions: Mutex<Vec<Arc<Session>>>,
     /// What happened before there was anybody to hear of it.
     before: Mutex<Vec<Value>>,
@@ -84,7 +86,8 @@ impl Monitor {
     /// Monitors for a graph and its jobs, in a program that does the rest.
     pub fn new(graph: Graph, jobs: Jobs, control: Arc<dyn Control>) -> Self {
         let (sessions, before, ending) = (Mutex::default(), Mutex::default(), AtomicBool::new(false));
-        let monitor = Self(Arc::new(Inner { graph, jobs, control, sessions, before, ending }));
+        let objects = control.objects().unwrap_or_default();
+        let monitor = Self(Arc::new(Inner { graph, jobs, control, objects, sessions, before, ending }));
         let weak = Arc::downgrade(&monitor.0);
         monitor.0.graph.on_event(move |event| {
             if let (Some(monitor), driveline_graph::Event::NodeFailed { node, message }) =
@@ -184,6 +187,10 @@ impl Monitor {
 
     pub(crate) fn control(&self) -> &dyn Control {
         &*self.0.control
+    }
+
+    pub(crate) fn objects(&self) -> &Objects {
+        &self.0.objects
     }
 
     /// Does what `quit` asks for, once its reply is on its way.

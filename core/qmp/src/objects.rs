@@ -1,0 +1,594 @@
+//! Objects: what users create by name beside the graph, for exports, filters and TLS to refer to. QEMU's `--object` and `object-add`.
+//!
+//! The registry keeps and checks them. What they mean is the business of who looks them up: an export takes the thread of an
+//! `iothread`, a filter the limits of a `throttle-group`, a server the certificates of `tls-creds-x509`. Who uses one holds it
+//! ([`Objects::hold`]), so that it is not deleted meanwhile.
+//!
+//! QEMU's other types are refused by name. `tls-creds-psk` and `tls-creds-anon` are among them: TLS here has certificates only.
+
+pub(crate) mod commands;
+mod limits;
+
+pub use limits::{Limit, ThrottleLimits};
+
+use crate::{
+    arguments,
+    error::{Class, Error, Result},
+};
+use limits::GivenLimits;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::{collections::BTreeMap, fmt, fs, path::PathBuf, sync::Arc};
+
+/// An object, as it is now.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Object {
+    /// A thread for I/O.
+    IoThread(IoThread),
+    /// Limits that several nodes share.
+    ThrottleGroup(ThrottleLimits),
+    /// A password or key.
+    Secret(Secret),
+    /// A directory of certificates.
+    TlsX509(TlsX509),
+}
+
+/// An `iothread`. Driveline's threads are there from the start: each object names one of them, in turn.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct IoThread {
+    /// The number of the engine's thread.
+    #[serde(skip)]
+    pub thread: usize,
+    /// How long it polls before it sleeps, at most, in ns. The engine adapts that by itself: this is what was asked for.
+    pub poll_max_ns: i64,
+    /// By what the time of polling grows; 0 for the default.
+    pub poll_grow: i64,
+    /// By what it shrinks; 0 for the default.
+    pub poll_shrink: i64,
+    /// How many requests go to the kernel at once; 0 for the default.
+    pub aio_max_batch: i64,
+    /// The least number of threads for blocking work.
+    pub thread_pool_min: i64,
+    /// The largest number of them.
+    pub thread_pool_max: i64,
+}
+
+/// A `secret`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret {
+    /// What it says, decoded.
+    pub bytes: Vec<u8>,
+    given: SecretArguments,
+}
+
+impl fmt::Debug for Secret {
+    /// Without the secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Secret").field("file", &self.given.file).finish_non_exhaustive()
+    }
+}
+
+/// A `tls-creds-x509`: where certificates are, by the names that QEMU has for the files.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct TlsX509 {
+    /// The directory.
+    pub dir: PathBuf,
+    /// For which side.
+    pub endpoint: Endpoint,
+    /// Must the other side show a certificate? A client always looks at the server's.
+    pub verify_peer: bool,
+    /// Are the certificates themselves to be looked at?
+    pub sanity_check: bool,
+    /// The id of the secret that the private key is encrypted with.
+    pub passwordid: Option<String>,
+}
+
+/// A side of a TLS connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Endpoint {
+    /// Connects.
+    Client,
+    /// Is connected to.
+    Server,
+}
+
+/// A kind of object, as QEMU's QOM describes it.
+struct Type {
+    name: &'static str,
+    parent: &'static str,
+    properties: &'static [(&'static str, &'static str)],
+}
+
+const TYPES: [Type; 4] = [
+    Type {
+        name: "iothread",
+        parent: "event-loop-base",
+        properties: &[
+            ("aio-max-batch", "int"),
+            ("poll-grow", "int"),
+            ("poll-max-ns", "int"),
+            ("poll-shrink", "int"),
+            ("thread-pool-max", "int"),
+            ("thread-pool-min", "int"),
+        ],
+    },
+    Type { name: "secret", parent: "secret_common", properties: SECRET },
+    Type { name: "throttle-group", parent: "object", properties: limits::PROPERTIES },
+    Type {
+        name: "tls-creds-x509",
+        parent: "tls-creds",
+        properties: &[
+            ("dir", "string"),
+            ("endpoint", "QCryptoTLSCredsEndpoint"),
+            ("passwordid", "string"),
+            ("priority", "string"),
+            ("sanity-check", "bool"),
+            ("verify-peer", "bool"),
+        ],
+    },
+];
+
+const SECRET: &[(&str, &str)] = &[
+    ("data", "string"),
+    ("file", "string"),
+    ("format", "QCryptoSecretFormat"),
+    ("iv", "string"),
+    ("keyid", "string"),
+];
+
+impl Object {
+    fn type_name(&self) -> &'static str {
+        match self {
+            Object::IoThread(_) => "iothread",
+            Object::ThrottleGroup(_) => "throttle-group",
+            Object::Secret(_) => "secret",
+            Object::TlsX509(_) => "tls-creds-x509",
+        }
+    }
+
+    fn kind(&self) -> &'static Type {
+        let name = self.type_name();
+        TYPES.iter().find(|kind| kind.name == name).expect("every object has a type")
+    }
+
+    /// All properties but `type`, with their values.
+    fn properties(&self) -> Map<String, Value> {
+        let object = |value: serde_json::Result<Value>| match value {
+            Ok(Value::Object(object)) => object,
+            _ => Map::new(),
+        };
+        match self {
+            Object::IoThread(thread) => object(serde_json::to_value(thread)),
+            Object::ThrottleGroup(limits) => limits.properties(),
+            Object::Secret(secret) => object(serde_json::to_value(&secret.given)),
+            Object::TlsX509(creds) => {
+                let mut properties = object(serde_json::to_value(creds));
+                properties.insert("priority".into(), "".into());
+                properties
+            }
+        }
+    }
+}
+
+/// What happened to an object.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum ObjectChange {
+    /// It is there.
+    Added(Object),
+    /// A property was set.
+    Changed(Object),
+    /// It is gone.
+    Removed,
+}
+
+type Listener = Box<dyn Fn(&str, &ObjectChange) + Send + Sync>;
+
+/// All objects of a program, by id. Cheap to clone; all clones are the same.
+#[derive(Clone)]
+pub struct Objects(Arc<Inner>);
+
+struct Inner {
+    threads: usize,
+    state: Mutex<State>,
+    listeners: Mutex<Vec<Listener>>,
+}
+
+#[derive(Default)]
+struct State {
+    objects: BTreeMap<String, Entry>,
+    /// The thread that the next `iothread` names.
+    next_thread: usize,
+}
+
+struct Entry {
+    object: Object,
+    users: usize,
+}
+
+impl fmt::Debug for Objects {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.state.lock().objects.keys()).finish()
+    }
+}
+
+impl Default for Objects {
+    fn default() -> Self {
+        Self::new(1)
+    }
+}
+
+/// Keeps an object from being deleted.
+#[derive(Debug)]
+pub struct ObjectUse {
+    objects: Objects,
+    id: String,
+}
+
+impl Drop for ObjectUse {
+    fn drop(&mut self) {
+        if let Some(entry) = self.objects.0.state.lock().objects.get_mut(&self.id) {
+            entry.users -= 1;
+        }
+    }
+}
+
+impl Objects {
+    /// None yet, in a program whose engine has so many threads.
+    pub fn new(threads: usize) -> Self {
+        let (state, listeners) = Default::default();
+        Self(Arc::new(Inner { threads: threads.max(1), state, listeners }))
+    }
+
+    /// Hears of every change, in their order. It is called with the registry unlocked.
+    pub fn on_change(&self, listener: impl Fn(&str, &ObjectChange) + Send + Sync + 'static) {
+        self.0.listeners.lock().push(Box::new(listener));
+    }
+
+    /// Adds one, from the arguments of `object-add`: `qom-type`, `id`, and properties of that type.
+    ///
+    /// Errors: an id that is taken or no identifier, a type that is not known, properties that are wrong or too many.
+    pub fn add(&self, mut arguments: Map<String, Value>) -> Result<()> {
+        let text = |arguments: &mut Map<String, Value>, key: &str| match arguments.shift_remove(key) {
+            Some(Value::String(text)) => Ok(text),
+            Some(_) => {
+                Err(Error::generic(format_args!("Invalid parameter type for '{key}', expected: string")))
+            }
+            None => Err(Error::generic(format_args!("Parameter '{key}' is missing"))),
+        };
+        let kind = text(&mut arguments, "qom-type")?;
+        if !TYPES.iter().any(|known| known.name == kind) {
+            let text = format_args!("Parameter 'qom-type' does not accept value '{kind}'");
+            return Err(Error::generic(text));
+        }
+        let id = text(&mut arguments, "id")?;
+        let properties = Value::Object(arguments);
+        let object = match &*kind {
+            "iothread" => Object::IoThread(arguments::parse::<IoThreadArguments>(properties, "")?.check()?),
+            "throttle-group" => {
+                let given: GivenLimits = arguments::parse(properties, "")?;
+                Object::ThrottleGroup(ThrottleLimits::default().with(&given)?)
+            }
+            "secret" => Object::Secret(arguments::parse::<SecretArguments>(properties, "")?.read()?),
+            _ => Object::TlsX509(arguments::parse::<TlsX509Arguments>(properties, "")?.check(self)?),
+        };
+        if !is_identifier(&id) {
+            return Err(Error::generic("Parameter 'id' expects an identifier"));
+        }
+        let object = {
+            let mut state = self.0.state.lock();
+            if state.objects.contains_key(&id) {
+                let text =
+                    format_args!("attempt to add duplicate property '{id}' to object (type 'container')");
+                return Err(Error::generic(text));
+            }
+            let object = match object {
+                Object::IoThread(thread) => {
+                    let at = state.next_thread;
+                    state.next_thread = (at + 1) % self.0.threads;
+                    Object::IoThread(IoThread { thread: at, ..thread })
+                }
+                other => other,
+            };
+            state.objects.insert(id.clone(), Entry { object: object.clone(), users: 0 });
+            object
+        };
+        self.tell(&id, &ObjectChange::Added(object));
+        Ok(())
+    }
+
+    /// Deletes one.
+    ///
+    /// Errors: there is none of that id, or it is in use.
+    pub fn remove(&self, id: &str) -> Result<()> {
+        {
+            let mut state = self.0.state.lock();
+            match state.objects.get(id) {
+                None => return Err(Error::generic(format_args!("object '{id}' not found"))),
+                Some(entry) if entry.users > 0 => {
+                    return Err(Error::generic(format_args!("object '{id}' is in use, can not be deleted")));
+                }
+                Some(_) => state.objects.remove(id),
+            };
+        }
+        self.tell(id, &ObjectChange::Removed);
+        Ok(())
+    }
+
+    /// One as it is now.
+    pub fn get(&self, id: &str) -> Option<Object> {
+        self.0.state.lock().objects.get(id).map(|entry| entry.object.clone())
+    }
+
+    /// One as it is now, which is not deleted before what comes with it is dropped.
+    pub fn hold(&self, id: &str) -> Option<(Object, ObjectUse)> {
+        let mut state = self.0.state.lock();
+        let entry = state.objects.get_mut(id)?;
+        entry.users += 1;
+        Some((entry.object.clone(), ObjectUse { objects: self.clone(), id: id.to_owned() }))
+    }
+
+    /// The `iothread` of that id.
+    ///
+    /// Errors: QEMU's, when there is none.
+    pub fn iothread(&self, id: &str) -> Result<(IoThread, ObjectUse)> {
+        match self.hold(id) {
+            Some((Object::IoThread(thread), held)) => Ok((thread, held)),
+            _ => Err(Error::generic(format_args!("iothread \"{id}\" not found"))),
+        }
+    }
+
+    /// The `tls-creds-x509` of that id, for a side.
+    ///
+    /// Errors: QEMU's, when there is none or it is something else.
+    pub fn tls_creds(&self, id: &str, endpoint: Endpoint) -> Result<(TlsX509, ObjectUse)> {
+        let text = match self.hold(id) {
+            Some((Object::TlsX509(creds), held)) if creds.endpoint == endpoint => return Ok((creds, held)),
+            Some((Object::TlsX509(_), _)) => {
+                let side = if endpoint == Endpoint::Server { "server" } else { "client" };
+                format!("Expecting TLS credentials with a {side} endpoint")
+            }
+            Some(_) => format!("Object with id '{id}' is not TLS credentials"),
+            None => format!("No TLS credentials with id '{id}'"),
+        };
+        Err(Error::generic(text))
+    }
+
+    /// What the `secret` of that id says.
+    ///
+    /// Errors: QEMU's, when there is none or it is something else.
+    pub fn secret(&self, id: &str) -> Result<Vec<u8>> {
+        match self.get(id) {
+            Some(Object::Secret(secret)) => Ok(secret.bytes),
+            Some(_) => Err(Error::generic(format_args!("Object with id '{id}' is not a secret"))),
+            None => Err(Error::generic(format_args!("No secret with id '{id}'"))),
+        }
+    }
+
+    /// All ids with the names of their types.
+    pub fn list(&self) -> Vec<(String, &'static str)> {
+        let state = self.0.state.lock();
+        state.objects.iter().map(|(id, entry)| (id.clone(), entry.object.type_name())).collect()
+    }
+
+    /// Sets a property, as `qom-set` does.
+    ///
+    /// Errors: no such object or property, a value that it does not take, a property that is fixed.
+    pub fn set(&self, id: &str, property: &str, value: Value) -> Result<()> {
+        let object = {
+            let mut state = self.0.state.lock();
+            let Some(entry) = state.objects.get_mut(id) else { return Err(no_device(id)) };
+            let kind = entry.object.kind();
+            if !kind.properties.iter().any(|(name, _)| *name == property) {
+                return Err(no_property(kind.name, property));
+            }
+            let mut given = Map::new();
+            given.insert(property.to_owned(), value);
+            let given = Value::Object(given);
+            entry.object = match &entry.object {
+                Object::IoThread(thread) => {
+                    Object::IoThread(arguments::parse::<IoThreadArguments>(given, "")?.over(thread.clone())?)
+                }
+                Object::ThrottleGroup(limits) if property == "limits" => {
+                    Object::ThrottleGroup(limits.with(&arguments::parse(given, "")?)?)
+                }
+                _ => return Err(Error::generic("Property cannot be set after initialization")),
+            };
+            entry.object.clone()
+        };
+        self.tell(id, &ObjectChange::Changed(object));
+        Ok(())
+    }
+
+    fn tell(&self, id: &str, change: &ObjectChange) {
+        self.0.listeners.lock().iter().for_each(|listener| listener(id, change));
+    }
+}
+
+fn no_device(path: &str) -> Error {
+    Error::new(Class::DeviceNotFound, format_args!("Device '{path}' not found"))
+}
+
+fn no_property(kind: &str, property: &str) -> Error {
+    Error::generic(format_args!("Property '{kind}.{property}' not found"))
+}
+
+/// Begins with a letter, and goes on with letters, digits, `-`, `.` and `_`.
+fn is_identifier(id: &str) -> bool {
+    let part = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+    id.starts_with(|c: char| c.is_ascii_alphabetic()) && id.chars().all(part)
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct IoThreadArguments {
+    aio_max_batch: Option<i64>,
+    thread_pool_min: Option<i64>,
+    thread_pool_max: Option<i64>,
+    poll_max_ns: Option<i64>,
+    poll_grow: Option<i64>,
+    poll_shrink: Option<i64>,
+}
+
+impl IoThreadArguments {
+    /// QEMU's defaults, where nothing else is said.
+    fn check(self) -> Result<IoThread> {
+        self.over(IoThread {
+            thread: 0,
+            poll_max_ns: 32768,
+            poll_grow: 0,
+            poll_shrink: 0,
+            aio_max_batch: 0,
+            thread_pool_min: 0,
+            thread_pool_max: 64,
+        })
+    }
+
+    fn over(self, mut thread: IoThread) -> Result<IoThread> {
+        let fields = [
+            ("aio-max-batch", self.aio_max_batch, &mut thread.aio_max_batch),
+            ("thread-pool-min", self.thread_pool_min, &mut thread.thread_pool_min),
+            ("thread-pool-max", self.thread_pool_max, &mut thread.thread_pool_max),
+            ("poll-max-ns", self.poll_max_ns, &mut thread.poll_max_ns),
+            ("poll-grow", self.poll_grow, &mut thread.poll_grow),
+            ("poll-shrink", self.poll_shrink, &mut thread.poll_shrink),
+        ];
+        for (name, given, field) in fields {
+            if given.is_some_and(|value| value < 0) {
+                return Err(Error::generic(format_args!("{name} value must be in range [0, {}]", i64::MAX)));
+            }
+            *field = given.unwrap_or(*field);
+        }
+        if thread.thread_pool_min > thread.thread_pool_max || thread.thread_pool_max == 0 {
+            return Err(Error::generic("bad thread-pool-min/thread-pool-max values"));
+        }
+        Ok(thread)
+    }
+}
+
+/// QAPI's `QCryptoSecretFormat`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum SecretFormat {
+    #[default]
+    Raw,
+    Base64,
+}
+
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct SecretArguments {
+    data: Option<String>,
+    file: Option<String>,
+    format: Option<SecretFormat>,
+    keyid: Option<String>,
+    iv: Option<String>,
+}
+
+impl SecretArguments {
+    fn read(mut self) -> Result<Secret> {
+        if self.keyid.is_some() || self.iv.is_some() {
+            let text =
+                "Parameters 'keyid' and 'iv' are not supported: a secret is given in the clear or in a file";
+            return Err(Error::generic(text));
+        }
+        let bytes = match (&self.data, &self.file) {
+            (Some(_), Some(_)) => return Err(Error::generic("'file' and 'data' are mutually exclusive")),
+            (None, None) => return Err(Error::generic("Either 'file' or 'data' must be provided")),
+            (Some(data), None) => data.clone().into_bytes(),
+            (None, Some(file)) => fs::read(file)
+                .map_err(|error| Error::generic(format_args!("Unable to read {file}: {error}")))?,
+        };
+        let format = *self.format.get_or_insert_default();
+        let bytes = match format {
+            SecretFormat::Raw => bytes,
+            SecretFormat::Base64 => decode_base64(&bytes)
+                .ok_or_else(|| Error::generic("Base64 data contains invalid characters"))?,
+        };
+        Ok(Secret { bytes, given: self })
+    }
+}
+
+/// Lines are allowed, as tools write them. `None`: something else is in it, or its end is missing.
+fn decode_base64(text: &[u8]) -> Option<Vec<u8>> {
+    let mut digits: Vec<u8> = text.iter().copied().filter(|byte| !byte.is_ascii_whitespace()).collect();
+    if digits.len() % 4 != 0 {
+        return None;
+    }
+    let padding = digits.iter().rev().take(2).take_while(|byte| **byte == b'=').count();
+    digits.truncate(digits.len() - padding);
+    let mut bytes = Vec::with_capacity(digits.len() / 4 * 3 + 2);
+    for group in digits.chunks(4) {
+        let mut bits = 0u32;
+        for digit in group {
+            let value = match digit {
+                b'A'..=b'Z' => digit - b'A',
+                b'a'..=b'z' => digit - b'a' + 26,
+                b'0'..=b'9' => digit - b'0' + 52,
+                b'+' => 62,
+                b'/' => 63,
+                _ => return None,
+            };
+            bits = bits << 6 | u32::from(value);
+        }
+        bits <<= 6 * (4 - group.len());
+        bytes.extend_from_slice(&bits.to_be_bytes()[1..group.len()]);
+    }
+    Some(bytes)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct TlsX509Arguments {
+    dir: Option<PathBuf>,
+    endpoint: Option<Endpoint>,
+    verify_peer: Option<bool>,
+    sanity_check: Option<bool>,
+    passwordid: Option<String>,
+    priority: Option<String>,
+}
+
+impl TlsX509Arguments {
+    fn check(self, objects: &Objects) -> Result<TlsX509> {
+        if self.priority.is_some() {
+            let text = "Parameter 'priority' is not supported: it is a text of the GnuTLS library";
+            return Err(Error::generic(text));
+        }
+        let Some(dir) = self.dir else { return Err(Error::generic("Missing 'dir' property value")) };
+        if let Some(id) = &self.passwordid {
+            objects.secret(id)?;
+        }
+        // QEMU's default is what connects.
+        let endpoint = self.endpoint.unwrap_or(Endpoint::Client);
+        let needed: &[&str] = match endpoint {
+            Endpoint::Server => &["ca-cert.pem", "server-cert.pem", "server-key.pem"],
+            Endpoint::Client => &["ca-cert.pem"],
+        };
+        for name in needed {
+            let path = dir.join(name);
+            fs::metadata(&path).map_err(|error| {
+                let why = match error.kind() {
+                    std::io::ErrorKind::NotFound => "No such file or directory".to_owned(),
+                    _ => error.to_string(),
+                };
+                let text = format_args!("Unable to access credentials {}: {why}", path.display());
+                Error::generic(text)
+            })?;
+        }
+        Ok(TlsX509 {
+            dir,
+            endpoint,
+            verify_peer: self.verify_peer.unwrap_or(true),
+            sanity_check: self.sanity_check.unwrap_or(true),
+            passwordid: self.passwordid,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;
