@@ -78,6 +78,7 @@ fn dependencies_run_downwards_only() {
         ("core/graph", &["bitmap", "op"]),
         ("plugins/loader", &["abi", "graph", "op"]),
         ("core/drivers", &["abi", "bitmap", "engine", "graph", "op"]),
+        ("core/checkpoints", &["bitmap", "graph"]),
         ("core/jobs", &["bitmap", "graph", "op"]),
         ("core/nbd", &["bitmap", "engine", "graph", "op"]),
         ("core/qmp", &["bitmap", "engine", "graph", "jobs", "op"]),
