@@ -4,7 +4,7 @@
 use crate::{
     change::{Change, Staged, undo},
     error::{Error, Kind, Result},
-    node::NodeId,
+    node::{Node, NodeId},
     wiring::wire,
 };
 use driveline_bitmap::{Bitmap, BitmapName, Durability, Granularity, View};
@@ -208,9 +208,24 @@ impl Change {
         self.move_or_park(target, name, to, false)
     }
 
-    /// Moves a bitmap to a holder for a while: at its home, and by its drive, it is still found.
-    pub fn park_bitmap(&mut self, target: &str, name: &str, holder: &str) -> Result<()> {
-        self.move_or_park(target, name, holder, true)
+    /// Moves a bitmap to a holder for a while: at its home, and by its drive, it is still found. Earlier actions of the
+    /// same change may have moved or renamed it; one that they have removed stays so.
+    pub fn park_bitmap(&mut self, bitmap: &Arc<Bitmap>, holder: &str) -> Result<()> {
+        let to = self.topology.node_or_drive(holder)?;
+        let here = self.topology.nodes.values().find(|p| p.node.bitmaps.lock().get_id(bitmap.id()).is_some());
+        let touches: Vec<NodeId> = here.map(|placed| placed.node.id).into_iter().chain([to]).collect();
+        let bitmap = bitmap.clone();
+        self.action(touches, move |staged| {
+            Box::pin(async move {
+                let is_on = |node: &Node| node.bitmaps.lock().get_id(bitmap.id()).is_some();
+                let from = staged.topology.nodes.values().find(|p| is_on(&p.node)).map(|p| p.node.id);
+                match from {
+                    Some(from) => Ok(undo(relocate(staged, from, bitmap, to, true)?)),
+                    None => Ok(undo(|| {})),
+                }
+            })
+        });
+        Ok(())
     }
 
     /// Takes a parked bitmap off its holder: to its home, if that is still below the drive's root, else to the
@@ -245,47 +260,7 @@ impl Change {
     fn move_or_park(&mut self, target: &str, name: &str, to: &str, park: bool) -> Result<()> {
         let to = self.topology.node_or_drive(to)?;
         self.touched.insert(to);
-        self.bitmap_action(target, name, move |staged, from, bitmap| {
-            let source = staged.any_node(from)?;
-            let target = staged.topology.at(to).node.clone();
-            let size = wire(&staged.topology, false)[&to].info.size_bytes;
-            if size != bitmap.length() {
-                let message = format!(
-                    "bitmap '{}' is of {} bytes and cannot move to a node of {size}",
-                    bitmap.name().as_str(),
-                    bitmap.length()
-                );
-                return Err(Error::new(Kind::Invalid, message).at(&target.name));
-            }
-            if from == to {
-                return Ok(Box::new(|| {}));
-            }
-            let (saved, bits) = (target.bitmaps.lock().clone(), bitmap.recording_bits().clone());
-            let (own, namesake) = (bitmap.ledger(), saved.get(bitmap.name().as_str()).cloned());
-            let namesakes = namesake.as_ref().and_then(|namesake| namesake.ledger());
-            target.bitmaps.lock().put(bitmap.clone()).map_err(|error| Error::from(error).at(&target.name))?;
-            source.bitmaps.lock().take(bitmap.id());
-            // No undo: `staged` itself is dropped when the change fails.
-            if park {
-                staged.parked.insert(bitmap.id(), from);
-            } else {
-                staged.parked.remove(&bitmap.id());
-            }
-            Ok(Box::new(move || {
-                *target.bitmaps.lock() = saved;
-                drop(bitmap.restore(&bits));
-                // What the namesake was kept in goes back to it, or remembers it again.
-                match (namesake, namesakes) {
-                    (Some(namesake), Some(_)) if own.is_some() => drop(namesake.remember()),
-                    (Some(namesake), Some(ledger)) => {
-                        bitmap.let_go();
-                        drop(namesake.keep_in(ledger));
-                    }
-                    _ => {}
-                }
-                drop(source.bitmaps.lock().put(bitmap));
-            }))
-        })
+        self.bitmap_action(target, name, move |staged, from, bitmap| relocate(staged, from, bitmap, to, park))
     }
 
     /// Marks everything that is allocated in the top image of the node or drive.
@@ -345,6 +320,55 @@ impl Change {
         });
         Ok(())
     }
+}
+
+/// Moves a bitmap from node to node, for a while (`park`) or for good. Returns what undoes it.
+fn relocate(
+    staged: &mut Staged,
+    from: NodeId,
+    bitmap: Arc<Bitmap>,
+    to: NodeId,
+    park: bool,
+) -> Result<Box<dyn FnOnce() + Send>> {
+    let source = staged.any_node(from)?;
+    let target = staged.topology.at(to).node.clone();
+    let size = wire(&staged.topology, false)[&to].info.size_bytes;
+    if size != bitmap.length() {
+        let message = format!(
+            "bitmap '{}' is of {} bytes and cannot move to a node of {size}",
+            bitmap.name().as_str(),
+            bitmap.length()
+        );
+        return Err(Error::new(Kind::Invalid, message).at(&target.name));
+    }
+    if from == to {
+        return Ok(Box::new(|| {}));
+    }
+    let (saved, bits) = (target.bitmaps.lock().clone(), bitmap.recording_bits().clone());
+    let (own, namesake) = (bitmap.ledger(), saved.get(bitmap.name().as_str()).cloned());
+    let namesakes = namesake.as_ref().and_then(|namesake| namesake.ledger());
+    target.bitmaps.lock().put(bitmap.clone()).map_err(|error| Error::from(error).at(&target.name))?;
+    source.bitmaps.lock().take(bitmap.id());
+    // No undo: `staged` itself is dropped when the change fails.
+    if park {
+        staged.parked.insert(bitmap.id(), from);
+    } else {
+        staged.parked.remove(&bitmap.id());
+    }
+    Ok(Box::new(move || {
+        *target.bitmaps.lock() = saved;
+        drop(bitmap.restore(&bits));
+        // What the namesake was kept in goes back to it, or remembers it again.
+        match (namesake, namesakes) {
+            (Some(namesake), Some(_)) if own.is_some() => drop(namesake.remember()),
+            (Some(namesake), Some(ledger)) => {
+                bitmap.let_go();
+                drop(namesake.keep_in(ledger));
+            }
+            _ => {}
+        }
+        drop(source.bitmaps.lock().put(bitmap));
+    }))
 }
 
 /// While a bitmap is parked its name is taken at its home.

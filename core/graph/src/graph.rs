@@ -3,10 +3,11 @@
 use crate::{
     change::Change,
     definition::Definition,
-    driver::{Description, Driver, DriverKind, Options, Permissions, Role},
+    driver::{Description, Driver, Options},
     error::{Error, Kind, Result},
     event::Event,
     keeper::Keeper,
+    layout::{DriveView, Layout, NodeView},
     node::{Node, NodeId},
     permission::{self, Granted},
     root::{Root, RootOptions, RootShared},
@@ -208,63 +209,34 @@ impl Graph {
         format!("#{driver}-{}", self.0.next_name.fetch_add(1, Relaxed) + 1).into()
     }
 
+    /// The graph as it is now, for several questions about one moment.
+    pub fn layout(&self) -> Layout {
+        Layout(self.0.state.lock().clone())
+    }
+
     /// A node by name.
     pub fn node(&self, name: &str) -> Result<Arc<Node>> {
-        let topology = self.topology();
-        Ok(topology.at(topology.id(name)?).node.clone())
+        self.layout().node(name)
     }
 
     /// The node of a name, or the root node of a drive of that name.
     pub fn node_or_drive(&self, name: &str) -> Result<Arc<Node>> {
-        let topology = self.topology();
-        Ok(topology.at(topology.node_or_drive(name)?).node.clone())
+        self.layout().node_or_drive(name)
     }
 
     /// All nodes with their places, parents before children.
     pub fn nodes(&self) -> Vec<NodeView> {
-        let state = self.0.state.lock().clone();
-        let topology = &state.topology;
-        topology.top_down().into_iter().map(|id| Self::view(&state, id)).collect()
+        self.layout().nodes()
     }
 
     /// A node with its place.
     pub fn view_node(&self, name: &str) -> Result<NodeView> {
-        let state = self.0.state.lock().clone();
-        let id = state.topology.id(name)?;
-        Ok(Self::view(&state, id))
-    }
-
-    fn view(state: &State, id: NodeId) -> NodeView {
-        let topology = &state.topology;
-        let placed = topology.at(id);
-        NodeView {
-            node: placed.node.clone(),
-            read_only: placed.read_only,
-            implicit: placed.implicit,
-            children: placed
-                .children
-                .iter()
-                .map(|child| ChildView {
-                    name: child.name.to_string(),
-                    role: child.role,
-                    node: topology.name(child.node),
-                })
-                .collect(),
-            parents: topology.parents(id).iter().map(|parent| topology.describe(parent)).collect(),
-            needs: state.granted.get(&id).map(|granted| granted.needs).unwrap_or_default(),
-            bitmaps: placed.node.bitmaps.lock().iter().cloned().collect(),
-        }
+        self.layout().view_node(name)
     }
 
     /// All drives: names and root nodes.
     pub fn drives(&self) -> Vec<DriveView> {
-        let topology = self.topology();
-        let view = |(name, root): (&Arc<str>, &NodeId)| DriveView {
-            name: name.clone(),
-            root: topology.name(*root),
-            format: topology.name(topology.skip_filters(*root)),
-        };
-        topology.drives.iter().map(view).collect()
+        self.layout().drives()
     }
 
     /// Is it the name of a drive?
@@ -274,32 +246,17 @@ impl Graph {
 
     /// The chain of format nodes from a node or drive down, filters left out: the top image first.
     pub fn chain(&self, name: &str) -> Result<Vec<Arc<Node>>> {
-        let topology = self.topology();
-        let mut at = Some(topology.skip_filters(topology.node_or_drive(name)?));
-        let mut chain = Vec::new();
-        while let Some(id) = at {
-            chain.push(topology.at(id).node.clone());
-            at = topology.backing(id).map(|below| topology.skip_filters(below));
-        }
-        Ok(chain)
+        self.layout().chain(name)
     }
 
     /// The drive that a node belongs to: the first whose graph reaches it.
     pub fn drive_of(&self, node: &str) -> Option<Arc<str>> {
-        let topology = self.topology();
-        let id = topology.id(node).ok()?;
-        topology
-            .drives
-            .iter()
-            .find(|(_, root)| topology.reach(**root).contains(&id))
-            .map(|(name, _)| name.clone())
+        self.layout().drive_of(node)
     }
 
     /// Size of the drive or node.
     pub fn size_bytes(&self, name: &str) -> Result<u64> {
-        let state = self.0.state.lock().clone();
-        let id = state.topology.node_or_drive(name)?;
-        Ok(state.wired[&id].info.size_bytes)
+        self.layout().size_bytes(name)
     }
 
     /// A bitmap of a node or drive. On a drive it is looked for from the root down to the first node that is no
@@ -318,9 +275,7 @@ impl Graph {
 
     /// Where bitmaps of a node or drive are: the node that each is attached to.
     pub fn bitmap_places(&self, target: &str) -> Result<Vec<(Arc<str>, Arc<Bitmap>)>> {
-        let state = self.0.state.lock().clone();
-        let places = bitmap_places(&state.topology, &state.parked, target)?;
-        Ok(places.into_iter().map(|(id, bitmap)| (state.topology.name(id), bitmap)).collect())
+        self.layout().bitmap_places(target)
     }
 
     /// Hears of what happens in the graph.
@@ -362,54 +317,6 @@ impl Graph {
         let granted = permission::compute(topology)?;
         Ok((granted, wire(topology, self.0.trace)))
     }
-}
-
-/// A node in its place, as it was when it was asked for.
-#[derive(Clone, Debug)]
-pub struct NodeView {
-    /// The node.
-    pub node: Arc<Node>,
-    /// It takes no writes.
-    pub read_only: bool,
-    /// It was made for its parent and goes with it.
-    pub implicit: bool,
-    /// Its children.
-    pub children: Vec<ChildView>,
-    /// Its users, for people.
-    pub parents: Vec<String>,
-    /// What they need together.
-    pub needs: Permissions,
-    /// The bitmaps attached to it.
-    pub bitmaps: Vec<Arc<Bitmap>>,
-}
-
-impl NodeView {
-    /// Is it a filter?
-    pub fn is_filter(&self) -> bool {
-        self.node.driver().description().kind == DriverKind::Filter
-    }
-}
-
-/// A child of a node.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ChildView {
-    /// Which child: `file`, `backing`, `child`.
-    pub name: String,
-    /// What it is to the node.
-    pub role: Role,
-    /// The node's name.
-    pub node: Arc<str>,
-}
-
-/// A drive.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DriveView {
-    /// Its name.
-    pub name: Arc<str>,
-    /// The node that it leads to.
-    pub root: Arc<str>,
-    /// The first node below that is no filter.
-    pub format: Arc<str>,
 }
 
 /// The nodes in which a bitmap of `target` is looked for, each with the bitmaps that count as there.

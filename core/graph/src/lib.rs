@@ -75,6 +75,7 @@ mod gate;
 mod graph;
 mod io;
 mod keeper;
+mod layout;
 mod lower;
 mod node;
 mod object;
@@ -86,7 +87,7 @@ mod topology;
 mod wiring;
 
 pub use bitmaps::NewBitmap;
-pub use change::Change;
+pub use change::{Change, Internal};
 pub use create::{CreateArgs, CreateTarget, Created, CreatedImage, NewImage, Preallocation};
 pub use definition::{ChildDefinition, Definition, check_name, in_order};
 pub use driver::{
@@ -95,10 +96,12 @@ pub use driver::{
 };
 pub use error::{Error, Kind, Result};
 pub use event::Event;
-pub use graph::{ChildView, DriveView, Graph, GraphOptions, NodeView, node_failed};
+pub use graph::{Graph, GraphOptions, node_failed};
 pub use keeper::Keeper;
+pub use layout::{ChildView, DriveView, Layout, NodeView};
 pub use node::{Node, NodeId};
 pub use object::ObjectCall;
+pub use ranges::{Hold, Ranges};
 pub use root::{RangeLock, Root, RootOptions, Unit};
 pub use stored::{BitmapLimits, BitmapToStore, StoredBitmap, StoredBitmaps, Witness};
 pub use topology::nearest;

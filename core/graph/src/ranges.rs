@@ -7,9 +7,9 @@ use event_listener::Event;
 use parking_lot::Mutex;
 use std::{ops::Range, sync::Arc};
 
-/// The ranges in flight on one node.
+/// Ranges in flight: of one node, or of whoever else must keep changes of one place apart.
 #[derive(Debug, Default)]
-pub(crate) struct Ranges {
+pub struct Ranges {
     held: Mutex<Held>,
     left: Event,
 }
@@ -27,16 +27,17 @@ struct Entry {
     exclusive: bool,
 }
 
-/// A range held until it is dropped.
+/// A range (see [`Ranges::hold`]), held until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Hold {
+pub struct Hold {
     ranges: Arc<Ranges>,
     ticket: u64,
 }
 
 impl Ranges {
-    /// Holds a range, after all conflicting ones that came before.
-    pub(crate) async fn hold(self: &Arc<Self>, range: Range<u64>, exclusive: bool) -> Hold {
+    /// Holds a range, after all conflicting ones that came before: every other one that overlaps, if either is
+    /// `exclusive`.
+    pub async fn hold(self: &Arc<Self>, range: Range<u64>, exclusive: bool) -> Hold {
         let hold = self.enter(range, exclusive);
         while self.must_wait(hold.ticket) {
             let left = self.left.listen();

@@ -310,7 +310,7 @@ fn bitmaps_move_with_their_identity_and_a_parked_one_is_found_at_home() {
     bench.run(root.write(0, &[1], 0)).unwrap();
     let handle = bench.graph.bitmap("vda", "daily").unwrap();
     bench.insert("holder", "holder", "vda").unwrap();
-    bench.change(|change| change.park_bitmap("disk", "daily", "holder")).unwrap();
+    bench.change(|change| change.park_bitmap(&handle, "holder")).unwrap();
     assert_eq!(bench.graph.bitmap("disk", "daily").unwrap().id(), handle.id());
     assert_eq!(bench.graph.bitmap("vda", "daily").unwrap().id(), handle.id());
     assert_eq!(&*bench.graph.bitmap_places("disk").unwrap()[0].0, "holder");

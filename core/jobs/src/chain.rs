@@ -1,15 +1,7 @@
 //! The part of a backing chain that a job works on.
 
-use driveline_graph::{Error, Graph, Kind, NodeView, Result};
+use driveline_graph::{Error, Kind, Layout, NodeView, Result};
 use std::sync::Arc;
-
-/// What becomes, at the end of a job, of an image that was read-only before it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum ReadOnly {
-    AsBefore,
-    /// It stays writable: making it read-only has failed.
-    Leave,
-}
 
 /// A stretch of a chain: from `top` down to just above `base`.
 #[derive(Clone, Debug)]
@@ -24,12 +16,12 @@ pub(crate) struct Chain {
 
 impl Chain {
     /// From `top` down to above `base`; without a base, to the end.
-    pub(crate) fn find(graph: &Graph, top: &str, base: Option<&str>) -> Result<Self> {
-        let nodes = graph.chain(top)?;
+    pub(crate) fn find(layout: &Layout, top: &str, base: Option<&str>) -> Result<Self> {
+        let nodes = layout.chain(top)?;
         let base = match base {
             None => None,
             // A filter above the base stands for it.
-            Some(base) => Some(graph.chain(base)?.remove(0)),
+            Some(base) => Some(layout.chain(base)?.remove(0)),
         };
         let names: Vec<Arc<str>> = nodes.iter().map(|node| node.name().into()).collect();
         let end = match &base {
@@ -51,7 +43,7 @@ impl Chain {
             },
         };
         let layers = names[..end].to_vec();
-        let lowest = graph.view_node(layers.last().expect("a chain has a top"))?;
+        let lowest = layout.view_node(layers.last().expect("a chain has a top"))?;
         let below =
             lowest.children.iter().find(|child| child.name == "backing").map(|child| child.node.clone());
         let base = names.get(end).cloned();
@@ -69,8 +61,8 @@ impl Chain {
 }
 
 /// What an image above writes into its header to name a node: the file, and the format.
-pub(crate) fn file_and_format(graph: &Graph, node: &str) -> Result<(String, String)> {
-    let mut view = graph.view_node(graph.chain(node)?[0].name())?;
+pub(crate) fn file_and_format(layout: &Layout, node: &str) -> Result<(String, String)> {
+    let mut view = layout.view_node(layout.chain(node)?[0].name())?;
     let format = view.node.driver_name().to_owned();
     loop {
         if let Some(file) = view.node.open_node().filename() {
@@ -83,14 +75,14 @@ pub(crate) fn file_and_format(graph: &Graph, node: &str) -> Result<(String, Stri
             let message = "it has no file name that an image could refer to; give 'backing-file'";
             return Err(Error::new(Kind::Invalid, message).at(node));
         };
-        view = graph.view_node(&file)?;
+        view = layout.view_node(&file)?;
     }
 }
 
 /// The node of a chain whose file has that name.
-pub(crate) fn by_file(graph: &Graph, device: &str, file: &str) -> Result<String> {
-    for node in graph.chain(device)? {
-        if file_and_format(graph, node.name())
+pub(crate) fn by_file(layout: &Layout, device: &str, file: &str) -> Result<String> {
+    for node in layout.chain(device)? {
+        if file_and_format(layout, node.name())
             .is_ok_and(|(name, _)| name == file || name.ends_with(&format!("/{file}")))
         {
             return Ok(node.name().to_owned());
@@ -100,10 +92,10 @@ pub(crate) fn by_file(graph: &Graph, device: &str, file: &str) -> Result<String>
 }
 
 /// Nodes whose backing is that node, filters between left out.
-pub(crate) fn overlays(graph: &Graph, node: &str) -> Vec<NodeView> {
+pub(crate) fn overlays(layout: &Layout, node: &str) -> Vec<NodeView> {
     let is_overlay = |view: &NodeView| {
         let backing = view.children.iter().find(|child| child.name == "backing");
-        backing.is_some_and(|child| graph.chain(&child.node).is_ok_and(|chain| chain[0].name() == node))
+        backing.is_some_and(|child| layout.chain(&child.node).is_ok_and(|chain| chain[0].name() == node))
     };
-    graph.nodes().into_iter().filter(is_overlay).collect()
+    layout.nodes().into_iter().filter(is_overlay).collect()
 }

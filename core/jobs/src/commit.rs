@@ -15,16 +15,18 @@
 //! left is copied, and the base takes the place of the top node, in one change.
 
 use crate::{
-    chain::{Chain, ReadOnly, by_file, file_and_format, overlays},
+    chain::{Chain, by_file, file_and_format, overlays},
     copy::{self, Buffers, Next, PIECE_BYTES_MAX, PieceError, Source},
     event::JobEvent,
+    group::{End, Ending, Work},
     holder::UsedHolder,
     job::{Common, Job, JobKind, Stopped},
-    manager::{Jobs, Work},
+    manager::Jobs,
+    start::Start,
     state::{JobStatus, OnError},
 };
-use driveline_bitmap::{Bitmap, View};
-use driveline_graph::{BoxFuture, Error, Kind, NewBitmap, NodeId, Permissions, Result, Root, RootOptions};
+use driveline_bitmap::{Bitmap, BitmapName, Granularity, View};
+use driveline_graph::{BoxFuture, Error, Kind, NodeId, Permissions, Result, Root, RootOptions};
 use driveline_op::{Ask, Buffer, Call, Edge, flag, op, status};
 use parking_lot::Mutex;
 use std::{ops::Range, sync::Arc, time::Duration};
@@ -86,15 +88,24 @@ struct Roots {
 impl Jobs {
     /// Starts a commit. When this returns its holder is in place, and the job is at work.
     pub async fn commit(&self, args: CommitArgs) -> Result<String> {
-        let graph = &self.0.graph;
-        let whole = graph.chain(&args.device)?;
+        let mut start = self.begin().await;
+        start.commit(args).await?;
+        start.make_one().await
+    }
+}
+
+impl Start {
+    /// Stages a commit. Returns the id that it will have.
+    pub async fn commit(&mut self, args: CommitArgs) -> Result<String> {
+        let layout = self.layout();
+        let whole = layout.chain(&args.device)?;
         let one = |node: &Option<String>, file: &Option<String>, words: &str| match (node, file) {
             (Some(_), Some(_)) => Err(Error::new(
                 Kind::Invalid,
                 format_args!("'{words}-node' and '{words}' are mutually exclusive"),
             )),
-            (Some(node), None) => Ok(Some(graph.chain(node)?[0].name().to_owned())),
-            (None, Some(file)) => by_file(graph, &args.device, file).map(Some),
+            (Some(node), None) => Ok(Some(layout.chain(node)?[0].name().to_owned())),
+            (None, Some(file)) => by_file(&layout, &args.device, file).map(Some),
             (None, None) => Ok(None),
         };
         let top = one(&args.top_node, &args.top, "top")?.unwrap_or_else(|| whole[0].name().to_owned());
@@ -107,114 +118,84 @@ impl Jobs {
         if top == base {
             return Err(Error::new(Kind::Invalid, "cannot commit an image into itself"));
         }
-        let chain = Chain::find(graph, &top, Some(&base))?;
-        let active = overlays(graph, &top).is_empty();
+        let chain = Chain::find(&layout, &top, Some(&base))?;
+        let active = overlays(&layout, &top).is_empty();
         if active && args.backing_file.is_some() {
             let message = "'backing-file' specified, but 'top' is the active layer";
             return Err(Error::new(Kind::Invalid, message));
         }
         let header = match (&args.backing_file, active) {
             (_, true) => None,
-            (Some(file), false) => Some((file.clone(), file_and_format(graph, &base)?.1)),
-            (None, false) => Some(file_and_format(graph, &base)?),
+            (Some(file), false) => Some((file.clone(), file_and_format(&layout, &base)?.1)),
+            (None, false) => Some(file_and_format(&layout, &base)?),
         };
         let common = Common {
             id: args.job_id.clone().unwrap_or_else(|| args.device.clone()),
             kind: JobKind::Commit,
             device: args.device.clone(),
             speed: args.speed,
-            on_error: args.on_error,
+            on_source_error: args.on_error,
+            on_target_error: args.on_error,
             auto_finalize: !args.manual_finalize,
             auto_dismiss: !args.manual_dismiss,
         };
         let mut claims = chain.layers.clone();
         claims.push(base.as_str().into());
         let job = self.reserve(common, &claims)?;
-        let id = job.common.id.clone();
-        match self.begin_commit(&job, chain, &base, active, header, &args).await {
-            Ok(work) => self.start(job, work),
-            Err(error) => {
-                self.unreserve(&job);
-                return Err(error);
-            }
+        let holder = self.park(&top, args.filter_node_name.as_deref()).await?;
+        let base_was_read_only = layout.view_node(&base)?.read_only;
+        let change = self.change();
+        let overruled: Vec<String> = chain.layers.iter().map(|name| name.to_string()).collect();
+        if base_was_read_only {
+            change.set_read_only(&base, false)?;
         }
-        Ok(id)
-    }
-
-    async fn begin_commit(
-        &self,
-        job: &Arc<Job>,
-        chain: Chain,
-        base: &str,
-        active: bool,
-        header: Option<(String, String)>,
-        args: &CommitArgs,
-    ) -> Result<Commit> {
-        let graph = &self.0.graph;
-        let top = chain.top().clone();
-        let mut holders = self.0.holders.lock().await;
-        let mut change = graph.change().await;
-        let holder = match graph.drive_of(&top) {
-            Some(drive) => holders.park(graph, &mut change, &drive, args.filter_node_name.as_deref()).await?,
-            None => None,
-        };
-        let base_was_read_only = graph.view_node(base)?.read_only;
-        let dirty_name = format!("#commit-{}", job.common.id);
-        let made = async {
-            let overruled: Vec<String> = chain.layers.iter().map(|name| name.to_string()).collect();
-            if base_was_read_only {
-                change.set_read_only(base, false)?;
-            }
-            let (size, base_size) = (graph.size_bytes(&top)?, graph.size_bytes(base)?);
-            if base_size < size {
-                change.resize_overruling(base, size, &overruled)?;
-            }
-            let shares = Permissions::ALL.without(Permissions::RESIZE);
-            let user = format!("job '{}'", job.common.id);
-            let reader = RootOptions {
-                user: user.clone(),
-                needs: Permissions::CONSISTENT_READ,
-                shares,
-                locks: active,
-                overrules: Vec::new(),
-            };
-            let writer = RootOptions {
-                user,
-                needs: Permissions::CONSISTENT_READ.or(Permissions::WRITE),
-                shares: Permissions::CONSISTENT_READ.or(Permissions::WRITE_UNCHANGED),
-                locks: false,
-                overrules: overruled,
-            };
-            let roots = Roots {
-                top: Some(change.attach_to_node(&top, &reader)?),
-                base: Some(change.attach_to_node(base, &writer)?),
-            };
-            let mut dirty = NewBitmap { view: View::Node, ..NewBitmap::named(&dirty_name) };
-            dirty.granularity = Some(GRANULARITY);
-            change.add_bitmap(&top, dirty)?;
-            change.commit().await.map(|()| roots)
-        };
-        let roots = made.await;
-        match (&roots, &holder) {
-            (Ok(_), Some(used)) => holders.parked(used),
-            (Err(_), Some(used)) => holders.not_parked(used),
-            _ => {}
+        let (size, base_size) = (layout.size_bytes(&top)?, layout.size_bytes(&base)?);
+        if base_size < size {
+            change.resize_overruling(&base, size, &overruled)?;
         }
-        drop(holders);
-        let state = Mutex::new(roots?);
-        Ok(Commit {
-            jobs: self.clone(),
-            base: base.into(),
-            top_id: graph.node(&top)?.id(),
+        let shares = Permissions::ALL.without(Permissions::RESIZE);
+        let user = format!("job '{}'", job.common.id);
+        let reader = RootOptions {
+            user: user.clone(),
+            needs: Permissions::CONSISTENT_READ,
+            shares,
+            locks: active,
+            overrules: Vec::new(),
+        };
+        let writer = RootOptions {
+            user,
+            needs: Permissions::CONSISTENT_READ.or(Permissions::WRITE),
+            shares: Permissions::CONSISTENT_READ.or(Permissions::WRITE_UNCHANGED),
+            locks: false,
+            overrules: overruled,
+        };
+        let roots = Roots {
+            top: Some(change.attach_to_node(&top, &reader)?),
+            base: Some(change.attach_to_node(&base, &writer)?),
+        };
+        let dirty = own_bitmap(&job, GRANULARITY, size)?;
+        change.attach_bitmap(&top, dirty.clone())?;
+        let work = Commit {
+            jobs: self.jobs.clone(),
+            base: base.as_str().into(),
+            top_id: layout.node(&top)?.id(),
             active,
             header,
-            state,
+            state: Mutex::new(roots),
             holder,
             base_was_read_only,
-            dirty: graph.bitmap(&top, &dirty_name)?,
+            dirty,
             chain,
-        })
+        };
+        Ok(self.stage(work))
     }
+}
+
+/// A bitmap of a job's own, for what it still has to copy.
+pub(crate) fn own_bitmap(job: &Job, granularity: u64, size_bytes: u64) -> Result<Arc<Bitmap>> {
+    let name = BitmapName::new(&format!("#{}-{}", job.common.kind.name(), job.common.id))?;
+    let granularity = Granularity::new(granularity)?;
+    Ok(Arc::new(Bitmap::new(name, granularity, size_bytes).with_view(View::Node)))
 }
 
 impl Work for Commit {
@@ -258,19 +239,17 @@ impl Work for Commit {
         })
     }
 
-    fn finalize<'a>(&'a self, job: &'a Arc<Job>) -> BoxFuture<'a, Result<()>> {
-        Box::pin(async move { self.end(job, true, ReadOnly::AsBefore).await })
+    fn prepare(&self) -> BoxFuture<'_, Result<()>> {
+        let base = self.state.lock().base.clone();
+        Box::pin(async move { if let Some(base) = base { base.flush().await } else { Ok(()) } })
     }
 
-    fn abort<'a>(&'a self, job: &'a Arc<Job>) -> BoxFuture<'a, ()> {
-        Box::pin(async move {
-            let Err(error) = self.end(job, false, ReadOnly::AsBefore).await else { return };
-            tracing::error!(job = job.common.id, "cleaning up after a commit: {error}");
-            // An image that cannot be made read-only again, because its disk fails, keeps no bitmap from home.
-            if let Err(error) = self.end(job, false, ReadOnly::Leave).await {
-                tracing::error!(job = job.common.id, "cleaning up after a commit: {error}");
-            }
-        })
+    fn end<'a>(&'a self, _: &'a Arc<Job>, end: End, into: &'a mut Ending) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move { self.stage_end(end, into) })
+    }
+
+    fn ended(&self, _: End) {
+        *self.state.lock() = Roots { top: None, base: None };
     }
 }
 
@@ -305,21 +284,15 @@ impl Commit {
         Ok(())
     }
 
-    /// Ends in one change, whatever came of it.
-    async fn end(&self, job: &Arc<Job>, success: bool, read_only: ReadOnly) -> Result<()> {
-        let graph = &self.jobs.0.graph;
-        let mut holders = self.jobs.0.holders.lock().await;
+    fn stage_end(&self, end: End, into: &mut Ending) -> Result<()> {
+        let (top, base, success) = (self.chain.top(), &self.base, end.is_success());
+        let change = &mut into.change;
+        let layout = change.layout();
         let roots = self.state.lock().clone();
-        let (top, base) = (self.chain.top(), &self.base);
-        if success && let Some(base) = &roots.base {
-            base.flush().await?;
-        }
-        let above = overlays(graph, top);
-        let mut change = graph.change().await;
         for root in [&roots.top, &roots.base].into_iter().flatten() {
             change.detach_root(root);
         }
-        change.remove_bitmap(top, &format!("#commit-{}", job.common.id))?;
+        change.remove_bitmap(top, self.dirty.name().as_str())?;
         if success && self.active {
             let (dirty, top_id) = (self.dirty.clone(), self.top_id);
             change.while_drained_first(&[top, base], move |edges| {
@@ -327,8 +300,8 @@ impl Commit {
             })?;
             change.replace_node(top, base)?;
             // Bitmaps that the drive got during the job, with no holder there, are on the node that goes.
-            if let Some(drive) = graph.drive_of(top) {
-                for (at, bitmap) in graph.bitmap_places(&drive)? {
+            if let Some(drive) = layout.drive_of(top) {
+                for (at, bitmap) in layout.bitmap_places(&drive)? {
                     if at == *top && bitmap.view() == View::Drive {
                         change.move_bitmap(top, bitmap.name().as_str(), &drive)?;
                     }
@@ -338,7 +311,7 @@ impl Commit {
         if success && !self.active {
             let header = self.header.as_ref().map(|(file, format)| (file.as_str(), format.as_str()));
             let below = self.chain.below.as_deref();
-            for overlay in &above {
+            for overlay in &overlays(&layout, top) {
                 let name = overlay.node.name();
                 if overlay.read_only {
                     change.set_read_only(name, false)?;
@@ -349,18 +322,13 @@ impl Commit {
                 }
             }
         }
-        if self.base_was_read_only && !(success && self.active) && read_only == ReadOnly::AsBefore {
+        if self.base_was_read_only && !(success && self.active) && end.restores_read_only() {
             change.set_read_only(base, true)?;
         }
-        if let Some(used) = &self.holder {
-            holders.bring_home(graph, &mut change, used)?;
+        match &self.holder {
+            Some(used) => into.holders.leave(change, used),
+            None => Ok(()),
         }
-        change.commit().await?;
-        if let Some(used) = &self.holder {
-            holders.leave(used);
-        }
-        *self.state.lock() = Roots { top: None, base: None };
-        Ok(())
     }
 }
 

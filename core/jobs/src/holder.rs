@@ -9,17 +9,17 @@
 //! bitmaps are exact without any logic in the drive, and stay exact while the job takes apart what is below.
 
 use driveline_bitmap::View;
-use driveline_graph::{Change, Graph, Options, Result};
+use driveline_graph::{Change, Options, Result};
 use std::{collections::BTreeMap, sync::Arc};
 
 /// The filter that does nothing. It is a plugin like any other; the core knows it by name.
 pub const HOLDER_DRIVER: &str = "bitmap-holder";
 
 /// Holders in use, by drive. Jobs on one drive share one.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Holders(BTreeMap<Arc<str>, Held>);
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Held {
     node: Arc<str>,
     jobs: usize,
@@ -35,9 +35,10 @@ pub(crate) struct UsedHolder {
 impl Holders {
     /// Adds to a change: a holder above the drive's root, with the drive's bitmaps on it. Nothing, if the drive
     /// has no bitmaps of its own, or if they live on a holder for good.
+    ///
+    /// Whoever makes the change keeps a copy of the holders, and puts it back when the change is not made.
     pub(crate) async fn park(
         &mut self,
-        graph: &Graph,
         change: &mut Change,
         drive: &str,
         node_name: Option<&str>,
@@ -46,8 +47,9 @@ impl Holders {
             held.jobs += 1;
             return Ok(Some(UsedHolder { drive: drive.into(), inserted: held.node.clone() }));
         }
-        let places = graph.bitmap_places(drive)?;
-        let away = |node: &str| graph.node(node).is_ok_and(|node| node.driver_name() != HOLDER_DRIVER);
+        let layout = change.layout();
+        let places = layout.bitmap_places(drive)?;
+        let away = |node: &str| layout.node(node).is_ok_and(|node| node.driver_name() != HOLDER_DRIVER);
         let to_park: Vec<_> =
             places.iter().filter(|(node, bitmap)| bitmap.view() == View::Drive && away(node)).collect();
         if to_park.is_empty() {
@@ -59,44 +61,27 @@ impl Holders {
             definition.insert("node-name".into(), name.into());
         }
         let holder: Arc<str> = change.insert_filter(definition, drive).await?.name().into();
-        for (node, bitmap) in to_park {
-            change.park_bitmap(node, bitmap.name().as_str(), &holder)?;
+        for (_, bitmap) in to_park {
+            change.park_bitmap(bitmap, &holder)?;
         }
+        self.0.insert(drive.into(), Held { node: holder.clone(), jobs: 1 });
         Ok(Some(UsedHolder { drive: drive.into(), inserted: holder }))
     }
 
-    /// The change with the holder was made.
-    pub(crate) fn parked(&mut self, used: &UsedHolder) {
-        self.0.entry(used.drive.clone()).or_insert_with(|| Held { node: used.inserted.clone(), jobs: 1 });
-    }
-
-    /// The change with the holder was not made after all.
-    pub(crate) fn not_parked(&mut self, used: &UsedHolder) {
-        self.leave(used);
-    }
-
-    /// Adds to a change: the bitmaps go home, and the holder goes. Nothing, while other jobs use it. `root` is the
-    /// node that the drive leads to below the holder once the change is made.
+    /// Adds to a change: one job less uses the holder; when it was the last, the bitmaps go home and the holder goes.
     ///
     /// A bitmap whose home is still below the drive's root goes there; else it goes to the root. One of the same
     /// name that is there is merged into it.
-    pub(crate) fn bring_home(&self, graph: &Graph, change: &mut Change, used: &UsedHolder) -> Result<()> {
-        if self.0.get(&used.drive).is_none_or(|held| held.jobs > 1) {
+    pub(crate) fn leave(&mut self, change: &mut Change, used: &UsedHolder) -> Result<()> {
+        let Some(held) = self.0.get_mut(&used.drive) else { return Ok(()) };
+        held.jobs -= 1;
+        if held.jobs > 0 {
             return Ok(());
         }
-        for (_, bitmap) in graph.bitmap_places(&used.inserted)? {
+        self.0.remove(&used.drive);
+        for (_, bitmap) in change.layout().bitmap_places(&used.inserted)? {
             change.bring_home(&used.inserted, bitmap.name().as_str(), &used.drive)?;
         }
         change.remove_emptied_filter(&used.inserted)
-    }
-
-    /// The job does not use it any more.
-    pub(crate) fn leave(&mut self, used: &UsedHolder) {
-        if let Some(held) = self.0.get_mut(&used.drive) {
-            held.jobs -= 1;
-            if held.jobs == 0 {
-                self.0.remove(&used.drive);
-            }
-        }
     }
 }

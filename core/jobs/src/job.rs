@@ -17,6 +17,14 @@ pub enum JobKind {
     Stream,
     /// Data moves down, into a backing image.
     Commit,
+    /// Data moves sideways, into another drive that follows.
+    Mirror,
+    /// Data as it was at one moment is put away.
+    Backup,
+    /// An image is made.
+    Create,
+    /// An image's options are changed.
+    Amend,
 }
 
 impl JobKind {
@@ -25,7 +33,16 @@ impl JobKind {
         match self {
             JobKind::Stream => "stream",
             JobKind::Commit => "commit",
+            JobKind::Mirror => "mirror",
+            JobKind::Backup => "backup",
+            JobKind::Create => "create",
+            JobKind::Amend => "amend",
         }
+    }
+
+    /// Does it work on nodes? QEMU's `query-block-jobs`, `block-job-*` and `BLOCK_JOB_*` know only such jobs.
+    pub fn is_block_job(self) -> bool {
+        !matches!(self, JobKind::Create | JobKind::Amend)
     }
 }
 
@@ -69,7 +86,10 @@ pub(crate) struct Common {
     pub(crate) kind: JobKind,
     pub(crate) device: String,
     pub(crate) speed: u64,
-    pub(crate) on_error: OnError,
+    /// What becomes of errors of reads.
+    pub(crate) on_source_error: OnError,
+    /// What becomes of errors of writes.
+    pub(crate) on_target_error: OnError,
     pub(crate) auto_finalize: bool,
     pub(crate) auto_dismiss: bool,
 }
@@ -78,7 +98,8 @@ pub(crate) struct Common {
 pub(crate) struct Job {
     pub(crate) common: Common,
     state: Mutex<State>,
-    changed: Event,
+    /// Shared by the jobs of a group, which wait for each other.
+    changed: Arc<Event>,
     listeners: Arc<Listeners>,
 }
 
@@ -117,7 +138,7 @@ impl From<Error> for Stopped {
 }
 
 impl Job {
-    pub(crate) fn new(common: Common, listeners: Arc<Listeners>) -> Arc<Self> {
+    pub(crate) fn new(common: Common, listeners: Arc<Listeners>, changed: Arc<Event>) -> Arc<Self> {
         let state = State {
             status: JobStatus::Undefined,
             speed: common.speed,
@@ -132,7 +153,7 @@ impl Job {
             error: None,
             io_status: IoStatus::Ok,
         };
-        Arc::new(Self { common, state: Mutex::new(state), changed: Event::new(), listeners })
+        Arc::new(Self { common, state: Mutex::new(state), changed, listeners })
     }
 
     pub(crate) fn info(&self) -> JobInfo {
@@ -247,12 +268,14 @@ impl Job {
         state.total = state.total.max(state.done);
     }
 
-    pub(crate) fn set_error(&self, error: Error) {
-        self.state.lock().error = Some(error);
+    /// All is done.
+    pub(crate) fn fill_up(&self) {
+        let mut state = self.state.lock();
+        state.done = state.total;
     }
 
-    pub(crate) fn error(&self) -> Option<Error> {
-        self.state.lock().error.clone()
+    pub(crate) fn set_error(&self, error: Error) {
+        self.state.lock().error = Some(error);
     }
 
     pub(crate) fn is_cancelled(&self) -> bool {
@@ -285,7 +308,11 @@ impl Job {
 
     /// Decides about an error by the job's policy, tells of it, and pauses the job if that is the decision.
     pub(crate) fn on_io_error(&self, error: &driveline_op::Error, operation: &'static str) -> ErrorAction {
-        let action = self.common.on_error.action(error.code());
+        let policy = match operation {
+            "read" => self.common.on_source_error,
+            _ => self.common.on_target_error,
+        };
+        let action = policy.action(error.code());
         let id = self.common.id.clone();
         self.emit(JobEvent::IoError { id, kind: self.common.kind, operation, action });
         if action == ErrorAction::Stop {
@@ -312,9 +339,14 @@ impl Job {
         self.changed.listen().await;
     }
 
-    pub(crate) async fn until_finalize_or_cancel(&self) -> bool {
-        self.until(|state| state.finalize || state.cancel.is_some()).await;
-        self.state.lock().cancel.is_none()
+    pub(crate) fn wants_finalize(&self) -> bool {
+        self.state.lock().finalize
+    }
+
+    /// Another job of its group has failed or was cancelled.
+    pub(crate) fn cancel_with_group(&self) {
+        self.state.lock().cancel.get_or_insert(Force(true));
+        self.changed.notify(usize::MAX);
     }
 
     pub(crate) async fn until_dismissed(&self) {

@@ -8,6 +8,8 @@
 //! Its nouns:
 //! * [`Jobs`]: the list, by id; every verb of QMP is a method of it;
 //! * a job: QEMU's state machine ([`JobStatus`], [`Verb`]), an error policy ([`OnError`]), a speed limit;
+//! * [`Start`]: a change of the graph in which jobs begin, together with whatever else happens in it;
+//! * a group: jobs that end together or not at all (`group.rs`);
 //! * a holder: see above.
 //!
 //! It knows no QMP and no executor: events are values ([`JobEvent`]), and a [`Runtime`] is given to it.
@@ -27,16 +29,21 @@ mod chain;
 mod commit;
 mod copy;
 mod event;
+mod group;
 mod holder;
 mod job;
 mod manager;
+mod start;
 mod state;
 mod stream;
+mod task;
 
 pub use commit::CommitArgs;
 pub use event::JobEvent;
 pub use holder::HOLDER_DRIVER;
 pub use job::{JobInfo, JobKind};
 pub use manager::{Jobs, Runtime};
+pub use start::{Completion, Start};
 pub use state::{ErrorAction, IoStatus, JobStatus, OnError, Verb};
 pub use stream::{Base, StreamArgs};
+pub use task::TaskProgress;

@@ -3,10 +3,11 @@
 use crate::{
     event::JobEvent,
     holder::Holders,
-    job::{Common, Force, Job, JobInfo, Stopped},
+    job::{Common, Force, Job, JobInfo},
     state::{JobStatus, Verb},
 };
 use driveline_graph::{BoxFuture, Error, Graph, Kind, Result};
+use event_listener::Event;
 use parking_lot::{Mutex, RwLock};
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
@@ -39,7 +40,7 @@ pub struct Jobs(pub(crate) Arc<Inner>);
 pub(crate) struct Inner {
     pub(crate) graph: Graph,
     pub(crate) runtime: Arc<dyn Runtime>,
-    pub(crate) holders: async_lock::Mutex<Holders>,
+    pub(crate) holders: Arc<async_lock::Mutex<Holders>>,
     pub(crate) listeners: Arc<Listeners>,
     state: Mutex<State>,
 }
@@ -57,18 +58,6 @@ impl fmt::Debug for Jobs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self.0.state.lock().jobs.keys()).finish()
     }
-}
-
-/// The work of one kind of job.
-pub(crate) trait Work: Send + Sync + 'static {
-    /// Does the work. On `Ok` the result can take effect.
-    fn run<'a>(&'a self, job: &'a Arc<Job>) -> BoxFuture<'a, Result<(), Stopped>>;
-    /// Makes the result take effect, all of it or nothing.
-    fn finalize<'a>(&'a self, job: &'a Arc<Job>) -> BoxFuture<'a, Result<()>>;
-    /// Leaves the graph as it was before the job.
-    fn abort<'a>(&'a self, job: &'a Arc<Job>) -> BoxFuture<'a, ()>;
-    /// Whatever came of it, its claims end.
-    fn clean(&self) {}
 }
 
 impl Jobs {
@@ -163,7 +152,12 @@ impl Jobs {
     // ---- for the kinds of jobs
 
     /// Checks an id and gives the job its place in the list, with the nodes that it counts on.
-    pub(crate) fn reserve(&self, common: Common, claims: &[Arc<str>]) -> Result<Arc<Job>> {
+    pub(crate) fn reserve(
+        &self,
+        common: Common,
+        claims: &[Arc<str>],
+        changed: &Arc<Event>,
+    ) -> Result<Arc<Job>> {
         let mut state = self.0.state.lock();
         if state.ended {
             return Err(Error::new(Kind::Busy, "the program is ending; no job can be started"));
@@ -181,7 +175,7 @@ impl Jobs {
             let message = format_args!("Node '{node}' is busy: block device is in use by job '{job}'");
             return Err(Error::new(Kind::Busy, message));
         }
-        let job = Job::new(common, self.0.listeners.clone());
+        let job = Job::new(common, self.0.listeners.clone(), changed.clone());
         state.jobs.insert(id.clone(), job.clone());
         state.claimed.extend(claims.iter().map(|node| (node.clone(), id.clone())));
         Ok(job)
@@ -189,67 +183,24 @@ impl Jobs {
 
     /// A reserved job is not started after all.
     pub(crate) fn unreserve(&self, job: &Job) {
-        let mut state = self.0.state.lock();
-        state.jobs.remove(&job.common.id);
-        state.claimed.retain(|_, by| *by != job.common.id);
-        drop(state);
+        self.release(job);
+        self.0.state.lock().jobs.remove(&job.common.id);
         // A shutdown may wait for it.
         job.never_was();
     }
 
-    /// Lets a job run its life. When this returns it can be seen and steered.
-    pub(crate) fn start(&self, job: Arc<Job>, work: impl Work) {
-        job.set_status(JobStatus::Created);
-        job.set_status(JobStatus::Running);
-        if self.0.state.lock().ended {
-            // The shutdown came while the job could not be cancelled yet.
-            let _ = job.verb(Verb::Cancel, Force(true));
-        }
-        let jobs = self.clone();
-        self.0.runtime.spawn(Box::pin(async move { jobs.live(job, work).await }));
-    }
-
-    async fn live(self, job: Arc<Job>, work: impl Work) {
-        let mut result = work.run(&job).await;
-        if result.is_ok() {
-            result = self.settle(&job, &work).await;
-        }
-        if let Err(stopped) = result {
-            if let Stopped::Failed(error) = stopped {
-                job.set_error(error);
-            }
-            job.set_status(JobStatus::Aborting);
-            work.abort(&job).await;
-        }
-        // Whoever hears that it is over may start the next job on the same nodes at once.
-        work.clean();
+    /// The job's claims end: whoever hears that it is over may start the next one on the same nodes at once.
+    pub(crate) fn release(&self, job: &Job) {
         self.0.state.lock().claimed.retain(|_, by| *by != job.common.id);
-        let info = Box::new(job.info());
-        if job.error().is_none() && job.is_cancelled() {
-            job.emit(JobEvent::Cancelled(info));
-        } else {
-            job.emit(JobEvent::Completed(info));
-        }
-        // After that event, as in QEMU.
-        job.set_status(JobStatus::Concluded);
-        if !job.common.auto_dismiss {
-            job.until_dismissed().await;
-        }
-        // Whoever hears that it is gone may use its id at once.
-        self.0.state.lock().jobs.remove(&job.common.id);
-        job.set_status(JobStatus::Null);
     }
 
-    /// From the end of the work to its effect.
-    async fn settle(&self, job: &Arc<Job>, work: &impl Work) -> Result<(), Stopped> {
-        job.set_status(JobStatus::Waiting);
-        job.set_status(JobStatus::Pending);
-        if !job.common.auto_finalize {
-            job.emit(JobEvent::Pending(Box::new(job.info())));
-            if !job.until_finalize_or_cancel().await {
-                return Err(Stopped::Cancelled);
-            }
-        }
-        work.finalize(job).await.map_err(Stopped::Failed)
+    /// Whoever hears that the job is gone may use its id at once.
+    pub(crate) fn forget(&self, job: &Job) {
+        self.0.state.lock().jobs.remove(&job.common.id);
+    }
+
+    /// Has a shutdown begun?
+    pub(crate) fn has_ended(&self) -> bool {
+        self.0.state.lock().ended
     }
 }

@@ -10,11 +10,13 @@
 //! guest's write is never overwritten with what was there before it.
 
 use crate::{
-    chain::{Chain, ReadOnly, by_file, file_and_format},
+    chain::{Chain, by_file, file_and_format},
     copy::{self, Buffers, Next, PIECE_BYTES_MAX, PieceError, Source},
+    group::{End, Ending, Work},
     holder::UsedHolder,
     job::{Common, Job, JobKind, Stopped},
-    manager::{Jobs, Work},
+    manager::Jobs,
+    start::Start,
     state::OnError,
 };
 use driveline_graph::{BoxFuture, Error, Kind, Permissions, Result, Root, RootOptions};
@@ -73,18 +75,27 @@ struct Stream {
 impl Jobs {
     /// Starts a stream. When this returns its holder is in place, and the job is at work.
     pub async fn stream(&self, args: StreamArgs) -> Result<String> {
-        let graph = &self.0.graph;
-        let top = graph.chain(&args.device)?[0].name().to_owned();
+        let mut start = self.begin().await;
+        start.stream(args).await?;
+        start.make_one().await
+    }
+}
+
+impl Start {
+    /// Stages a stream. Returns the id that it will have.
+    pub async fn stream(&mut self, args: StreamArgs) -> Result<String> {
+        let layout = self.layout();
+        let top = layout.chain(&args.device)?[0].name().to_owned();
         let base = match &args.base {
             None => None,
             Some(Base::Node(node)) => Some(node.clone()),
-            Some(Base::File(file)) => Some(by_file(graph, &args.device, file)?),
+            Some(Base::File(file)) => Some(by_file(&layout, &args.device, file)?),
             Some(Base::Bottom(bottom)) => {
-                let below = graph.chain(bottom)?;
+                let below = layout.chain(bottom)?;
                 below.get(1).map(|node| node.name().to_owned())
             }
         };
-        let chain = Chain::find(graph, &top, base.as_deref())?;
+        let chain = Chain::find(&layout, &top, base.as_deref())?;
         let header = match (&chain.base, &args.backing_file) {
             (None, Some(_)) => {
                 return Err(Error::new(
@@ -93,71 +104,38 @@ impl Jobs {
                 ));
             }
             (None, None) => None,
-            (Some(base), Some(file)) => Some((file.clone(), file_and_format(graph, base)?.1)),
-            (Some(base), None) => Some(file_and_format(graph, base)?),
+            (Some(base), Some(file)) => Some((file.clone(), file_and_format(&layout, base)?.1)),
+            (Some(base), None) => Some(file_and_format(&layout, base)?),
         };
         let common = Common {
             id: args.job_id.clone().unwrap_or_else(|| args.device.clone()),
             kind: JobKind::Stream,
             device: args.device.clone(),
             speed: args.speed,
-            on_error: args.on_error,
+            on_source_error: args.on_error,
+            on_target_error: args.on_error,
             auto_finalize: !args.manual_finalize,
             auto_dismiss: !args.manual_dismiss,
         };
         let mut claims = chain.layers.clone();
         claims.extend(chain.base.clone());
         let job = self.reserve(common, &claims)?;
-        let id = job.common.id.clone();
-        match self.begin_stream(&job, chain, header, &args).await {
-            Ok(work) => self.start(job, work),
-            Err(error) => {
-                self.unreserve(&job);
-                return Err(error);
-            }
+        let was_read_only = layout.view_node(chain.top())?.read_only;
+        let holder = self.park(chain.top(), args.filter_node_name.as_deref()).await?;
+        let change = self.change();
+        if was_read_only {
+            change.set_read_only(chain.top(), false)?;
         }
-        Ok(id)
-    }
-
-    async fn begin_stream(
-        &self,
-        job: &Arc<Job>,
-        chain: Chain,
-        header: Option<(String, String)>,
-        args: &StreamArgs,
-    ) -> Result<Stream> {
-        let graph = &self.0.graph;
-        let was_read_only = graph.view_node(chain.top())?.read_only;
-        let mut holders = self.0.holders.lock().await;
-        let mut change = graph.change().await;
-        let drive = graph.drive_of(chain.top());
-        let holder = match &drive {
-            Some(drive) => holders.park(graph, &mut change, drive, args.filter_node_name.as_deref()).await?,
-            None => None,
+        let options = RootOptions {
+            user: format!("job '{}'", job.common.id),
+            needs: Permissions::CONSISTENT_READ.or(Permissions::WRITE_UNCHANGED),
+            shares: Permissions::ALL.without(Permissions::RESIZE),
+            locks: true,
+            overrules: Vec::new(),
         };
-        let made = async {
-            if was_read_only {
-                change.set_read_only(chain.top(), false)?;
-            }
-            let options = RootOptions {
-                user: format!("job '{}'", job.common.id),
-                needs: Permissions::CONSISTENT_READ.or(Permissions::WRITE_UNCHANGED),
-                shares: Permissions::ALL.without(Permissions::RESIZE),
-                locks: true,
-                overrules: Vec::new(),
-            };
-            let root = change.attach_to_node(chain.top(), &options)?;
-            change.commit().await.map(|()| root)
-        };
-        let root = made.await;
-        match (&root, &holder) {
-            (Ok(_), Some(used)) => holders.parked(used),
-            (Err(_), Some(used)) => holders.not_parked(used),
-            _ => {}
-        }
-        drop(holders);
-        let root = Mutex::new(Some(root?));
-        Ok(Stream { jobs: self.clone(), chain, header, root, holder, was_read_only })
+        let root = Mutex::new(Some(change.attach_to_node(chain.top(), &options)?));
+        let jobs = self.jobs.clone();
+        Ok(self.stage(Stream { jobs, chain, header, root, holder, was_read_only }))
     }
 }
 
@@ -177,52 +155,35 @@ impl Work for Stream {
         })
     }
 
-    fn finalize<'a>(&'a self, _: &'a Arc<Job>) -> BoxFuture<'a, Result<()>> {
-        Box::pin(async move { self.end(true, ReadOnly::AsBefore).await })
+    /// What is on its way in the image on top must not be lost when the layers below are gone.
+    fn prepare(&self) -> BoxFuture<'_, Result<()>> {
+        let root = self.root.lock().clone();
+        Box::pin(async move { if let Some(root) = root { root.flush().await } else { Ok(()) } })
     }
 
-    fn abort<'a>(&'a self, job: &'a Arc<Job>) -> BoxFuture<'a, ()> {
+    /// The new backing (if it was a success), bitmaps home, holder gone, root gone.
+    fn end<'a>(&'a self, _: &'a Arc<Job>, end: End, into: &'a mut Ending) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
-            let Err(error) = self.end(false, ReadOnly::AsBefore).await else { return };
-            tracing::error!(job = job.common.id, "cleaning up after a stream: {error}");
-            // An image that cannot be made read-only again, because its disk fails, keeps no bitmap from home.
-            if let Err(error) = self.end(false, ReadOnly::Leave).await {
-                tracing::error!(job = job.common.id, "cleaning up after a stream: {error}");
+            let change = &mut into.change;
+            if end.is_success() {
+                let header = self.header.as_ref().map(|(file, format)| (file.as_str(), format.as_str()));
+                change.set_backing(self.chain.top(), self.chain.below.as_deref(), header)?;
             }
+            if let Some(used) = &self.holder {
+                into.holders.leave(change, used)?;
+            }
+            if let Some(root) = &*self.root.lock() {
+                change.detach_root(root);
+            }
+            if self.was_read_only && end.restores_read_only() {
+                change.set_read_only(self.chain.top(), true)?;
+            }
+            Ok(())
         })
     }
-}
 
-impl Stream {
-    /// Ends in one change: the new backing (if it was a success), bitmaps home, holder gone, root gone.
-    async fn end(&self, success: bool, read_only: ReadOnly) -> Result<()> {
-        let graph = &self.jobs.0.graph;
-        let mut holders = self.jobs.0.holders.lock().await;
-        let mut change = graph.change().await;
-        let root = self.root.lock().clone();
-        if success {
-            // What is on its way in the image on top must not be lost when the layers below are gone.
-            if let Some(root) = &root {
-                root.flush().await?;
-            }
-            let header = self.header.as_ref().map(|(file, format)| (file.as_str(), format.as_str()));
-            change.set_backing(self.chain.top(), self.chain.below.as_deref(), header)?;
-        }
-        if let Some(used) = &self.holder {
-            holders.bring_home(graph, &mut change, used)?;
-        }
-        if let Some(root) = &root {
-            change.detach_root(root);
-        }
-        if self.was_read_only && read_only == ReadOnly::AsBefore {
-            change.set_read_only(self.chain.top(), true)?;
-        }
-        change.commit().await?;
-        if let Some(used) = &self.holder {
-            holders.leave(used);
-        }
+    fn ended(&self, _: End) {
         *self.root.lock() = None;
-        Ok(())
     }
 }
 

@@ -5,22 +5,45 @@ use crate::{
     command::Done,
     error::{Error, Result},
     monitor::Monitor,
+    transaction::{Action, alone},
 };
 use driveline_bitmap::{Durability, View};
-use driveline_graph::{Change, Graph, Kind, NewBitmap};
+use driveline_graph::{BoxFuture, Change, Kind, NewBitmap};
+use driveline_jobs::Start;
 use serde::{
     Deserialize, Deserializer,
     de::{self, MapAccess, Visitor},
 };
 use std::fmt;
 
-/// An action on a bitmap, checked but not done.
-pub(crate) trait Action {
+/// An action on a bitmap.
+pub(crate) trait BitmapAction: Send + Sync {
     /// Puts it into a change.
-    fn stage(&self, graph: &Graph, change: &mut Change) -> Result<()>;
+    fn edit(&self, change: &mut Change) -> Result<()>;
 
     /// The node or drive and the bitmap that it is about.
     fn about(&self) -> (&str, &str);
+}
+
+impl<T: BitmapAction> Action for T {
+    fn stage<'a>(&'a mut self, _: &'a Monitor, start: &'a mut Start) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            let (node, _) = self.about();
+            let change = start.change();
+            change.node_or_drive(node).map_err(|_| Error::no_node(node))?;
+            self.edit(change)
+        })
+    }
+
+    /// Two errors that everybody makes read as in QEMU.
+    fn explain(&self, monitor: &Monitor, error: driveline_graph::Error) -> Error {
+        let (node, name) = self.about();
+        match (error.kind(), monitor.graph().bitmap(node, name)) {
+            (Kind::NotFound, Err(_)) => Error::generic(format_args!("Dirty bitmap '{name}' not found")),
+            (Kind::Exists, Ok(_)) => Error::generic(format_args!("Bitmap already exists: {name}")),
+            _ => error.into(),
+        }
+    }
 }
 
 /// A bitmap by its node or drive and its name.
@@ -94,8 +117,8 @@ pub(crate) struct Rename {
     new_name: String,
 }
 
-impl Action for Add {
-    fn stage(&self, graph: &Graph, change: &mut Change) -> Result<()> {
+impl BitmapAction for Add {
+    fn edit(&self, change: &mut Change) -> Result<()> {
         let durability = match (self.persistent, self.x_driveline_durability) {
             (Some(true), durability) => Some(durability.map_or_else(Durability::default, Into::into)),
             (_, Some(_)) => {
@@ -104,7 +127,8 @@ impl Action for Add {
             (_, None) => None,
         };
         // A drive's user wants to know what changed on the drive; who names a node wants what changed in the node.
-        let drive = graph.is_drive(&self.node) && graph.node(&self.node).is_err();
+        let layout = change.layout();
+        let drive = layout.is_drive(&self.node) && layout.node(&self.node).is_err();
         let view = match self.x_driveline_view {
             Some(ViewName::Drive) => View::Drive,
             Some(ViewName::Node) => View::Node,
@@ -128,14 +152,14 @@ impl Action for Add {
     }
 }
 
-impl Action for Merge {
-    fn stage(&self, graph: &Graph, change: &mut Change) -> Result<()> {
+impl BitmapAction for Merge {
+    fn edit(&self, change: &mut Change) -> Result<()> {
         let of = |source: &Source| match source {
             Source::Name(name) => (self.node.clone(), name.clone()),
             Source::Bitmap(BitmapRef { node, name }) => (node.clone(), name.clone()),
         };
         let sources: Vec<_> = self.bitmaps.iter().map(of).collect();
-        if let Some((node, _)) = sources.iter().find(|(node, _)| graph.node_or_drive(node).is_err()) {
+        if let Some((node, _)) = sources.iter().find(|(node, _)| change.node_or_drive(node).is_err()) {
             return Err(Error::no_node(node));
         }
         change.merge_bitmaps(&self.node, &self.target, sources).map_err(Error::from)
@@ -146,9 +170,9 @@ impl Action for Merge {
     }
 }
 
-impl Action for Move {
-    fn stage(&self, graph: &Graph, change: &mut Change) -> Result<()> {
-        graph.node_or_drive(&self.target).map_err(|_| Error::no_node(&self.target))?;
+impl BitmapAction for Move {
+    fn edit(&self, change: &mut Change) -> Result<()> {
+        change.node_or_drive(&self.target).map_err(|_| Error::no_node(&self.target))?;
         change.move_bitmap(&self.node, &self.name, &self.target).map_err(Error::from)
     }
 
@@ -157,8 +181,8 @@ impl Action for Move {
     }
 }
 
-impl Action for Rename {
-    fn stage(&self, _: &Graph, change: &mut Change) -> Result<()> {
+impl BitmapAction for Rename {
+    fn edit(&self, change: &mut Change) -> Result<()> {
         change.rename_bitmap(&self.node, &self.name, &self.new_name).map_err(Error::from)
     }
 
@@ -173,8 +197,8 @@ type Simple = fn(&mut Change, &str, &str) -> driveline_graph::Result<()>;
 /// [`Simple`], with the bitmap.
 pub(crate) struct Of(pub(crate) BitmapRef, pub(crate) Simple);
 
-impl Action for Of {
-    fn stage(&self, _: &Graph, change: &mut Change) -> Result<()> {
+impl BitmapAction for Of {
+    fn edit(&self, change: &mut Change) -> Result<()> {
         self.1(change, &self.0.node, &self.0.name).map_err(Error::from)
     }
 
@@ -221,31 +245,6 @@ pub(crate) async fn move_to(monitor: &Monitor, moved: Move) -> Result<Done> {
 
 pub(crate) async fn rename(monitor: &Monitor, rename: Rename) -> Result<Done> {
     alone(monitor, rename).await
-}
-
-async fn alone(monitor: &Monitor, action: impl Action) -> Result<Done> {
-    let graph = monitor.graph();
-    let mut change = graph.change().await;
-    stage(graph, &mut change, &action)?;
-    change.commit().await.map_err(|error| in_qemus_words(graph, &action, error))?;
-    Ok(Done {})
-}
-
-/// Puts an action into a change, if there is such a node or drive.
-pub(crate) fn stage(graph: &Graph, change: &mut Change, action: &dyn Action) -> Result<()> {
-    let (node, _) = action.about();
-    graph.node_or_drive(node).map_err(|_| Error::no_node(node))?;
-    action.stage(graph, change)
-}
-
-/// Two errors that everybody makes read as in QEMU.
-fn in_qemus_words(graph: &Graph, action: &dyn Action, error: driveline_graph::Error) -> Error {
-    let (node, name) = action.about();
-    match (error.kind(), graph.bitmap(node, name)) {
-        (Kind::NotFound, Err(_)) => Error::generic(format_args!("Dirty bitmap '{name}' not found")),
-        (Kind::Exists, Ok(_)) => Error::generic(format_args!("Bitmap already exists: {name}")),
-        _ => error.into(),
-    }
 }
 
 /// QAPI's `BlockDirtyBitmapOrStr`: a bitmap of the same node by name, or one of any node.

@@ -6,8 +6,10 @@ use crate::{
     error::{Class, Error, Result},
     events,
     monitor::Monitor,
+    transaction::{Action, alone},
 };
-use driveline_jobs::{Base, CommitArgs, JobEvent, JobInfo, Jobs, OnError, StreamArgs};
+use driveline_graph::BoxFuture;
+use driveline_jobs::{Base, CommitArgs, JobEvent, JobInfo, Jobs, OnError, Start, StreamArgs};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -50,34 +52,42 @@ pub(crate) struct BlockStream {
     auto_dismiss: Option<bool>,
 }
 
-pub(crate) async fn block_stream(monitor: &Monitor, stream: BlockStream) -> Result<Done> {
-    let base = match (stream.base, stream.base_node, stream.bottom) {
-        (None, None, None) => None,
-        (Some(file), None, None) => Some(Base::File(file)),
-        (None, Some(node), None) => Some(Base::Node(node)),
-        (None, None, Some(node)) => Some(Base::Bottom(node)),
-        (Some(_), Some(_), _) => return Err(both("base", "base-node")),
-        (Some(_), None, Some(_)) => return Err(both("base", "bottom")),
-        (None, Some(_), Some(_)) => return Err(both("base-node", "bottom")),
-    };
-    let graph = monitor.graph();
-    graph.node_or_drive(&stream.device).map_err(|_| Error::no_node(&stream.device))?;
-    if let Some(Base::Node(node) | Base::Bottom(node)) = &base {
-        graph.node_or_drive(node).map_err(|_| Error::no_node(node))?;
+impl Action for BlockStream {
+    fn stage<'a>(&'a mut self, _: &'a Monitor, start: &'a mut Start) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            let base = match (self.base.clone(), self.base_node.clone(), self.bottom.clone()) {
+                (None, None, None) => None,
+                (Some(file), None, None) => Some(Base::File(file)),
+                (None, Some(node), None) => Some(Base::Node(node)),
+                (None, None, Some(node)) => Some(Base::Bottom(node)),
+                (Some(_), Some(_), _) => return Err(both("base", "base-node")),
+                (Some(_), None, Some(_)) => return Err(both("base", "bottom")),
+                (None, Some(_), Some(_)) => return Err(both("base-node", "bottom")),
+            };
+            let change = start.change();
+            change.node_or_drive(&self.device).map_err(|_| Error::no_node(&self.device))?;
+            if let Some(Base::Node(node) | Base::Bottom(node)) = &base {
+                change.node_or_drive(node).map_err(|_| Error::no_node(node))?;
+            }
+            let arguments = StreamArgs {
+                job_id: self.job_id.clone(),
+                device: self.device.clone(),
+                base,
+                backing_file: self.backing_file.clone(),
+                speed: speed(self.speed.unwrap_or(0))?,
+                on_error: self.on_error.unwrap_or(OnErrorName::Report).into(),
+                filter_node_name: self.filter_node_name.clone(),
+                manual_finalize: self.auto_finalize == Some(false),
+                manual_dismiss: self.auto_dismiss == Some(false),
+            };
+            start.stream(arguments).await?;
+            Ok(())
+        })
     }
-    let arguments = StreamArgs {
-        job_id: stream.job_id,
-        device: stream.device,
-        base,
-        backing_file: stream.backing_file,
-        speed: speed(stream.speed.unwrap_or(0))?,
-        on_error: stream.on_error.unwrap_or(OnErrorName::Report).into(),
-        filter_node_name: stream.filter_node_name,
-        manual_finalize: stream.auto_finalize == Some(false),
-        manual_dismiss: stream.auto_dismiss == Some(false),
-    };
-    monitor.jobs().stream(arguments).await?;
-    Ok(Done {})
+}
+
+pub(crate) async fn block_stream(monitor: &Monitor, stream: BlockStream) -> Result<Done> {
+    alone(monitor, stream).await
 }
 
 #[derive(Deserialize)]
@@ -97,36 +107,44 @@ pub(crate) struct BlockCommit {
     auto_dismiss: Option<bool>,
 }
 
+impl Action for BlockCommit {
+    fn stage<'a>(&'a mut self, _: &'a Monitor, start: &'a mut Start) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            let change = start.change();
+            change.node_or_drive(&self.device).map_err(|_| {
+                Error::new(Class::DeviceNotFound, format_args!("Device '{}' not found", self.device))
+            })?;
+            if self.base.is_some() && self.base_node.is_some() {
+                return Err(both("base", "base-node"));
+            }
+            if self.top.is_some() && self.top_node.is_some() {
+                return Err(both("top", "top-node"));
+            }
+            for node in [&self.top_node, &self.base_node].into_iter().flatten() {
+                change.node_or_drive(node).map_err(|_| Error::no_node(node))?;
+            }
+            let arguments = CommitArgs {
+                job_id: self.job_id.clone(),
+                device: self.device.clone(),
+                top_node: self.top_node.clone(),
+                top: self.top.clone(),
+                base_node: self.base_node.clone(),
+                base: self.base.clone(),
+                backing_file: self.backing_file.clone(),
+                speed: speed(self.speed.unwrap_or(0))?,
+                on_error: self.on_error.unwrap_or(OnErrorName::Report).into(),
+                filter_node_name: self.filter_node_name.clone(),
+                manual_finalize: self.auto_finalize == Some(false),
+                manual_dismiss: self.auto_dismiss == Some(false),
+            };
+            start.commit(arguments).await?;
+            Ok(())
+        })
+    }
+}
+
 pub(crate) async fn block_commit(monitor: &Monitor, commit: BlockCommit) -> Result<Done> {
-    let graph = monitor.graph();
-    graph.node_or_drive(&commit.device).map_err(|_| {
-        Error::new(Class::DeviceNotFound, format_args!("Device '{}' not found", commit.device))
-    })?;
-    if commit.base.is_some() && commit.base_node.is_some() {
-        return Err(both("base", "base-node"));
-    }
-    if commit.top.is_some() && commit.top_node.is_some() {
-        return Err(both("top", "top-node"));
-    }
-    for node in [&commit.top_node, &commit.base_node].into_iter().flatten() {
-        graph.node_or_drive(node).map_err(|_| Error::no_node(node))?;
-    }
-    let arguments = CommitArgs {
-        job_id: commit.job_id,
-        device: commit.device,
-        top_node: commit.top_node,
-        top: commit.top,
-        base_node: commit.base_node,
-        base: commit.base,
-        backing_file: commit.backing_file,
-        speed: speed(commit.speed.unwrap_or(0))?,
-        on_error: commit.on_error.unwrap_or(OnErrorName::Report).into(),
-        filter_node_name: commit.filter_node_name,
-        manual_finalize: commit.auto_finalize == Some(false),
-        manual_dismiss: commit.auto_dismiss == Some(false),
-    };
-    monitor.jobs().commit(arguments).await?;
-    Ok(Done {})
+    alone(monitor, commit).await
 }
 
 fn both(one: &str, other: &str) -> Error {
@@ -184,9 +202,10 @@ impl Named for BlockJobById {
 }
 
 fn block_job(jobs: &Jobs, id: String) -> Result<String> {
-    jobs.get(&id)
-        .map_err(|_| Error::new(Class::DeviceNotActive, format_args!("Block job '{id}' not found")))?;
-    Ok(id)
+    if jobs.get(&id).is_ok_and(|job| job.kind.is_block_job()) {
+        return Ok(id);
+    }
+    Err(Error::new(Class::DeviceNotActive, format_args!("Block job '{id}' not found")))
 }
 
 /// A function for each verb, for either family.
@@ -271,7 +290,8 @@ pub(crate) async fn query_block_jobs(monitor: &Monitor, _: Nothing) -> Result<Va
         add_error(&mut info, job.error);
         info
     };
-    Ok(monitor.jobs().list().into_iter().map(info).collect())
+    let block_jobs = monitor.jobs().list().into_iter().filter(|job| job.kind.is_block_job());
+    Ok(block_jobs.map(info).collect())
 }
 
 fn add_error(info: &mut Value, error: Option<String>) {

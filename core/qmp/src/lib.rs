@@ -21,7 +21,8 @@
 //! | event `X_DRIVELINE_BITMAP_RECOVERED` | the same: of what a crash left, for the first client that connects, and of images that are opened meanwhile |
 //! | event `X_DRIVELINE_NODE_FAILED` `node-name` `message` | an operation of a filter panicked |
 //!
-//! The first three can also be actions of a `transaction`. One thing differs from QEMU on purpose: a node that has
+//! Those that change bitmaps, and the filters, can also be actions of a `transaction`, as can `block-stream` and
+//! `block-commit`: see `transaction.rs`. One thing differs from QEMU on purpose: a node that has
 //! bitmaps is not deleted, because bitmaps are never lost by the way.
 //!
 //! Its nouns:

@@ -5,9 +5,11 @@ use crate::{
     error::{Error, Result},
     image::{self, BlockDeviceInfo, BlockInfo, Depth},
     monitor::Monitor,
+    transaction::{Action, alone},
     translate::{AutoReadOnly, Translator},
 };
-use driveline_graph::{Kind, Options};
+use driveline_graph::{BoxFuture, Kind, Options};
+use driveline_jobs::{Completion, Start};
 use serde::{Deserialize, Serialize};
 
 pub(crate) async fn query_block(monitor: &Monitor, _: Nothing) -> Result<Vec<BlockInfo>> {
@@ -127,6 +129,9 @@ pub(crate) async fn block_resize(monitor: &Monitor, resize: BlockResize) -> Resu
 pub(crate) struct InsertFilter {
     options: Options,
     above: String,
+    /// What the filter is called, once it is staged.
+    #[serde(skip)]
+    name: String,
 }
 
 #[derive(Serialize)]
@@ -135,24 +140,40 @@ pub(crate) struct Inserted {
     node_name: String,
 }
 
-pub(crate) async fn insert_filter(monitor: &Monitor, insert: InsertFilter) -> Result<Inserted> {
-    let graph = monitor.graph();
-    graph.node_or_drive(&insert.above).map_err(|_| Error::no_node(&insert.above))?;
-    let definition = Translator::new(graph).filter(insert.options, "options")?;
-    let mut change = graph.change().await;
-    let filter = change.insert_filter(definition, &insert.above).await?;
-    change.commit().await?;
-    Ok(Inserted { node_name: filter.name().to_owned() })
+impl Action for InsertFilter {
+    fn stage<'a>(&'a mut self, monitor: &'a Monitor, start: &'a mut Start) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            start.change().node_or_drive(&self.above).map_err(|_| Error::no_node(&self.above))?;
+            let definition = Translator::new(monitor.graph()).filter(self.options.clone(), "options")?;
+            let filter = start.change().insert_filter(definition, &self.above).await?;
+            self.name = filter.name().to_owned();
+            Ok(())
+        })
+    }
+}
+
+/// Takes a filter out.
+pub(crate) struct RemoveFilter(pub(crate) NodeName);
+
+impl Action for RemoveFilter {
+    fn stage<'a>(&'a mut self, _: &'a Monitor, start: &'a mut Start) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            let name = &self.0.node_name;
+            start.change().remove_filter(name).map_err(|error| match error.kind() {
+                Kind::NotFound => Error::generic(format_args!("Failed to find node with node-name='{name}'")),
+                _ => error.into(),
+            })
+        })
+    }
+}
+
+pub(crate) async fn insert_filter(monitor: &Monitor, mut insert: InsertFilter) -> Result<Inserted> {
+    let mut start = monitor.jobs().begin().await;
+    insert.stage(monitor, &mut start).await?;
+    start.make(Completion::Individual).await?;
+    Ok(Inserted { node_name: insert.name })
 }
 
 pub(crate) async fn remove_filter(monitor: &Monitor, filter: NodeName) -> Result<Done> {
-    let NodeName { node_name: name } = filter;
-    let graph = monitor.graph();
-    let mut change = graph.change().await;
-    change.remove_filter(&name).map_err(|error| match error.kind() {
-        Kind::NotFound => Error::generic(format_args!("Failed to find node with node-name='{name}'")),
-        _ => error.into(),
-    })?;
-    change.commit().await?;
-    Ok(Done {})
+    alone(monitor, RemoveFilter(filter)).await
 }

@@ -1,15 +1,118 @@
-//! `transaction`: actions on bitmaps, all of them or none, as one change of the graph.
+//! `transaction`: actions of every kind, all of them or none, as one change of the graph.
+//!
+//! An action is a value that was read from its `data` and can put itself into a [`Start`]: the change that all share, in
+//! which jobs may begin as well. It sees the graph as the actions before it would have it ([`Start::layout`]). While the
+//! change is made all drives that it touches are drained, whatever threads their users are on.
+//!
+//! # To add an action
+//!
+//! Implement [`Action`] for a type that can be deserialized, and write one line into the table below: the `type`, and a
+//! function from the type of its `data` to the action (`same::<T>` if they are one). A command that does the same alone is
+//! [`alone`] with it.
+//!
+//! # `completion-mode`
+//!
+//! It says how the jobs of the transaction end: `grouped`, all of them together or none. QEMU refuses `grouped` with actions
+//! that start no job, and with some that do. Here those take effect at once in either mode.
 
 use crate::{
     arguments,
-    bitmaps::{self, Action, Of},
-    command::Done,
+    bitmaps::{self, BitmapRef, Of},
+    command::{Done, Nothing},
     error::{Error, Result},
+    jobs,
     monitor::Monitor,
+    nodes,
 };
-use driveline_graph::Change;
-use serde::Deserialize;
+use driveline_graph::{BoxFuture, Change};
+use driveline_jobs::{Completion, Start};
+use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
+
+/// Something that can be done in a transaction, checked as far as its arguments alone allow.
+pub(crate) trait Action: Send + Sync {
+    /// Puts it into the change. What it does outside the graph (a file that is made) it must be able to take back.
+    fn stage<'a>(&'a mut self, monitor: &'a Monitor, start: &'a mut Start) -> BoxFuture<'a, Result<()>>;
+
+    /// The change was made.
+    fn made<'a>(&'a mut self, _monitor: &'a Monitor) -> BoxFuture<'a, ()> {
+        Box::pin(async {})
+    }
+
+    /// The change was not made: takes back what [`Action::stage`] did outside the graph, as far as it came.
+    fn undo<'a>(&'a mut self, _monitor: &'a Monitor) -> BoxFuture<'a, ()> {
+        Box::pin(async {})
+    }
+
+    /// What the change fails with, in QEMU's words, if it was this action that it failed at.
+    fn explain(&self, _monitor: &Monitor, error: driveline_graph::Error) -> Error {
+        error.into()
+    }
+}
+
+/// The table: what can be an action, and how it is read.
+macro_rules! actions {
+    ($($name:literal => $make:expr,)*) => {
+        /// The types of all actions.
+        #[allow(dead_code, reason = "the schema is made from it")]
+        pub(crate) const NAMES: &[&str] = &[$($name),*];
+
+        fn action(at: usize, entry: Entry) -> Result<Box<dyn Action>> {
+            let place = format!("actions[{at}].data");
+            match &*entry.r#type {
+                $($name => read(entry.data, &place, $make),)*
+                other if OTHERS.contains(&other) => {
+                    let text = format_args!("Action '{other}' cannot be part of a transaction in this version");
+                    Err(Error::generic(text))
+                }
+                other => {
+                    let text = format_args!("Parameter 'actions[{at}].type' does not accept value '{other}'");
+                    Err(Error::generic(text))
+                }
+            }
+        }
+    };
+}
+
+/// QEMU's actions; those that are not in the table are refused by their names.
+const OTHERS: [&str; 5] = [
+    "blockdev-backup",
+    "blockdev-snapshot",
+    "blockdev-snapshot-internal-sync",
+    "blockdev-snapshot-sync",
+    "drive-backup",
+];
+
+actions! {
+    "abort" => |_: Nothing| Abort,
+    "block-dirty-bitmap-add" => same::<bitmaps::Add>,
+    "block-dirty-bitmap-remove" => |bitmap: BitmapRef| Of(bitmap, Change::remove_bitmap),
+    "block-dirty-bitmap-clear" => |bitmap: BitmapRef| Of(bitmap, Change::clear_bitmap),
+    "block-dirty-bitmap-enable" => |bitmap: BitmapRef| Of(bitmap, Change::enable_bitmap),
+    "block-dirty-bitmap-disable" => |bitmap: BitmapRef| Of(bitmap, Change::disable_bitmap),
+    "block-dirty-bitmap-merge" => same::<bitmaps::Merge>,
+    "x-driveline-block-dirty-bitmap-move" => same::<bitmaps::Move>,
+    "x-driveline-block-dirty-bitmap-rename" => same::<bitmaps::Rename>,
+    "x-driveline-block-dirty-bitmap-populate" => |bitmap: BitmapRef| Of(bitmap, Change::populate_bitmap),
+    "x-driveline-block-dirty-bitmap-adopt" => |bitmap: BitmapRef| Of(bitmap, Change::adopt_bitmap),
+    "block-stream" => same::<jobs::BlockStream>,
+    "block-commit" => same::<jobs::BlockCommit>,
+    "x-driveline-blockdev-insert-filter" => same::<nodes::InsertFilter>,
+    "x-driveline-blockdev-remove-filter" => |filter: nodes::NodeName| nodes::RemoveFilter(filter),
+}
+
+/// For actions that are what is read.
+fn same<T>(action: T) -> T {
+    action
+}
+
+fn read<T, A>(data: Value, place: &str, make: impl FnOnce(T) -> A) -> Result<Box<dyn Action>>
+where
+    T: DeserializeOwned,
+    A: Action + 'static,
+{
+    Ok(Box::new(make(arguments::parse(data, place)?)))
+}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -31,7 +134,7 @@ struct Properties {
     completion_mode: Option<CompletionMode>,
 }
 
-/// How jobs of a transaction end. None of the actions here starts a job, so both mean the same.
+/// How jobs of a transaction end.
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum CompletionMode {
@@ -39,66 +142,63 @@ enum CompletionMode {
     Grouped,
 }
 
-/// Actions of QEMU's that are not about bitmaps.
-const OTHERS: [&str; 6] = [
-    "blockdev-backup",
-    "blockdev-snapshot",
-    "blockdev-snapshot-internal-sync",
-    "blockdev-snapshot-sync",
-    "drive-backup",
-    "blockdev-mirror",
-];
-
 pub(crate) async fn transaction(monitor: &Monitor, transaction: Transaction) -> Result<Done> {
-    if let Some(Properties { completion_mode: Some(mode) }) = &transaction.properties {
-        match mode {
-            CompletionMode::Individual | CompletionMode::Grouped => {}
-        }
-    }
+    let completion = match transaction.properties.and_then(|properties| properties.completion_mode) {
+        None | Some(CompletionMode::Individual) => Completion::Individual,
+        Some(CompletionMode::Grouped) => Completion::Grouped,
+    };
     let entries = transaction.actions.into_iter().enumerate();
-    let actions: Vec<_> = entries.map(|(at, entry)| action(at, entry)).collect::<Result<_>>()?;
-    let graph = monitor.graph();
-    let mut change = graph.change().await;
-    for action in &actions {
-        match action {
-            Some(action) => bitmaps::stage(graph, &mut change, &**action)?,
-            None => return Err(Error::generic("Transaction aborted using Abort action")),
-        }
-    }
-    change.commit().await?;
+    let mut actions: Vec<_> = entries.map(|(at, entry)| action(at, entry)).collect::<Result<_>>()?;
+    run(monitor, &mut actions, completion).await?;
     Ok(Done {})
 }
 
-type Boxed = Box<dyn Action + Send + Sync>;
+/// Does one action alone, as a command.
+pub(crate) async fn alone(monitor: &Monitor, action: impl Action + 'static) -> Result<Done> {
+    run(monitor, &mut [Box::new(action)], Completion::Individual).await?;
+    Ok(Done {})
+}
 
-/// Reads an action; `None` is QEMU's `abort`, which is there to test transactions.
-fn action(at: usize, entry: Entry) -> Result<Option<Boxed>> {
-    let place = format!("actions[{at}].data");
-    let of = |data, what| Ok(Some(Box::new(Of(arguments::parse(data, &place)?, what)) as Boxed));
-    let data = entry.data;
-    match &*entry.r#type {
-        "abort" => arguments::parse::<crate::command::Nothing>(data, &place).map(|_| None),
-        "block-dirty-bitmap-add" => Ok(Some(Box::new(arguments::parse::<bitmaps::Add>(data, &place)?))),
-        "block-dirty-bitmap-remove" => of(data, Change::remove_bitmap),
-        "block-dirty-bitmap-clear" => of(data, Change::clear_bitmap),
-        "block-dirty-bitmap-enable" => of(data, Change::enable_bitmap),
-        "block-dirty-bitmap-disable" => of(data, Change::disable_bitmap),
-        "block-dirty-bitmap-merge" => Ok(Some(Box::new(arguments::parse::<bitmaps::Merge>(data, &place)?))),
-        "x-driveline-block-dirty-bitmap-move" => {
-            Ok(Some(Box::new(arguments::parse::<bitmaps::Move>(data, &place)?)))
+/// Does all actions in one change, or none of them.
+pub(crate) async fn run(
+    monitor: &Monitor,
+    actions: &mut [Box<dyn Action>],
+    completion: Completion,
+) -> Result<()> {
+    let mut start = monitor.jobs().begin().await;
+    let mut staged = 0;
+    let mut result = Ok(());
+    for action in &mut *actions {
+        staged += 1;
+        result = action.stage(monitor, &mut start).await;
+        if result.is_err() {
+            break;
         }
-        "x-driveline-block-dirty-bitmap-rename" => {
-            Ok(Some(Box::new(arguments::parse::<bitmaps::Rename>(data, &place)?)))
+    }
+    match result {
+        // The graph is let go before actions take back what they did outside of it.
+        Err(_) => drop(start),
+        Ok(()) => {
+            result = start.make(completion).await.map(drop).map_err(|error| match &*actions {
+                [action] => action.explain(monitor, error),
+                _ => error.into(),
+            });
         }
-        "x-driveline-block-dirty-bitmap-populate" => of(data, Change::populate_bitmap),
-        "x-driveline-block-dirty-bitmap-adopt" => of(data, Change::adopt_bitmap),
-        other if OTHERS.contains(&other) => {
-            let text = format_args!("Action '{other}' cannot be part of a transaction in this version");
-            Err(Error::generic(text))
-        }
-        other => {
-            let text = format_args!("Parameter 'actions[{at}].type' does not accept value '{other}'");
-            Err(Error::generic(text))
-        }
+    }
+    for action in actions[..staged].iter_mut().rev().filter(|_| result.is_err()) {
+        action.undo(monitor).await;
+    }
+    for action in actions.iter_mut().filter(|_| result.is_ok()) {
+        action.made(monitor).await;
+    }
+    result
+}
+
+/// QEMU's action that fails, to test transactions with.
+struct Abort;
+
+impl Action for Abort {
+    fn stage<'a>(&'a mut self, _: &'a Monitor, _: &'a mut Start) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async { Err(Error::generic("Transaction aborted using Abort action")) })
     }
 }

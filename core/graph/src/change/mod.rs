@@ -13,9 +13,12 @@
 //! ```
 
 mod commit;
+mod internal;
 mod open;
 mod shape;
 mod state;
+
+pub use internal::Internal;
 
 use crate::{
     definition::check_name,
@@ -41,7 +44,7 @@ use std::{
 pub struct Change {
     pub(crate) graph: Graph,
     pub(crate) topology: Topology,
-    before: State,
+    pub(crate) before: State,
     actions: Vec<Action>,
     /// Nodes that actions touch: the roots above them are drained.
     pub(crate) touched: BTreeSet<NodeId>,

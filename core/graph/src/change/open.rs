@@ -50,6 +50,19 @@ impl Change {
     ) -> BoxFuture<'_, Result<NodeId>> {
         Box::pin(async move {
             let driver = self.graph.driver(&definition.driver)?;
+            self.open_with(driver, definition, implicit, inherited_read_only).await
+        })
+    }
+
+    /// As `open`, with a driver that need not be known by name.
+    pub(super) fn open_with(
+        &mut self,
+        driver: Arc<dyn Driver>,
+        definition: Definition,
+        implicit: bool,
+        inherited_read_only: Option<bool>,
+    ) -> BoxFuture<'_, Result<NodeId>> {
+        Box::pin(async move {
             // An error of a node without a name of its own is told by the node around it, see `within_child`.
             let given = definition.name.clone();
             let at = |error: Error| given.as_deref().map_or(error.clone(), |name| error.at(name));

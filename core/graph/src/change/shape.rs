@@ -154,6 +154,12 @@ impl Change {
         let name = definition.name.clone();
         let filter = self.open(definition, false, Some(self.topology.at(below).read_only)).await;
         let filter = filter.map_err(|error| name.map_or(error.clone(), |name| error.at(&name)))?;
+        self.put_above(filter, parents, drive);
+        Ok(self.topology.at(filter).node.clone())
+    }
+
+    /// Gives a filter the parents of the node that it was opened above; with a drive, that drive alone.
+    pub(super) fn put_above(&mut self, filter: NodeId, parents: Vec<Parent>, drive: Option<&str>) {
         for parent in parents {
             match parent {
                 Parent::Drive(name) if drive.is_none_or(|drive| *drive == *name) => {
@@ -170,7 +176,6 @@ impl Change {
                 _ => {}
             }
         }
-        Ok(self.topology.at(filter).node.clone())
     }
 
     /// Takes a filter out: its parents get its child, and it is closed. One that holds bitmaps is refused, unless

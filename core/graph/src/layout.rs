@@ -1,0 +1,194 @@
+//! The graph at one moment: as it is, or as a change in the making would have it.
+
+use crate::{
+    change::Change,
+    driver::{DriverKind, Permissions, Role},
+    error::Result,
+    graph::{State, bitmap_places},
+    node::{Node, NodeId},
+    permission,
+    wiring::wire,
+};
+use driveline_bitmap::Bitmap;
+use std::{fmt, sync::Arc};
+
+/// Who is where at one moment. What changes afterwards does not show in it.
+#[derive(Clone)]
+pub struct Layout(pub(crate) State);
+
+impl fmt::Debug for Layout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.topology.names.keys()).finish()
+    }
+}
+
+impl Change {
+    /// The graph as this change would have it so far: with its edits, but without what is done only when it is made
+    /// (bitmaps that are added or moved, sizes, headers).
+    pub fn layout(&self) -> Layout {
+        let topology = Arc::new(self.topology.clone());
+        let wired = Arc::new(wire(&topology, false));
+        // A conflict is an error when the change is made; until then nobody has been granted anything.
+        let granted = permission::compute(&topology).unwrap_or_default();
+        Layout(State { topology, wired, granted, parked: self.before.parked.clone() })
+    }
+
+    /// The node of a name, or the root node of a drive of that name, as this change would have it so far.
+    pub fn node_or_drive(&self, name: &str) -> Result<Arc<Node>> {
+        Ok(self.topology.at(self.topology.node_or_drive(name)?).node.clone())
+    }
+}
+
+impl Layout {
+    /// A node by name.
+    pub fn node(&self, name: &str) -> Result<Arc<Node>> {
+        let topology = &self.0.topology;
+        Ok(topology.at(topology.id(name)?).node.clone())
+    }
+
+    /// The node of a name, or the root node of a drive of that name.
+    pub fn node_or_drive(&self, name: &str) -> Result<Arc<Node>> {
+        let topology = &self.0.topology;
+        Ok(topology.at(topology.node_or_drive(name)?).node.clone())
+    }
+
+    /// All nodes with their places, parents before children.
+    pub fn nodes(&self) -> Vec<NodeView> {
+        self.0.topology.top_down().into_iter().map(|id| self.view(id)).collect()
+    }
+
+    /// A node with its place.
+    pub fn view_node(&self, name: &str) -> Result<NodeView> {
+        Ok(self.view(self.0.topology.id(name)?))
+    }
+
+    fn view(&self, id: NodeId) -> NodeView {
+        let topology = &self.0.topology;
+        let placed = topology.at(id);
+        NodeView {
+            node: placed.node.clone(),
+            read_only: placed.read_only,
+            implicit: placed.implicit,
+            children: placed
+                .children
+                .iter()
+                .map(|child| ChildView {
+                    name: child.name.to_string(),
+                    role: child.role,
+                    node: topology.name(child.node),
+                })
+                .collect(),
+            parents: topology.parents(id).iter().map(|parent| topology.describe(parent)).collect(),
+            needs: self.0.granted.get(&id).map(|granted| granted.needs).unwrap_or_default(),
+            bitmaps: placed.node.bitmaps.lock().iter().cloned().collect(),
+        }
+    }
+
+    /// All drives: names and root nodes.
+    pub fn drives(&self) -> Vec<DriveView> {
+        let topology = &self.0.topology;
+        let view = |(name, root): (&Arc<str>, &NodeId)| DriveView {
+            name: name.clone(),
+            root: topology.name(*root),
+            format: topology.name(topology.skip_filters(*root)),
+        };
+        topology.drives.iter().map(view).collect()
+    }
+
+    /// Is it the name of a drive?
+    pub fn is_drive(&self, name: &str) -> bool {
+        self.0.topology.drives.contains_key(name)
+    }
+
+    /// The chain of format nodes from a node or drive down, filters left out: the top image first.
+    pub fn chain(&self, name: &str) -> Result<Vec<Arc<Node>>> {
+        let topology = &self.0.topology;
+        let mut at = Some(topology.skip_filters(topology.node_or_drive(name)?));
+        let mut chain = Vec::new();
+        while let Some(id) = at {
+            chain.push(topology.at(id).node.clone());
+            at = topology.backing(id).map(|below| topology.skip_filters(below));
+        }
+        Ok(chain)
+    }
+
+    /// Can requests on `from` (a node or drive) reach `to`?
+    pub fn reaches(&self, from: &str, to: &str) -> bool {
+        let topology = &self.0.topology;
+        let (Ok(from), Ok(to)) = (topology.node_or_drive(from), topology.node_or_drive(to)) else {
+            return false;
+        };
+        topology.reach(from).contains(&to)
+    }
+
+    /// The drive that a node belongs to: the first whose graph reaches it.
+    pub fn drive_of(&self, node: &str) -> Option<Arc<str>> {
+        let topology = &self.0.topology;
+        let id = topology.id(node).ok()?;
+        topology
+            .drives
+            .iter()
+            .find(|(_, root)| topology.reach(**root).contains(&id))
+            .map(|(name, _)| name.clone())
+    }
+
+    /// Size of the drive or node.
+    pub fn size_bytes(&self, name: &str) -> Result<u64> {
+        let id = self.0.topology.node_or_drive(name)?;
+        Ok(self.0.wired[&id].info.size_bytes)
+    }
+
+    /// Where bitmaps of a node or drive are: the node that each is attached to.
+    pub fn bitmap_places(&self, target: &str) -> Result<Vec<(Arc<str>, Arc<Bitmap>)>> {
+        let places = bitmap_places(&self.0.topology, &self.0.parked, target)?;
+        Ok(places.into_iter().map(|(id, bitmap)| (self.0.topology.name(id), bitmap)).collect())
+    }
+}
+
+/// A node in its place, as it was when it was asked for.
+#[derive(Clone, Debug)]
+pub struct NodeView {
+    /// The node.
+    pub node: Arc<Node>,
+    /// It takes no writes.
+    pub read_only: bool,
+    /// It was made for its parent and goes with it.
+    pub implicit: bool,
+    /// Its children.
+    pub children: Vec<ChildView>,
+    /// Its users, for people.
+    pub parents: Vec<String>,
+    /// What they need together.
+    pub needs: Permissions,
+    /// The bitmaps attached to it.
+    pub bitmaps: Vec<Arc<Bitmap>>,
+}
+
+impl NodeView {
+    /// Is it a filter?
+    pub fn is_filter(&self) -> bool {
+        self.node.driver().description().kind == DriverKind::Filter
+    }
+}
+
+/// A child of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChildView {
+    /// Which child: `file`, `backing`, `child`.
+    pub name: String,
+    /// What it is to the node.
+    pub role: Role,
+    /// The node's name.
+    pub node: Arc<str>,
+}
+
+/// A drive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DriveView {
+    /// Its name.
+    pub name: Arc<str>,
+    /// The node that it leads to.
+    pub root: Arc<str>,
+    /// The first node below that is no filter.
+    pub format: Arc<str>,
+}
