@@ -34,7 +34,7 @@ impl Control for Program {
         let list = self.inner().map(|inner| inner.exports.list()).unwrap_or_default();
         let info = |export: crate::exports::ExportView| ExportInfo {
             id: export.id,
-            node_name: export.target,
+            node_name: export.node,
             shutting_down: export.shutting_down,
         };
         list.into_iter().map(info).collect()

@@ -3,7 +3,7 @@
 use crate::config::{Address, ExportSection};
 use driveline_bitmap::Keep;
 use driveline_engine::Handle;
-use driveline_graph::{Error, Graph, Kind, Result, RootOptions};
+use driveline_graph::{Error, Graph, Kind, Result, RootOptions, RootPlace};
 use driveline_nbd::{Address as Socket, Export, Server, ServerOptions};
 use parking_lot::Mutex;
 use std::{
@@ -52,8 +52,10 @@ impl NewExport {
 pub struct ExportView {
     /// Its id.
     pub id: String,
-    /// The drive or node that it shows.
+    /// The drive or node that it was opened on.
     pub target: String,
+    /// The node that it leads to now.
+    pub node: String,
     /// Its name for clients.
     pub name: String,
     /// Where clients find it.
@@ -91,13 +93,12 @@ struct Entry {
     /// It is of a file, not of a monitor.
     configured: bool,
     shutting_down: bool,
-    /// What it shows is there as long as it is.
-    _bitmaps: Vec<Keep>,
+    shown: Shown,
 }
 
 impl Entry {
-    fn new(new: &NewExport, at: Address, configured: bool, bitmaps: Vec<Keep>) -> Self {
-        Self { new: new.clone(), at, configured, shutting_down: false, _bitmaps: bitmaps }
+    fn new(new: &NewExport, at: Address, configured: bool, shown: Shown) -> Self {
+        Self { new: new.clone(), at, configured, shutting_down: false, shown }
     }
 }
 
@@ -126,8 +127,8 @@ impl Exports {
             let server = servers
                 .entry(address.clone())
                 .or_insert_with(|| Server::new(self.engine.clone(), ServerOptions::default()));
-            let bitmaps = add(&self.graph, server, &new).await?;
-            entries.push((new.id.clone(), Entry::new(&new, address, true, bitmaps)));
+            let shown = add(&self.graph, server, &new).await?;
+            entries.push((new.id.clone(), Entry::new(&new, address, true, shown)));
         }
         let mut added: Vec<(Arc<Listening>, String)> = Vec::new();
         for (address, new) in late {
@@ -137,9 +138,9 @@ impl Exports {
                 Err(error) => Err(error),
             };
             match offered {
-                Ok(bitmaps) => {
+                Ok(shown) => {
                     added.push((listening, new.name.clone()));
-                    entries.push((new.id.clone(), Entry::new(&new, address, true, bitmaps)));
+                    entries.push((new.id.clone(), Entry::new(&new, address, true, shown)));
                 }
                 Err(error) => {
                     for (listening, name) in added {
@@ -204,8 +205,8 @@ impl Exports {
             };
             (at.clone(), state.servers[&at].clone())
         };
-        let bitmaps = add(&self.graph, &listening.server, &new).await?;
-        let entry = Entry::new(&new, at, false, bitmaps);
+        let shown = add(&self.graph, &listening.server, &new).await?;
+        let entry = Entry::new(&new, at, false, shown);
         self.state.lock().exports.insert(new.id, entry);
         Ok(())
     }
@@ -304,6 +305,11 @@ impl Exports {
         let view = |(id, entry): (&String, &Entry)| ExportView {
             id: id.clone(),
             target: entry.new.target.clone(),
+            node: entry
+                .shown
+                .place
+                .node_name()
+                .map_or_else(|| entry.new.target.clone(), |node| node.to_string()),
             name: entry.new.name.clone(),
             uri: state.servers.get(&entry.at).map(|l| uri(&l.socket, &entry.new.name)).unwrap_or_default(),
             shutting_down: entry.shutting_down,
@@ -312,15 +318,23 @@ impl Exports {
     }
 }
 
+/// What an export shows.
+struct Shown {
+    place: RootPlace,
+    /// What it shows is there as long as it is.
+    _bitmaps: Vec<Keep>,
+}
+
 /// Offers an export. The result is to be held until it is gone.
-async fn add(graph: &Graph, server: &Server, new: &NewExport) -> Result<Vec<Keep>> {
+async fn add(graph: &Graph, server: &Server, new: &NewExport) -> Result<Shown> {
     let user = format!("export '{}'", new.id);
     let mut kept = Vec::new();
     for (of, name) in &new.bitmaps {
         kept.push(graph.bitmap(of.as_ref().unwrap_or(&new.target), name)?.keep(&user));
     }
     let options = if new.writable { RootOptions::writer(user) } else { RootOptions::reader(user) };
-    let root = graph.open_root(&new.target, options).await?;
+    let root = graph.open_following_root(&new.target, options).await?;
+    let place = root.place();
     let export = Export {
         storage: root,
         writable: new.writable,
@@ -329,7 +343,7 @@ async fn add(graph: &Graph, server: &Server, new: &NewExport) -> Result<Vec<Keep
         allocation_depth: new.allocation_depth,
     };
     server.add_export(&new.name, export).map_err(|error| Error::new(Kind::Exists, error))?;
-    Ok(kept)
+    Ok(Shown { place, _bitmaps: kept })
 }
 
 fn listen(server: &Server, address: &Address) -> Result<Socket> {

@@ -168,10 +168,20 @@ impl Graph {
         self.0.state.lock().topology.clone()
     }
 
-    /// Opens a root on a drive, or on a node, by name (a drive's goes first). On a drive it follows the drive.
+    /// Opens a root on a drive, or on a node, by name (a drive's goes first). On a drive it follows the drive, and on a node
+    /// it stays.
     pub async fn open_root(&self, name: &str, options: RootOptions) -> Result<Root> {
         let mut change = self.change().await;
         let root = change.attach(name, &options)?;
+        change.commit().await?;
+        Ok(root)
+    }
+
+    /// As [`Graph::open_root`], but on a node it keeps its place in the graph: what is put above the node, or takes its
+    /// place, takes the root along. Exports do this, as a drive does.
+    pub async fn open_following_root(&self, name: &str, options: RootOptions) -> Result<Root> {
+        let mut change = self.change().await;
+        let root = change.attach_following(name, &options)?;
         change.commit().await?;
         Ok(root)
     }
@@ -368,18 +378,19 @@ pub(crate) fn find_bitmap(
     })
 }
 
-/// Adds a root to a topology.
+/// Adds a root to a topology. On a node it stays there, or `follows` what takes the node's place.
 pub(crate) fn attach(
     topology: &mut Topology,
     graph: &Graph,
     name: &str,
     options: &RootOptions,
+    follows: bool,
 ) -> Result<Arc<RootShared>> {
     let (to, at) = match topology.drives.get_key_value(name) {
         Some((drive, root)) => (Attachment::Drive(drive.clone()), *root),
         None => {
             let id = topology.node_or_drive(name)?;
-            (Attachment::Node(id), id)
+            (if follows { Attachment::Place(id) } else { Attachment::Node(id) }, id)
         }
     };
     let overrules = options.overrules.iter().map(|name| topology.id(name)).collect::<Result<_>>()?;

@@ -102,6 +102,6 @@ pub use layout::{ChildView, DriveView, Layout, NodeView};
 pub use node::{Node, NodeId};
 pub use object::ObjectCall;
 pub use ranges::{Hold, Ranges};
-pub use root::{RangeLock, Root, RootOptions, Unit};
+pub use root::{RangeLock, Root, RootOptions, RootPlace, Unit};
 pub use stored::{BitmapLimits, BitmapToStore, StoredBitmap, StoredBitmaps, Witness};
 pub use topology::nearest;

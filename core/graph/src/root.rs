@@ -190,6 +190,11 @@ impl Root {
         self.0.graph.root_node_name(self.id())
     }
 
+    /// Tells where it leads to, without keeping it open.
+    pub fn place(&self) -> RootPlace {
+        RootPlace { graph: self.0.graph.clone(), id: self.id() }
+    }
+
     /// Sends a request. `buffer` is what a write stores, or what a read fills (its whole length); other operations
     /// take an empty one. The request waits while the graph below is being changed.
     ///
@@ -278,6 +283,21 @@ impl Drop for Handle {
     fn drop(&mut self) {
         self.shared.gone.store(true, Relaxed);
         self.graph.forget_root(self.shared.id);
+    }
+}
+
+/// Where a root leads to, for one who does not keep it open.
+#[derive(Clone, Debug)]
+pub struct RootPlace {
+    graph: Graph,
+    id: u64,
+}
+
+impl RootPlace {
+    /// The name of the node that the root leads to now; `None` once the root is gone.
+    pub fn node_name(&self) -> Option<Arc<str>> {
+        let name = self.graph.root_node_name(self.id);
+        (!name.is_empty()).then_some(name)
     }
 }
 

@@ -59,6 +59,8 @@ pub(crate) enum Attachment {
     Drive(Arc<str>),
     /// A node: stays there, whatever is put above (jobs).
     Node(NodeId),
+    /// A place in the graph: what is put above the node, or takes its place, takes the root along (exports on nodes).
+    Place(NodeId),
 }
 
 /// A parent of a node.
@@ -107,7 +109,25 @@ impl Topology {
     pub(crate) fn root_node(&self, attached: &Attached) -> NodeId {
         match &attached.to {
             Attachment::Drive(drive) => self.drives[drive],
-            Attachment::Node(id) => *id,
+            Attachment::Node(id) | Attachment::Place(id) => *id,
+        }
+    }
+
+    /// Makes an edge, a drive or a root that follows lead to another node. A root that stays at its node is left there.
+    pub(crate) fn repoint(&mut self, parent: &Parent, node: NodeId) {
+        match parent {
+            Parent::Node(id, child) => {
+                let placed = self.nodes.get_mut(id).expect("a parent is a node");
+                let edges = placed.children.iter_mut().filter(|edge| edge.name == *child);
+                edges.for_each(|edge| edge.node = node);
+            }
+            Parent::Drive(name) => drop(self.drives.insert(name.clone(), node)),
+            Parent::Root(id) => {
+                let attached = self.roots.get_mut(id).expect("a parent is a root");
+                if let Attachment::Place(at) = &mut attached.to {
+                    *at = node;
+                }
+            }
         }
     }
 
@@ -126,7 +146,7 @@ impl Topology {
         let roots = self
             .roots
             .iter()
-            .filter(|(_, attached)| attached.to == Attachment::Node(id))
+            .filter(|(_, attached)| matches!(attached.to, Attachment::Node(at) | Attachment::Place(at) if at == id))
             .map(|(root, _)| Parent::Root(*root));
         nodes.chain(drives).chain(roots).collect()
     }

@@ -128,7 +128,7 @@ pub struct RecoveredBitmap {
 pub struct ExportInfo {
     /// Its id.
     pub id: String,
-    /// The node or drive that it shows.
+    /// The node that it leads to now.
     pub node_name: String,
     /// It is on its way out.
     pub shutting_down: bool,

@@ -131,7 +131,13 @@ impl Change {
 
     /// Opens a root as part of this change. It works once the change is committed.
     pub fn attach(&mut self, name: &str, options: &RootOptions) -> Result<Root> {
-        let root = attach(&mut self.topology, &self.graph, name, options)?;
+        let root = attach(&mut self.topology, &self.graph, name, options, false)?;
+        Ok(Root::new(root, self.graph.clone()))
+    }
+
+    /// As [`Change::attach`], but on a node the root keeps its place in the graph, see [`Graph::open_following_root`].
+    pub fn attach_following(&mut self, name: &str, options: &RootOptions) -> Result<Root> {
+        let root = attach(&mut self.topology, &self.graph, name, options, true)?;
         Ok(Root::new(root, self.graph.clone()))
     }
 

@@ -109,17 +109,8 @@ impl Change {
     fn move_parents(&mut self, old: NodeId, new: NodeId) {
         let below_new = self.topology.reach(new);
         for parent in self.topology.parents(old) {
-            match parent {
-                Parent::Node(id, child) if !below_new.contains(&id) => {
-                    let placed = self.topology.nodes.get_mut(&id).expect("a parent is a node");
-                    placed
-                        .children
-                        .iter_mut()
-                        .filter(|edge| edge.name == child)
-                        .for_each(|edge| edge.node = new);
-                }
-                Parent::Drive(name) => drop(self.topology.drives.insert(name, new)),
-                Parent::Node(..) | Parent::Root(_) => {}
+            if !matches!(&parent, Parent::Node(id, _) if below_new.contains(id)) {
+                self.topology.repoint(&parent, new);
             }
         }
     }
@@ -131,7 +122,7 @@ impl Change {
     /// ```
     ///
     /// With the name of a drive it goes between the drive and its root, and other parents stay where they are.
-    /// Roots of jobs stay at their node. `definition` leaves its filtered child out.
+    /// Roots that stay at their node stay (those of jobs), others go along. `definition` leaves its filtered child out.
     pub async fn insert_filter(&mut self, mut definition: Options, above: &str) -> Result<Arc<Node>> {
         let drive = (!self.topology.names.contains_key(above)).then_some(above);
         let below = self.topology.node_or_drive(above)?;
@@ -161,19 +152,12 @@ impl Change {
     /// Gives a filter the parents of the node that it was opened above; with a drive, that drive alone.
     pub(super) fn put_above(&mut self, filter: NodeId, parents: Vec<Parent>, drive: Option<&str>) {
         for parent in parents {
-            match parent {
-                Parent::Drive(name) if drive.is_none_or(|drive| *drive == *name) => {
-                    self.topology.drives.insert(name, filter);
-                }
-                Parent::Node(id, child) if drive.is_none() => {
-                    let placed = self.topology.nodes.get_mut(&id).expect("a parent is a node");
-                    placed
-                        .children
-                        .iter_mut()
-                        .filter(|edge| edge.name == child)
-                        .for_each(|edge| edge.node = filter);
-                }
-                _ => {}
+            let moves = match &parent {
+                Parent::Drive(name) => drive.is_none_or(|drive| *drive == **name),
+                Parent::Node(..) | Parent::Root(_) => drive.is_none(),
+            };
+            if moves {
+                self.topology.repoint(&parent, filter);
             }
         }
     }
@@ -211,18 +195,7 @@ impl Change {
             return Err(Error::new(Kind::Busy, format_args!("it is in use by {}", stay.join(", "))).at(name));
         }
         for parent in self.topology.parents(id) {
-            match parent {
-                Parent::Node(parent, child) => {
-                    let placed = self.topology.nodes.get_mut(&parent).expect("a parent is a node");
-                    placed
-                        .children
-                        .iter_mut()
-                        .filter(|edge| edge.name == child)
-                        .for_each(|edge| edge.node = below);
-                }
-                Parent::Drive(drive) => drop(self.topology.drives.insert(drive, below)),
-                Parent::Root(_) => {}
-            }
+            self.topology.repoint(&parent, below);
         }
         self.topology.names.remove(name);
         self.topology.nodes.remove(&id);
