@@ -12,7 +12,8 @@ fn world() -> World {
 
 /// Every operation once, on a root: the errno of each, 0 where it went well.
 fn every_operation(root: &driveline_graph::Root) -> Vec<(&'static str, i32)> {
-    let operations = op::NAMES.iter().enumerate().map(|(number, name)| {
+    // Those after them are not for users.
+    let operations = op::NAMES.iter().take(ALL_BELOW.len()).enumerate().map(|(number, name)| {
         let ask = Ask { op: number as u32, offset: 0, length: 512, ..Ask::default() };
         let buffer = Buffer::new(if number < 2 { 512 } else { 0 });
         let ask = if ask.op == op::FLUSH { Ask { length: 0, ..ask } } else { ask };
@@ -44,7 +45,7 @@ fn every_operation_passes_through_and_past() {
 
 #[test]
 fn a_filter_gets_the_operations_that_it_has_and_no_other() {
-    for (number, name) in op::NAMES.iter().enumerate() {
+    for (number, name) in op::NAMES.iter().take(ALL_BELOW.len()).enumerate() {
         let world = world();
         let root = world.filter(&format!("only-{}", name.replace('_', "-")), json!({}));
         for (other, errno) in every_operation(&root) {

@@ -155,12 +155,12 @@ fn the_first_of_two_names_wins_and_the_other_is_reported() {
 #[test]
 fn a_report_says_what_a_plugin_is() {
     let report = inspect(&library("current", "set")).unwrap();
-    assert_eq!(report.abi_version, "1.1.0");
+    assert_eq!(report.abi_version, "1.2.0");
     let filter = |name: &str| report.filters.iter().find(|filter| filter.name == name).unwrap().clone();
     let invert = filter("invert");
     assert_eq!(invert.operations, ["read", "write"]);
     assert_eq!((&*invert.default, &*invert.effects), ("deny", &["changes-data".to_owned()][..]));
-    assert_eq!(invert.operations_known, 7);
+    assert_eq!(invert.operations_known, 9);
     assert_eq!(invert.summary, "stores every byte inverted");
     let mirror = filter("mirror");
     assert_eq!(mirror.children, ["child", "target"]);

@@ -30,7 +30,7 @@ const SETS: &[Set] = &[
     Set {
         name: "major",
         filters: "variant",
-        patches: &[("abi/Cargo.toml", "version = \"1.1.0\"", "version = \"2.0.0\"")],
+        patches: &[("abi/Cargo.toml", "version = \"1.2.0\"", "version = \"2.0.0\"")],
     },
     Set {
         name: "swapped",
@@ -73,28 +73,28 @@ const SETS: &[Set] = &[
         name: "newer",
         filters: "variant",
         patches: &[
-            ("abi/Cargo.toml", "version = \"1.1.0\"", "version = \"1.2.0\""),
-            ("abi/src/word.rs", "COUNT: usize = 7", "COUNT: usize = 8"),
-            ("abi/src/word.rs", "\"cache\"];", "\"cache\", \"later\"];"),
+            ("abi/Cargo.toml", "version = \"1.2.0\"", "version = \"1.3.0\""),
+            ("abi/src/word.rs", "COUNT: usize = 9", "COUNT: usize = 10"),
+            ("abi/src/word.rs", "\"event\"];", "\"event\", \"later\"];"),
             (
                 "abi/src/plugin.rs",
-                "    pub cache: Option<&'static OpVt>,\n",
-                "    pub cache: Option<&'static OpVt>,\n    /// Since 1.2.\n    pub later: Option<&'static OpVt>,\n",
+                "takes: &mut u32, denies: &mut u32)>,\n",
+                "takes: &mut u32, denies: &mut u32)>,\n    /// Since 1.3.\n    pub later: Option<&'static OpVt>,\n",
             ),
             (
                 "abi/src/host.rs",
                 "    pub node_failed: extern \"C\" fn(cookie: u64, message: RStr<'_>),\n",
-                "    pub node_failed: extern \"C\" fn(cookie: u64, message: RStr<'_>),\n    /// Since 1.2.\n    pub later: extern \"C\" fn(u64),\n",
+                "    pub node_failed: extern \"C\" fn(cookie: u64, message: RStr<'_>),\n    /// Since 1.3.\n    pub later: extern \"C\" fn(u64),\n",
             ),
             (
                 "sdk/src/export.rs",
-                "            cache: slots[op::CACHE as usize],\n",
-                "            cache: slots[op::CACHE as usize],\n            later: slots[op::CACHE as usize],\n",
+                "            begin: begin::<F>(),\n",
+                "            begin: begin::<F>(),\n            later: slots[op::CACHE as usize],\n",
             ),
             (
                 "sdk/src/testing/node.rs",
-                "        ops.cache().flatten(),\n",
-                "        ops.cache().flatten(),\n        None,\n",
+                "        ops.event().flatten(),\n",
+                "        ops.event().flatten(),\n        None,\n",
             ),
             (
                 "sdk/src/testing/clock.rs",
@@ -104,6 +104,9 @@ const SETS: &[Set] = &[
         ],
     },
 ];
+
+/// The sets that were built with SDKs of the past: their names, and the versions of the ABI.
+const OLD: [(&str, &str); 2] = [("old", "1.0"), ("old-1-1", "1.1")];
 
 /// The crates of an SDK.
 const SDK: [&str; 4] = ["abi", "op", "macros", "sdk"];
@@ -116,7 +119,7 @@ pub(crate) enum Profile {
     Release,
 }
 
-/// The directory with the libraries of a set (`current`, `major`, ..., `old`), built on first use.
+/// The directory with the libraries of a set (`current`, `major`, ..., `old`, `old-1-1`), built on first use.
 pub(crate) fn set(name: &str, profile: Profile) -> PathBuf {
     static BUILT: OnceLock<Mutex<HashMap<(String, Profile), Arc<OnceLock<()>>>>> = OnceLock::new();
     let built = BUILT.get_or_init(Default::default).lock().unwrap();
@@ -151,8 +154,8 @@ fn build(name: &str, profile: Profile) {
     let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join("plugin-sets").join(name);
     // The folder inside has the set's name too: the paths inside a workspace are what tells cargo its crates apart.
     let crates = place.join(name);
-    if name == "old" {
-        copy(&repository.join("tests/plugin-sets/old-sdk/1.0"), &crates, &mut |_, text| text);
+    if let Some((_, version)) = OLD.iter().find(|(set, _)| *set == name) {
+        copy(&repository.join("tests/plugin-sets/old-sdk").join(version), &crates, &mut |_, text| text);
         write(&place.join("Cargo.toml"), &manifest(repository, name, &[]));
     } else {
         let set = SETS.iter().find(|set| set.name == name).expect("a set that exists");

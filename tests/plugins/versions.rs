@@ -2,7 +2,7 @@
 
 use super::{sets::library, world::World};
 use driveline_loader::{Plugin, PluginReport, load};
-use driveline_op::{Ask, Buffer, op};
+use driveline_op::{Ask, Buffer, flag, op};
 use futures::executor::block_on;
 use serde_json::json;
 
@@ -17,7 +17,7 @@ fn refusal(set: &str) -> String {
 fn another_major_version_is_refused() {
     assert_eq!(
         refusal("major"),
-        "expected filter ABI 1.1.0, found 2.0.0; rebuild it with an SDK for ABI 1.x"
+        "expected filter ABI 1.2.0, found 2.0.0; rebuild it with an SDK for ABI 1.x"
     );
 }
 
@@ -35,7 +35,7 @@ fn changed_layouts_are_refused_and_the_place_is_named() {
         ("retyped", "init > log_max_level (u32): type u32 here, type u64 there"),
     ] {
         let expected =
-            format!("it says filter ABI 1.1.0, but its types differ from this program's at {place}");
+            format!("it says filter ABI 1.2.0, but its types differ from this program's at {place}");
         assert_eq!(refusal(set), expected);
     }
 }
@@ -43,8 +43,8 @@ fn changed_layouts_are_refused_and_the_place_is_named() {
 /// Loads a plugin of each version in several orders: the verdict must not depend on what came before.
 #[test]
 fn newer_and_older_minor_versions_load_in_any_order() {
-    let order = ["newer", "old", "current"];
-    let names = ["newer", "old", "small"];
+    let order = ["newer", "old", "old-1-1", "current"];
+    let names = ["newer", "old", "old-1-1", "small"];
     for _ in 0..2 {
         for (set, name) in order.iter().zip(names) {
             let folder = tempfile::tempdir().unwrap();
@@ -63,7 +63,7 @@ fn known(plugin: &Plugin) -> (String, u32) {
 #[test]
 fn a_newer_plugin_works_and_its_new_operation_is_ignored() {
     let path = library("newer", "newer");
-    assert_eq!(known(load(&path).unwrap()), ("1.2.0".into(), 8));
+    assert_eq!(known(load(&path).unwrap()), ("1.3.0".into(), 10));
     let world = World::new(&[&path]);
     let root = world.filter("variant", json!({}));
     block_on(async {
@@ -92,6 +92,27 @@ fn an_operation_newer_than_a_plugin_never_slips_past_it() {
         let _ = root.submit(ask, Buffer::default()).await;
     });
     assert_eq!(world.seen(), ["discard 0+512"]);
+}
+
+#[test]
+fn a_compressed_write_is_a_plain_one_for_plugins_that_never_heard_of_it() {
+    for (set, known_operations) in [("old", 6), ("old-1-1", 7)] {
+        let path = library(set, set);
+        assert_eq!(known(load(&path).unwrap()).1, known_operations);
+        let world = World::new(&[&path]);
+        let root = world.filter(set, json!({}));
+        block_on(async {
+            let flags = flag::COMPRESSED | flag::FUA;
+            root.write(0, b"data", flags).await.unwrap_or_else(|error| panic!("{set}: {error}"));
+            assert_eq!(&root.read(0..4).await.unwrap()[..], b"data");
+        });
+        assert_eq!(world.seen(), ["write 0+4 fua", "read 0+4"], "{set}");
+        assert!(world.failures().is_empty(), "{:?}", world.failures());
+    }
+    // Straight to the leaf, the flag is there.
+    let world = World::new(&[]);
+    block_on(world.root("disk").write(0, b"data", flag::COMPRESSED)).unwrap();
+    assert_eq!(world.seen(), ["write 0+4 compressed"]);
 }
 
 #[test]

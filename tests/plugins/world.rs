@@ -7,7 +7,7 @@ use driveline_graph::{
 use driveline_loader::{HostServices, host};
 use driveline_op::{
     BlockStatus, BlockStatusRequest, Body, CacheRequest, DiscardRequest, FlushRequest, Info, Instance, Next,
-    OpTable, ReadRequest, WriteRequest, WriteZeroesRequest, status,
+    OpTable, ReadRequest, WriteRequest, WriteZeroesRequest, flag, status,
 };
 use futures::executor::block_on;
 use serde_json::{Value, json};
@@ -59,7 +59,10 @@ impl Leaf {
     }
 
     async fn write(&self, _: &mut Next<'_>, request: &WriteRequest<'_>) -> OpResult {
-        self.saw(format!("write {}+{}", request.offset(), request.length()));
+        let names = [(flag::FUA, " fua"), (flag::COMPRESSED, " compressed")];
+        let flags: String =
+            names.iter().filter(|(bit, _)| request.flags() & bit != 0).map(|(_, n)| *n).collect();
+        self.saw(format!("write {}+{}{flags}", request.offset(), request.length()));
         request.copy_to(
             0,
             &mut self.data.lock().unwrap()[request.offset() as usize..][..request.length() as usize],

@@ -8,7 +8,7 @@ use crate::{
     Witness, stored,
 };
 use driveline_bitmap::Bits;
-use driveline_op::{Edge, Info, Instance, op};
+use driveline_op::{Ask, Buffer, Call, Edge, Info, Instance, op};
 use std::{
     borrow::Cow,
     fmt,
@@ -219,6 +219,20 @@ pub struct OpenChild {
     pub node_name: Arc<str>,
 }
 
+impl OpenChild {
+    /// Changes its size, in itself or, through the filters that it may consist of, in what is below.
+    pub async fn resize(&self, size_bytes: u64) -> Result<()> {
+        match self.node.resize(&[], size_bytes).await {
+            Err(error) if error.kind() == Kind::NotSupported && !self.edge.refuses(op::RESIZE) => {
+                let ask = Ask { op: op::RESIZE, offset: size_bytes, ..Ask::default() };
+                let done = Call::new(self.edge.clone(), ask, Buffer::default()).await.result;
+                done.map_err(|error| Error::io(error.code(), "resizing"))
+            }
+            done => done,
+        }
+    }
+}
+
 impl fmt::Debug for OpenChild {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("OpenChild")
@@ -362,6 +376,13 @@ pub trait OpenNode: Send + Sync {
     /// What there is to say about it, for queries (a JSON object).
     fn details(&self) -> serde_json::Value {
         serde_json::Value::Object(Options::new())
+    }
+
+    /// What it needs of a child, and does not let others do with it, beyond what follows from its kind and the child's role:
+    /// for child number `child` of those that it was opened with. It does not change.
+    fn claim(&self, child: usize) -> (Permissions, Permissions) {
+        let _ = child;
+        (Permissions::NONE, Permissions::NONE)
     }
 
     /// Takes a new size. It may write to its children, and resize them through their nodes.

@@ -304,7 +304,7 @@ impl Graph {
         tracing::error!(
             node = placed.node.name(),
             driver = placed.node.driver_name(),
-            "a panic became an I/O error: {text}"
+            "the node failed: {text}"
         );
         if first {
             self.emit(&Event::NodeFailed { node: placed.node.name.clone(), message: text.to_owned() });

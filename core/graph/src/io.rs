@@ -48,7 +48,8 @@ pub(crate) async fn submit_in(inside: &InFlight, ask: Ask, buffer: Buffer) -> An
 /// Is the request one that can be? What it asks for must lie inside the node.
 fn check(size_bytes: u64, ask: &Ask, buffer: &Buffer) -> Result<()> {
     tracing::trace!(target: "driveline::io", stage = "check", op = op::NAMES.get(ask.op as usize), id = ask.trace_id);
-    if ask.op as usize >= op::COUNT {
+    // A size is changed by a change of the graph, and events are between formats and what is below them.
+    if ask.op as usize >= op::COUNT || matches!(ask.op, op::RESIZE | op::EVENT) {
         return Err(Error::NOT_SUPPORTED);
     }
     let length = if matches!(ask.op, op::READ | op::WRITE) { buffer.len() as u64 } else { ask.length };
@@ -57,8 +58,7 @@ fn check(size_bytes: u64, ask: &Ask, buffer: &Buffer) -> Result<()> {
         let past_the_end = matches!(ask.op, op::WRITE | op::WRITE_ZEROES);
         return Err(if past_the_end { Error::NO_SPACE } else { Error::INVALID });
     }
-    let known = flag::FUA | flag::UNCHANGED | flag::MAY_UNMAP | flag::NO_FALLBACK;
-    if ask.flags & !known == 0 { Ok(()) } else { Err(Error::INVALID) }
+    if ask.flags & !flag::KNOWN == 0 { Ok(()) } else { Err(Error::INVALID) }
 }
 
 /// In flight from here to the end; waits while the root is drained.

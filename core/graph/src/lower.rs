@@ -2,7 +2,7 @@
 
 use driveline_op::{
     BlockStatus, BlockStatusRequest, Buffer, CacheRequest, ConstMemory, DiscardRequest, Error, Next, OpTable,
-    Result, WriteZeroesRequest, flag, status,
+    Result, WriteRequest, WriteZeroesRequest, flag, status,
 };
 
 /// Stands before a node; child 0 is the node, by the operations that it has.
@@ -13,6 +13,23 @@ pub(crate) static LOWER: OpTable<Lower> = OpTable::new()
     .write_zeroes(Lower::write_zeroes)
     .block_status(Lower::block_status)
     .cache(Lower::cache);
+
+/// Stands before a node that does not know all flags; child 0 is the node. What it does not know is taken away: it must be
+/// a flag that only says how something may be done.
+pub(crate) struct Strip {
+    pub(crate) flags_known: u32,
+}
+
+pub(crate) static STRIP: OpTable<Strip> = OpTable::new().write(Strip::write);
+
+impl Strip {
+    async fn write(&self, next: &mut Next<'_>, request: &WriteRequest<'_>) -> Result<()> {
+        if request.flags() & !self.flags_known == 0 {
+            return next.write(request).await;
+        }
+        next.write(&request.with_flags(request.flags() & self.flags_known)).await
+    }
+}
 
 /// How much is zeroed with one write.
 const ZEROES_BYTES_MAX: u64 = 1 << 20;

@@ -50,12 +50,14 @@ pub(crate) fn compute(topology: &Topology) -> Result<BTreeMap<NodeId, Granted>> 
         let shares = of_node.iter().fold(P::ALL, |all, claim| all.and(claim.shares));
         granted.insert(id, Granted { needs, shares });
         let placed = topology.at(id);
-        for child in &placed.children {
-            let (mut needs, shares) = on_child(child.role, needs, shares, placed.read_only);
+        for (number, child) in placed.children.iter().enumerate() {
+            let (mut needs, mut shares) = on_child(child.role, needs, shares, placed.read_only);
             let own_writes = placed.node.driver.description().effects & driveline_op::effect::OWN_WRITES != 0;
             if own_writes && child.role == Role::Filtered && needs != P::NONE {
                 needs = needs.or(P::WRITE_UNCHANGED);
             }
+            let (takes, denies) = placed.node.open.claim(number);
+            (needs, shares) = (needs.or(takes), shares.without(denies));
             let parent = Parent::Node(id, child.name.clone());
             claims.entry(child.node).or_default().push(Claim { parent, needs, shares });
         }

@@ -4,11 +4,11 @@ use crate::{
     driver::{DriverKind, Missing, OpenChild},
     fit::Fit,
     io::{HOP, Hop, MARK_ONLY, MarkOnly, Marks, without_limits},
-    lower::{LOWER, Lower},
+    lower::{LOWER, Lower, STRIP, Strip},
     node::NodeId,
     topology::{Placed, Topology},
 };
-use driveline_op::{Body, Edge, Info, Instance, Route, Target, op};
+use driveline_op::{Body, Edge, Info, Instance, Route, Target, flag, op};
 use std::{collections::BTreeMap, sync::Arc};
 
 /// A node as it is wired.
@@ -69,9 +69,18 @@ fn resolve(placed: &Placed, info: Info, target: Target) -> Edge {
     // What lowered operations are made of: those that the node has, and those that it let pass.
     let own = Edge::new(info, |op| if has(op) { Route::To(&target) } else { pass(op) });
     let writes = !own.refuses(op::WRITE);
+    // Compressed is all that there is by now of flags that not everybody knows, and only writes have it.
+    let strips = has(op::WRITE) && description.flags_known & flag::COMPRESSED == 0;
+    let strip = strips.then(|| {
+        let strip = Strip { flags_known: description.flags_known };
+        Target::new(Instance::new(Arc::new(Body { cookie: 0, driver: strip }), &STRIP), vec![own.clone()])
+    });
     let lowered = Instance::new(Arc::new(Body { cookie: 0, driver: Lower }), &LOWER);
     let lower = Target::new(lowered, vec![own]);
     Edge::new(info, |op| {
+        if let (op::WRITE, Some(strip)) = (op, &strip) {
+            return Route::To(strip);
+        }
         if has(op) {
             return Route::To(&target);
         }
@@ -108,8 +117,9 @@ fn interpose(
         fit,
     };
     let shown = without_limits(info, placed.read_only);
-    let wants: Vec<bool> =
-        (0..op::COUNT as u32).map(|op| !edge.refuses(op) && (trace || hop.wants(op))).collect();
+    let wants: Vec<bool> = (0..op::COUNT as u32)
+        .map(|op| !edge.refuses(op) && (trace && HOP.slots()[op as usize].is_some() || hop.wants(op)))
+        .collect();
     let cookie = node.id.0;
     let hop = if hop.only_marks() && !trace {
         Instance::new(Arc::new(Body { cookie, driver: MarkOnly(hop.marks) }), &MARK_ONLY)

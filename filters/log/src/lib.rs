@@ -79,6 +79,9 @@ impl Filter for Log {
                 told(Operation::WriteZeroes),
                 told(Operation::BlockStatus),
                 told(Operation::Cache),
+                // These are no requests of a user.
+                false,
+                false,
             ],
             slow: *options.slow,
         })
@@ -163,6 +166,7 @@ fn flag_names(flags: u32) -> String {
         (flag::UNCHANGED, "unchanged"),
         (flag::MAY_UNMAP, "may-unmap"),
         (flag::NO_FALLBACK, "no-fallback"),
+        (flag::COMPRESSED, "compressed"),
     ];
     let known: Vec<_> = names.iter().filter(|(bit, _)| flags & bit != 0).map(|(_, name)| *name).collect();
     known.join(",")

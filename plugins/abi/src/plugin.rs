@@ -87,6 +87,22 @@ pub struct FilterOps {
     pub block_status: Option<&'static OpVt>,
     /// See [`op::CACHE`](crate::op::CACHE). Since 1.1.
     pub cache: Option<&'static OpVt>,
+    /// See [`op::RESIZE`](crate::op::RESIZE). Since 1.2.
+    pub resize: Option<&'static OpVt>,
+    /// See [`op::EVENT`](crate::op::EVENT). Since 1.2.
+    pub event: Option<&'static OpVt>,
+    /// Looks at the children before anything else does, and may refuse them: the first operation after `open`. Its request is
+    /// that of a flush. Since 1.2.
+    pub begin: Option<&'static OpVt>,
+    /// Leaves the children as they shall be found when the filter is not there any more: the last operation before
+    /// `close`, and before nothing may be written any more. Its request is that of a flush. Since 1.2.
+    pub settle: Option<&'static OpVt>,
+    /// The limits shown above, given those of the children; `shown` begins as child 0's, with the size from `size`.
+    /// Since 1.2.
+    pub info: Option<unsafe extern "C" fn(FilterPtr, children: RSlice<'_, Info>, shown: &mut Info)>,
+    /// What it needs of a child, and does not let others do with it, beyond what its kind does: two sets of bits of
+    /// [`permission`](crate::permission). Since 1.2.
+    pub permissions: Option<unsafe extern "C" fn(FilterPtr, child: u32, takes: &mut u32, denies: &mut u32)>,
 }
 
 /// A filter: its name, what it declares, and how it is opened.
@@ -119,6 +135,22 @@ pub struct FilterDesc {
     /// Opens an instance.
     #[sabi(last_prefix_field)]
     pub open: extern "C" fn(&OpenArgs<'_>) -> RResult<FilterPtr, FfiError>,
+    /// The bits of [`flag`](crate::flag) that the SDK knew. The host takes others from what it passes. Without it: those
+    /// of before 1.2. Since 1.2.
+    pub flags_known: u32,
+    /// Further children that may be missing; they come behind the others. Since 1.2.
+    pub children_optional: RSlice<'static, RStr<'static>>,
+    /// Other words for the filtered child. Since 1.2.
+    pub child_words: RSlice<'static, RStr<'static>>,
+    /// Kinds of objects that the library keeps for the nodes of this filter. Since 1.2.
+    pub objects: RSlice<'static, RStr<'static>>,
+    /// Does one of [`object`](crate::object) with an object; properties are JSON objects. Since 1.2.
+    pub object: extern "C" fn(
+        kind: RStr<'_>,
+        name: RStr<'_>,
+        call: u32,
+        properties: RStr<'_>,
+    ) -> RResult<RString, FfiError>,
 }
 
 /// The root of a plugin library.

@@ -45,11 +45,16 @@ pub mod op {
     pub const BLOCK_STATUS: u32 = 5;
     /// The range will be read soon. Since 1.1.
     pub const CACHE: u32 = 6;
+    /// The node is `offset` bytes long from now on; what is new reads as zeroes. Since 1.2.
+    pub const RESIZE: u32 = 7;
+    /// The parent says what it is about to do: `offset` is one of [`event`](super::event). A hint for those who test
+    /// formats; nobody else minds. Since 1.2.
+    pub const EVENT: u32 = 8;
     /// How many operations this version of the ABI has.
-    pub const COUNT: usize = 7;
+    pub const COUNT: usize = 9;
     /// Their names, by number.
     pub const NAMES: [&str; COUNT] =
-        ["read", "write", "flush", "discard", "write_zeroes", "block_status", "cache"];
+        ["read", "write", "flush", "discard", "write_zeroes", "block_status", "cache", "resize", "event"];
 }
 
 /// Bits of [`Request::flags`].
@@ -67,6 +72,86 @@ pub mod flag {
     pub const SERIALISING: u32 = 16;
     /// Reserved: the memory is registered with the ring.
     pub const REGISTERED: u32 = 32;
+    /// The data may be stored compressed (write). Who cannot do so stores it as it is. Since 1.2.
+    pub const COMPRESSED: u32 = 64;
+    /// All that have a meaning.
+    pub const KNOWN: u32 = FUA | UNCHANGED | MAY_UNMAP | NO_FALLBACK | COMPRESSED;
+    /// Those that had one before 1.2: what a filter knows that does not say what it knows.
+    pub const KNOWN_BEFORE_1_2: u32 = FUA | UNCHANGED | MAY_UNMAP | NO_FALLBACK;
+}
+
+/// What a format is about to do: numbers for [`op::EVENT`].
+///
+/// Source: QEMU qapi/block-core.json, `BlkdebugEvent`, whose names and order these are.
+pub mod event {
+    /// The names, by number.
+    pub const NAMES: [&str; 48] = [
+        "l1_update",
+        "l1_grow_alloc_table",
+        "l1_grow_write_table",
+        "l1_grow_activate_table",
+        "l2_load",
+        "l2_update",
+        "l2_update_compressed",
+        "l2_alloc_cow_read",
+        "l2_alloc_write",
+        "read_aio",
+        "read_backing_aio",
+        "read_compressed",
+        "write_aio",
+        "write_compressed",
+        "vmstate_load",
+        "vmstate_save",
+        "cow_read",
+        "cow_write",
+        "reftable_load",
+        "reftable_grow",
+        "reftable_update",
+        "refblock_load",
+        "refblock_update",
+        "refblock_update_part",
+        "refblock_alloc",
+        "refblock_alloc_hookup",
+        "refblock_alloc_write",
+        "refblock_alloc_write_blocks",
+        "refblock_alloc_write_table",
+        "refblock_alloc_switch_table",
+        "cluster_alloc",
+        "cluster_alloc_bytes",
+        "cluster_free",
+        "flush_to_os",
+        "flush_to_disk",
+        "pwritev_rmw_head",
+        "pwritev_rmw_after_head",
+        "pwritev_rmw_tail",
+        "pwritev_rmw_after_tail",
+        "pwritev",
+        "pwritev_zero",
+        "pwritev_done",
+        "empty_image_prepare",
+        "l1_shrink_write_table",
+        "l1_shrink_free_l2_clusters",
+        "cor_write",
+        "cluster_alloc_space",
+        "none",
+    ];
+
+    const fn equal(a: &[u8], b: &[u8]) -> bool {
+        let mut at = 0;
+        while at < a.len() && at < b.len() && a[at] == b[at] {
+            at += 1;
+        }
+        at == a.len() && at == b.len()
+    }
+
+    /// The number of an event, by a name that there is (asserted): for constants.
+    pub const fn number(name: &str) -> u64 {
+        let mut at = 0;
+        while !equal(NAMES[at].as_bytes(), name.as_bytes()) {
+            at += 1;
+        }
+        at as u64
+    }
 }
 
 /// One request: a cache line, valid together with everything that it points to until the operation ends.
@@ -133,6 +218,8 @@ pub mod info {
     pub const FAST_ZERO: u32 = 2;
     /// discard gives space back.
     pub const DISCARD: u32 = 4;
+    /// Writes with [`flag::COMPRESSED`](super::flag::COMPRESSED) are stored so. Since 1.2.
+    pub const COMPRESSES: u32 = 8;
 }
 
 /// What a node is like for its parents: size and limits. One value that prints and compares.
@@ -179,6 +266,32 @@ pub mod effect {
     pub const OWN_WRITES: u64 = 4;
     /// It must not be inserted above a node in use.
     pub const NOT_LIVE: u64 = 8;
+}
+
+/// What a parent may do to a child, as [`FilterOps::permissions`](crate::FilterOps) says it: bits.
+pub mod permission {
+    /// Read data that makes sense.
+    pub const CONSISTENT_READ: u32 = 1;
+    /// Write.
+    pub const WRITE: u32 = 2;
+    /// Write what does not change the data seen.
+    pub const WRITE_UNCHANGED: u32 = 4;
+    /// Change the size.
+    pub const RESIZE: u32 = 8;
+}
+
+/// What is done with an object (see [`FilterDesc::object`](crate::FilterDesc)).
+pub mod object {
+    /// Would one with these properties be taken?
+    pub const CHECK: u32 = 0;
+    /// Make one.
+    pub const CREATE: u32 = 1;
+    /// Change some properties.
+    pub const SET: u32 = 2;
+    /// Ask for all properties.
+    pub const GET: u32 = 3;
+    /// End it.
+    pub const DELETE: u32 = 4;
 }
 
 /// What becomes of operations that a filter knew but left out: values of `FilterDesc::default`.

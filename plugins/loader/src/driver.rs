@@ -3,14 +3,14 @@
 use abi_stable::std_types::{RNone, RSlice, RStr};
 use driveline_abi::{
     ChildArg, FfiError, FilterDescRef, FilterOpsRef, FilterPtr, OpVt, OpenArgs as AbiOpenArgs, default,
-    effect,
+    effect, object,
 };
 use driveline_graph::{
-    BoxFuture, ChildSpec, Description, Driver, DriverKind, Error, Kind, Missing, OpenArgs, OpenChild,
-    OpenNode, Options, Result, Role,
+    BoxFuture, ChildSpec, Description, Driver, DriverKind, Error, Kind, Missing, ObjectCall, OpenArgs,
+    OpenChild, OpenNode, Options, Permissions, Result, Role,
 };
-use driveline_op::{Info, Instance, info, op};
-use std::{any::Any, fmt, path::Path, sync::Arc};
+use driveline_op::{Ask, Buffer, Call, Edge, Info, Instance, Target, flag, info, op};
+use std::{any::Any, borrow::Cow, fmt, path::Path, sync::Arc};
 
 /// A filter of a plugin.
 pub struct PluginDriver {
@@ -46,7 +46,20 @@ fn slots(ops: FilterOpsRef) -> Slots {
         ops.write_zeroes(),
         ops.block_status(),
         ops.cache().flatten(),
+        ops.resize().flatten(),
+        ops.event().flatten(),
     ]
+}
+
+fn names(names: RSlice<'static, RStr<'static>>) -> Vec<Cow<'static, str>> {
+    names.iter().map(|name| name.to_string().into()).collect()
+}
+
+fn check_table(vt: &OpVt, name: &str) -> std::result::Result<(), String> {
+    if !vt.align.is_power_of_two() || vt.align > 4096 || vt.size > STATE_BYTES_MAX {
+        return Err(format!("operation {name} wants {} bytes aligned to {}", vt.size, vt.align));
+    }
+    Ok(())
 }
 
 fn valid_name(name: &str) -> bool {
@@ -71,8 +84,11 @@ impl PluginDriver {
         let slots = slots(filter.ops());
         for (slot, name) in slots.iter().zip(op::NAMES) {
             let Some(vt) = slot else { continue };
-            if !vt.align.is_power_of_two() || vt.align > 4096 || vt.size > STATE_BYTES_MAX {
-                return Err(format!("operation {name} wants {} bytes aligned to {}", vt.size, vt.align));
+            check_table(vt, name)?;
+        }
+        for (name, vt) in [("begin", filter.ops().begin()), ("settle", filter.ops().settle())] {
+            if let Some(vt) = vt.flatten() {
+                check_table(vt, name)?;
             }
         }
         if let Some((_, name)) =
@@ -81,7 +97,9 @@ impl PluginDriver {
             return Err(format!("it says that it knows {known} operations, yet it has {name}"));
         }
         let mut children = vec![ChildSpec::required("child", Role::Filtered)];
-        for child in filter.children() {
+        let optional = filter.children_optional().unwrap_or_default();
+        let declared = filter.children().into_iter().map(|child| (child, true));
+        for (child, required) in declared.chain(optional.into_iter().map(|child| (child, false))) {
             let child = child.as_str();
             if !valid_name(child) || children.iter().any(|other| other.name == child) {
                 return Err(format!(
@@ -89,7 +107,7 @@ impl PluginDriver {
                     child.escape_debug()
                 ));
             }
-            children.push(ChildSpec { name: child.to_owned().into(), role: Role::Data, required: true });
+            children.push(ChildSpec { name: child.to_owned().into(), role: Role::Data, required });
         }
         let mut effects = filter.effects();
         if effects & !EFFECTS != 0 {
@@ -102,13 +120,13 @@ impl PluginDriver {
             version: filter.version().to_string().into(),
             summary: filter.summary().to_string().into(),
             children,
-            options: (filter.options())().iter().map(|option| option.to_string().into()).collect(),
+            options: names((filter.options())()),
             operations_known: known,
             missing,
             effects,
-            flags_known: u32::MAX,
-            child_words: Vec::new(),
-            objects: Vec::new(),
+            flags_known: filter.flags_known().unwrap_or(flag::KNOWN_BEFORE_1_2),
+            child_words: names(filter.child_words().unwrap_or_default()),
+            objects: names(filter.objects().unwrap_or_default()),
         };
         Ok(Self { path, description, filter, slots })
     }
@@ -147,26 +165,22 @@ impl PluginDriver {
             path: self.path.clone(),
             slots: self.slots,
             lacks: self.lacks(),
+            cookie: args.cookie,
+            children: children.len(),
             opened,
         })
     }
 
-    /// The children by number, as the filter declared them.
+    /// The children by number, as the filter declared them. (The graph has them in that order.)
     fn children<'a>(&self, given: &'a [OpenChild]) -> Result<Vec<ChildArg<'a>>> {
-        let declared = self.description.children.iter();
-        if declared.len() != given.len() {
-            let names: Vec<_> = declared.map(|child| &*child.name).collect();
-            let text = format!("expected the children {}, found {}", names.join(", "), given.len());
-            return Err(Error::new(Kind::Invalid, text));
+        let has = |name: &str| given.iter().any(|child| child.name == name);
+        if let Some(missing) = self.description.children.iter().find(|spec| spec.required && !has(&spec.name))
+        {
+            return Err(Error::new(Kind::Invalid, "this child is needed").key(&missing.name));
         }
-        let pairs = declared.zip(given).map(|(declared, given)| {
-            if declared.name == given.name {
-                Ok(ChildArg { name: RStr::from_str(&given.name), info: *given.edge.info() })
-            } else {
-                Err(Error::new(Kind::Invalid, "this child is needed").key(&declared.name))
-            }
-        });
-        pairs.collect()
+        let argument =
+            |given: &'a OpenChild| ChildArg { name: RStr::from_str(&given.name), info: *given.edge.info() };
+        Ok(given.iter().map(argument).collect())
     }
 
     /// Bits of `info` that do not hold above the filter, because the operation would not reach the child.
@@ -181,6 +195,11 @@ impl PluginDriver {
         }
         if !reaches(op::DISCARD) {
             lacks |= info::DISCARD;
+        }
+        let flags =
+            self.slots[op::WRITE as usize].is_none() || self.description.flags_known & flag::COMPRESSED != 0;
+        if !reaches(op::WRITE) || !flags {
+            lacks |= info::COMPRESSES;
         }
         lacks
     }
@@ -206,7 +225,35 @@ impl Driver for PluginDriver {
     }
 
     fn open<'a>(&'a self, args: OpenArgs<'a>) -> BoxFuture<'a, Result<Arc<dyn OpenNode>>> {
-        Box::pin(async move { Ok(Arc::new(self.open_filter(&args)?) as Arc<dyn OpenNode>) })
+        Box::pin(async move {
+            let node = self.open_filter(&args)?;
+            node.run_own(self.filter.ops().begin(), "looking at its children", &args.children).await?;
+            Ok(Arc::new(node) as Arc<dyn OpenNode>)
+        })
+    }
+
+    fn object(&self, kind: &str, name: &str, call: ObjectCall<'_>) -> Result<Options> {
+        let Some(ask) = self.filter.object() else {
+            return Err(Error::new(Kind::NotSupported, "it was built before there were objects"));
+        };
+        let (call, properties) = match call {
+            ObjectCall::Check(properties) => (object::CHECK, Some(properties)),
+            ObjectCall::Create(properties) => (object::CREATE, Some(properties)),
+            ObjectCall::Set(properties) => (object::SET, Some(properties)),
+            ObjectCall::Get => (object::GET, None),
+            ObjectCall::Delete => (object::DELETE, None),
+        };
+        let properties = properties.map_or_else(|| "{}".to_owned(), json);
+        let answer = ask(kind.into(), name.into(), call, properties.as_str().into());
+        let answer = answer.into_result().map_err(|error| error_of(&error))?;
+        match serde_json::from_str(&answer) {
+            Ok(serde_json::Value::Object(properties)) => Ok(properties),
+            Ok(serde_json::Value::Null) => Ok(Options::new()),
+            _ => Err(Error::new(
+                Kind::Io,
+                format_args!("the plugin answered '{answer}', expected a JSON object"),
+            )),
+        }
     }
 }
 
@@ -235,7 +282,41 @@ struct PluginNode {
     path: Arc<Path>,
     slots: Slots,
     lacks: u32,
+    cookie: u64,
+    /// How many it was opened with.
+    children: usize,
     opened: Arc<Opened>,
+}
+
+impl PluginNode {
+    /// Runs an operation of the filter's own, over its children as they are.
+    async fn run(&self, slots: Slots, ask: Ask, children: &[OpenChild]) -> driveline_op::Result<()> {
+        let keep: Arc<dyn Any + Send + Sync> = self.opened.clone();
+        // SAFETY: as in `instance`.
+        let instance = unsafe { Instance::foreign(self.opened.filter.0, slots, keep) };
+        let edges: Vec<_> = children.iter().map(|child| child.edge.clone()).collect();
+        let info = edges.first().map(|edge| *edge.info()).unwrap_or_default();
+        let edge = Edge::to(info, &Target::new(instance, edges));
+        Call::new(edge, ask, Buffer::default()).await.result
+    }
+
+    /// Runs an operation that takes no argument, if the filter has it.
+    async fn run_own(
+        &self,
+        vt: Option<Option<&'static OpVt>>,
+        doing: &str,
+        children: &[OpenChild],
+    ) -> Result<()> {
+        let Some(vt) = vt.flatten() else { return Ok(()) };
+        let mut slots = [None; op::COUNT];
+        slots[op::FLUSH as usize] = Some(vt);
+        let done = self.run(slots, Ask { op: op::FLUSH, ..Ask::default() }, children).await;
+        done.map_err(|error| Error::io(error.code(), doing))
+    }
+
+    async fn settle(&self, children: &[OpenChild]) -> Result<()> {
+        self.run_own(self.opened.ops.settle(), "putting its children in order", children).await
+    }
 }
 
 impl OpenNode for PluginNode {
@@ -252,7 +333,51 @@ impl OpenNode for PluginNode {
             info.size_bytes = unsafe { size(self.opened.filter, info.size_bytes) };
         }
         info.flags &= !self.lacks;
+        if let Some(limits) = self.opened.ops.info().flatten() {
+            let below = info;
+            // SAFETY: the filter is open, and both are lent for the call.
+            unsafe { limits(self.opened.filter, RSlice::from_slice(children), &mut info) };
+            if !info.request_alignment.is_power_of_two() || !info.memory_alignment.is_power_of_two() {
+                tracing::error!(
+                    node = self.cookie,
+                    ?info,
+                    "limits that cannot be; those of the child are used"
+                );
+                info = below;
+            }
+        }
         info
+    }
+
+    fn claim(&self, child: usize) -> (Permissions, Permissions) {
+        let Some(ask) = self.opened.ops.permissions().flatten() else { return Default::default() };
+        let (mut takes, mut denies) = (0, 0);
+        if child < self.children {
+            // SAFETY: the filter is open, and both are lent for the call.
+            unsafe { ask(self.opened.filter, child as u32, &mut takes, &mut denies) };
+        }
+        let known = |bits: u32| Permissions((bits & u32::from(Permissions::ALL.0)) as u8);
+        (known(takes), known(denies))
+    }
+
+    fn resize<'a>(&'a self, children: &'a [OpenChild], size_bytes: u64) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            // Who resizes through a node that is not his own cannot give its children: he has the operation for it.
+            if self.slots[op::RESIZE as usize].is_none() || children.len() != self.children {
+                return Err(Error::new(Kind::NotSupported, "its driver cannot change the size"));
+            }
+            let ask = Ask { op: op::RESIZE, offset: size_bytes, ..Ask::default() };
+            let resized = self.run(self.slots, ask, children).await;
+            resized.map_err(|error| Error::io(error.code(), "resizing"))
+        })
+    }
+
+    fn set_read_only<'a>(&'a self, children: &'a [OpenChild], read_only: bool) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move { if read_only { self.settle(children).await } else { Ok(()) } })
+    }
+
+    fn close<'a>(&'a self, children: &'a [OpenChild]) -> BoxFuture<'a, Result<()>> {
+        Box::pin(self.settle(children))
     }
 
     fn details(&self) -> serde_json::Value {

@@ -18,6 +18,9 @@ pub(crate) struct Arguments {
     pub(crate) summary: Option<LitStr>,
     pub(crate) default: Option<LitStr>,
     pub(crate) children: Vec<LitStr>,
+    pub(crate) children_optional: Vec<LitStr>,
+    pub(crate) child_words: Vec<LitStr>,
+    pub(crate) objects: Vec<LitStr>,
     pub(crate) effects: Vec<Ident>,
 }
 
@@ -38,19 +41,23 @@ impl Arguments {
         } else if meta.path.is_ident("default") {
             text(&mut self.default)
         } else if meta.path.is_ident("children") {
-            let list;
-            syn::parenthesized!(list in meta.input);
-            for child in Punctuated::<LitStr, Token![,]>::parse_terminated(&list)? {
-                check_name(Some(&child))?;
-                if child.value() == "child"
-                    || self.children.iter().any(|other| other.value() == child.value())
-                {
-                    return Err(syn::Error::new(
-                        child.span(),
-                        "each child has a name of its own; `child` is always there",
-                    ));
+            for child in list(&meta)? {
+                self.take_child(child)?;
+            }
+            Ok(())
+        } else if meta.path.is_ident("child_words") {
+            for word in list(&meta)? {
+                check_name(Some(&word))?;
+                if self.is_child(&word.value()) {
+                    return Err(syn::Error::new(word.span(), "it is the name of a child already"));
                 }
-                self.children.push(child);
+                self.child_words.push(word);
+            }
+            Ok(())
+        } else if meta.path.is_ident("objects") {
+            for kind in list(&meta)? {
+                check_name(Some(&kind))?;
+                self.objects.push(kind);
             }
             Ok(())
         } else if meta.path.is_ident("effects") {
@@ -64,8 +71,36 @@ impl Arguments {
                 Ok(())
             })
         } else {
-            Err(meta.error("expected name, default, summary, children(..) or effects(..)"))
+            Err(meta.error(
+                "expected name, default, summary, children(..), child_words(..), objects(..) or effects(..)",
+            ))
         }
+    }
+
+    /// A child, which may be missing if its name ends with `?`.
+    fn take_child(&mut self, child: LitStr) -> syn::Result<()> {
+        let text = child.value();
+        let (name, optional) = match text.strip_suffix('?') {
+            Some(name) => (LitStr::new(name, child.span()), true),
+            None => (child.clone(), false),
+        };
+        check_name(Some(&name))?;
+        if self.is_child(&name.value()) {
+            return Err(syn::Error::new(
+                child.span(),
+                "each child has a name of its own; `child` is always there",
+            ));
+        }
+        if !optional && !self.children_optional.is_empty() {
+            return Err(syn::Error::new(child.span(), "those that may be missing come behind the others"));
+        }
+        if optional { &mut self.children_optional } else { &mut self.children }.push(name);
+        Ok(())
+    }
+
+    fn is_child(&self, name: &str) -> bool {
+        let known = [&self.children, &self.children_optional, &self.child_words].into_iter().flatten();
+        name == "child" || known.into_iter().any(|other| other.value() == name)
     }
 
     /// The bits of the declared effects.
@@ -91,6 +126,13 @@ impl Arguments {
             )),
         }
     }
+}
+
+/// Texts between parentheses.
+fn list(meta: &ParseNestedMeta<'_>) -> syn::Result<Punctuated<LitStr, Token![,]>> {
+    let list;
+    syn::parenthesized!(list in meta.input);
+    Punctuated::parse_terminated(&list)
 }
 
 /// Names are what can stand in a configuration without quotes.

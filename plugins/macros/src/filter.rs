@@ -6,7 +6,8 @@ use quote::quote;
 use syn::{ImplItem, ItemImpl};
 
 /// The operations of the SDK, by number.
-const OPERATIONS: [&str; 7] = ["read", "write", "flush", "discard", "write_zeroes", "block_status", "cache"];
+const OPERATIONS: [&str; 9] =
+    ["read", "write", "flush", "discard", "write_zeroes", "block_status", "cache", "resize", "event"];
 
 pub(crate) fn expand(arguments: &Arguments, block: &ItemImpl) -> syn::Result<TokenStream> {
     let Some((_, path, _)) = &block.trait_ else {
@@ -21,7 +22,9 @@ pub(crate) fn expand(arguments: &Arguments, block: &ItemImpl) -> syn::Result<Tok
             "#[filter] needs name = \"...\": the driver's name in a graph",
         ));
     };
-    let (this, children) = (&block.self_ty, &arguments.children);
+    let this = &block.self_ty;
+    let (children, children_optional) = (&arguments.children, &arguments.children_optional);
+    let (child_words, objects) = (&arguments.child_words, &arguments.objects);
     let has = |name: &str| {
         block.items.iter().any(|item| matches!(item, ImplItem::Fn(function) if function.sig.ident == name))
     };
@@ -29,7 +32,13 @@ pub(crate) fn expand(arguments: &Arguments, block: &ItemImpl) -> syn::Result<Tok
         let name = Ident::new(name, Span::call_site());
         quote! { .#name(<#this as ::driveline_sdk::Filter>::#name) }
     });
-    let has_size = has("size");
+    let (has_size, has_info, has_permissions) = (has("size"), has("info"), has("permissions"));
+    let begin = has("begin").then(|| quote! { .flush(<#this as ::driveline_sdk::Filter>::begin) });
+    let settle = has("settle").then(|| quote! { .flush(<#this as ::driveline_sdk::Filter>::settle) });
+    if has("object") != !objects.is_empty() {
+        let text = "objects(..) names the kinds of objects that the method `object` is for: both, or neither";
+        return Err(syn::Error::new_spanned(path, text));
+    }
     let summary = arguments.summary.as_ref().map_or(String::new(), syn::LitStr::value);
     let (default, effects) = (arguments.default_bits(path)?, arguments.effect_bits());
     Ok(quote! {
@@ -48,12 +57,21 @@ pub(crate) fn expand(arguments: &Arguments, block: &ItemImpl) -> syn::Result<Tok
                     default: #default,
                     effects: #effects,
                     children: &[#(::driveline_sdk::export::RStr::from_str(#children)),*],
+                    children_optional: &[#(::driveline_sdk::export::RStr::from_str(#children_optional)),*],
+                    child_words: &[#(::driveline_sdk::export::RStr::from_str(#child_words)),*],
+                    objects: &[#(::driveline_sdk::export::RStr::from_str(#objects)),*],
                     has_size: #has_size,
+                    has_info: #has_info,
+                    has_permissions: #has_permissions,
                     options,
                 }
             };
             const OPERATIONS: ::driveline_sdk::export::OpTable<#this> =
                 ::driveline_sdk::export::OpTable::new()#(#operations)*;
+            const BEGIN: ::driveline_sdk::export::OpTable<#this> =
+                ::driveline_sdk::export::OpTable::new()#begin;
+            const SETTLE: ::driveline_sdk::export::OpTable<#this> =
+                ::driveline_sdk::export::OpTable::new()#settle;
         }
     })
 }

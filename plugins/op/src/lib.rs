@@ -56,12 +56,12 @@ mod wiring;
 
 pub use buffer::{BUFFER_ALIGNMENT, Buffer};
 pub use call::{Answer, Ask, Call};
-pub use driveline_abi::{BlockStatus, Info, IoVec, effect, flag, info, op, status};
+pub use driveline_abi::{BlockStatus, Info, IoVec, effect, event, flag, info, op, status};
 pub use error::{Error, Result};
 pub use next::{Child, ChildOp, Next};
 pub use request::{
-    BlockStatusRequest, CacheRequest, ConstMemory, DiscardRequest, FlushRequest, Memory, ReadRequest,
-    WriteRequest, WriteZeroesRequest,
+    BlockStatusRequest, CacheRequest, ConstMemory, DiscardRequest, EventRequest, FlushRequest, Memory,
+    ReadRequest, ResizeRequest, WriteRequest, WriteZeroesRequest,
 };
 pub use shim::{Body, NameHook, OpTable, PanicHook, panic_text, set_name_hook, set_panic_hook};
 pub use wake::{HANDLE_WAKER, with_context, with_handle};

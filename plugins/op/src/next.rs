@@ -3,8 +3,8 @@
 use crate::{
     Error, Result,
     request::{
-        BlockStatusRequest, CacheRequest, ConstMemory, DiscardRequest, FlushRequest, Memory, ReadRequest,
-        WriteRequest, WriteZeroesRequest,
+        BlockStatusRequest, CacheRequest, ConstMemory, DiscardRequest, EventRequest, FlushRequest, Memory,
+        ReadRequest, ResizeRequest, WriteRequest, WriteZeroesRequest,
     },
     wake::with_handle,
 };
@@ -75,6 +75,10 @@ calls! {
     block_status BlockStatusRequest op::BLOCK_STATUS;
     /// Tells the child what will be read.
     cache CacheRequest op::CACHE;
+    /// Changes the child's size.
+    resize ResizeRequest op::RESIZE;
+    /// Tells the child what happens here (see also [`Next::tell`]).
+    event EventRequest op::EVENT;
 }
 
 impl<'a> Next<'a> {
@@ -138,6 +142,29 @@ impl<'a> Next<'a> {
         let request = BlockStatusRequest::new(range, &mut answer);
         self.child(index).block_status(&request).await?;
         Ok(request.answered())
+    }
+
+    /// Changes the size of child `index`.
+    pub async fn resize_at(&mut self, index: usize, size_bytes: u64) -> Result<()> {
+        self.child(index).resize(&ResizeRequest::new(size_bytes)).await
+    }
+
+    /// Tells child `index` what is about to happen here: a number of [`event`](driveline_abi::event). Where nobody listens
+    /// it is a look at two words.
+    #[inline]
+    pub async fn tell(&mut self, index: usize, event: u64) {
+        if self.listens(index) {
+            // What comes of it is not our business: an event has no outcome.
+            let _ = self.child(index).event(&EventRequest::new(event)).await;
+        }
+    }
+
+    /// Does anybody below child `index` listen to events?
+    #[inline]
+    pub fn listens(&self, index: usize) -> bool {
+        let edge = self.edge(index);
+        // SAFETY: the edge lends `n_ops` entries.
+        op::EVENT < edge.n_ops && unsafe { !(*edge.ops.add(op::EVENT as usize)).vt.is_null() }
     }
 
     /// Flushes child `index`.
@@ -255,7 +282,8 @@ impl<'b> ChildOp<'b> {
         }
         if self.op >= self.edge.n_ops {
             // A host older than this operation. A hint may be left out; the rest may not.
-            return if self.op == op::CACHE { Ok(Status::OK) } else { Err(Error::NOT_SUPPORTED) };
+            let hint = matches!(self.op, op::CACHE | op::EVENT);
+            return if hint { Ok(Status::OK) } else { Err(Error::NOT_SUPPORTED) };
         }
         // SAFETY: the edge lends `n_ops` entries.
         let resolved = unsafe { &*self.edge.ops.add(self.op as usize) };

@@ -89,6 +89,10 @@ views! {
     BlockStatusRequest = op::BLOCK_STATUS;
     /// A range will be read soon.
     CacheRequest = op::CACHE;
+    /// The node is `offset` bytes long from now on.
+    ResizeRequest = op::RESIZE;
+    /// The parent is about to do what `offset` says (see [`event`](driveline_abi::event)).
+    EventRequest = op::EVENT;
 }
 
 macro_rules! with_memory {
@@ -182,6 +186,30 @@ impl CacheRequest<'_> {
     /// A hint that `range` will be read.
     pub fn new(range: Range<u64>) -> Self {
         Self::build(range.start, range.end - range.start, 0)
+    }
+}
+
+impl ResizeRequest<'_> {
+    /// A new size.
+    pub fn new(size_bytes: u64) -> Self {
+        Self::build(size_bytes, 0, 0)
+    }
+
+    /// The new size.
+    pub fn size_bytes(&self) -> u64 {
+        self.0.offset
+    }
+}
+
+impl EventRequest<'_> {
+    /// What the parent is about to do: a number of [`event`](driveline_abi::event).
+    pub fn new(event: u64) -> Self {
+        Self::build(event, 0, 0)
+    }
+
+    /// What it is.
+    pub fn event(&self) -> u64 {
+        self.0.offset
     }
 }
 

@@ -3,8 +3,8 @@
 use crate::{
     Next, Result,
     request::{
-        BlockStatusRequest, CacheRequest, DiscardRequest, FlushRequest, ReadRequest, View, WriteRequest,
-        WriteZeroesRequest,
+        BlockStatusRequest, CacheRequest, DiscardRequest, EventRequest, FlushRequest, ReadRequest,
+        ResizeRequest, View, WriteRequest, WriteZeroesRequest,
     },
     wake::with_context,
 };
@@ -108,6 +108,10 @@ setters! {
     block_status BlockStatusRequest op::BLOCK_STATUS;
     /// How hints are taken.
     cache CacheRequest op::CACHE;
+    /// How the size is changed.
+    resize ResizeRequest op::RESIZE;
+    /// How a parent's events are taken.
+    event EventRequest op::EVENT;
 }
 
 /// What is told of a panic in an operation: the node's cookie, and the text.

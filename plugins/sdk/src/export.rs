@@ -2,13 +2,13 @@
 //!
 //! Every `extern "C"` function here catches panics: one that crossed the boundary would end the process.
 
-use crate::{Filter, OpenCx, Result, log, options};
+use crate::{Error, Filter, Info, ObjectCall, OpenCx, Result, log, options};
 use abi_stable::std_types::{
     RResult::{self, RErr, ROk},
-    RSlice,
+    RSlice, RString,
 };
-use driveline_abi::{FfiError, FilterDesc, FilterOps, FilterPtr, HostApiRef, OpenArgs, Status};
-use driveline_op::{Body, op, panic_text};
+use driveline_abi::{FfiError, FilterDesc, FilterOps, FilterPtr, HostApiRef, OpVt, OpenArgs, Status, object};
+use driveline_op::{Body, flag, op, panic_text};
 use std::{
     any::Any,
     cell::Cell,
@@ -48,6 +48,16 @@ pub struct Declared {
     pub effects: u64,
     /// Children beside the filtered one.
     pub children: &'static [RStr<'static>],
+    /// Further ones that may be missing.
+    pub children_optional: &'static [RStr<'static>],
+    /// Other words for the filtered one.
+    pub child_words: &'static [RStr<'static>],
+    /// Kinds of objects.
+    pub objects: &'static [RStr<'static>],
+    /// Is `info` among the methods written?
+    pub has_info: bool,
+    /// Is `permissions`?
+    pub has_permissions: bool,
     /// Is `size` among the methods written?
     pub has_size: bool,
     /// The names of its options.
@@ -65,6 +75,20 @@ pub trait Exported: Filter {
     const DECLARED: Declared;
     /// The operations that its author wrote.
     const OPERATIONS: OpTable<Self>;
+    /// `begin`, where operations have `flush`, if its author wrote it.
+    const BEGIN: OpTable<Self>;
+    /// `settle`, likewise.
+    const SETTLE: OpTable<Self>;
+}
+
+/// The first operation of a filter, if it has one.
+pub(crate) const fn begin<F: Exported>() -> Option<&'static OpVt> {
+    F::BEGIN.slots()[op::FLUSH as usize]
+}
+
+/// The last operation of a filter, if it has one.
+pub(crate) const fn settle<F: Exported>() -> Option<&'static OpVt> {
+    F::SETTLE.slots()[op::FLUSH as usize]
 }
 
 /// The description of an exported filter, as the host sees it.
@@ -87,6 +111,12 @@ impl<F: Exported> Described<F> {
             write_zeroes: slots[op::WRITE_ZEROES as usize],
             block_status: slots[op::BLOCK_STATUS as usize],
             cache: slots[op::CACHE as usize],
+            resize: slots[op::RESIZE as usize],
+            event: slots[op::EVENT as usize],
+            begin: begin::<F>(),
+            settle: settle::<F>(),
+            info: if F::DECLARED.has_info { Some(info::<F>) } else { None },
+            permissions: if F::DECLARED.has_permissions { Some(permissions::<F>) } else { None },
         })
     };
 
@@ -102,6 +132,11 @@ impl<F: Exported> Described<F> {
         options: F::DECLARED.options,
         check: check::<F>,
         open: open::<F>,
+        flags_known: flag::KNOWN,
+        children_optional: RSlice::from_slice(F::DECLARED.children_optional),
+        child_words: RSlice::from_slice(F::DECLARED.child_words),
+        objects: RSlice::from_slice(F::DECLARED.objects),
+        object: object::<F>,
     });
 }
 
@@ -168,9 +203,13 @@ fn panic_words(text: &str) -> String {
 }
 
 fn node_failed(cookie: u64, text: &str) {
-    let words = panic_words(text);
+    raise(cookie, &panic_words(text));
+}
+
+/// Tells the host that a node failed.
+pub(crate) fn raise(cookie: u64, words: &str) {
     match started().then(|| host().node_failed()).flatten() {
-        Some(tell) => tell(cookie, words.as_str().into()),
+        Some(tell) => tell(cookie, words.into()),
         // A host that is older than this service.
         None => tracing::error!("a filter failed: {words}"),
     }
@@ -214,11 +253,36 @@ extern "C" fn check<F: Filter>(options_json: RStr<'_>) -> RResult<(), FfiError> 
 extern "C" fn open<F: Filter>(arguments: &OpenArgs<'_>) -> RResult<FilterPtr, FfiError> {
     guard(|| {
         let options = read_options::<F>(arguments.options_json.as_str())?;
-        let cx = OpenCx { node_name: arguments.node_name.as_str(), children: arguments.children.as_slice() };
+        let cx = OpenCx {
+            cookie: arguments.cookie,
+            node_name: arguments.node_name.as_str(),
+            children: arguments.children.as_slice(),
+        };
         let body = Body { cookie: arguments.cookie, driver: F::open(options, &cx)? };
         let name = arguments.node_name.as_str().to_owned();
         NAMES.write().unwrap_or_else(PoisonError::into_inner).insert(arguments.cookie, name);
         Ok(FilterPtr(Box::into_raw(Box::new(body)).cast_const().cast()))
+    })
+}
+
+extern "C" fn object<F: Filter>(
+    kind: RStr<'_>,
+    name: RStr<'_>,
+    call: u32,
+    properties: RStr<'_>,
+) -> RResult<RString, FfiError> {
+    guard(|| {
+        let properties = || options::parse::<serde_json::Value>(properties.as_str());
+        let call = match call {
+            object::CHECK => ObjectCall::Check(properties()?),
+            object::CREATE => ObjectCall::Create(properties()?),
+            object::SET => ObjectCall::Set(properties()?),
+            object::GET => ObjectCall::Get,
+            object::DELETE => ObjectCall::Delete,
+            // A host newer than this.
+            other => return Err(Error::NOT_SUPPORTED.because(format_args!("there is no call {other}"))),
+        };
+        F::object(kind.as_str(), name.as_str(), call).map(|properties| properties.to_string().into())
     })
 }
 
@@ -243,6 +307,33 @@ unsafe extern "C" fn size<F: Filter>(filter: FilterPtr, child_size_bytes: u64) -
         tell(body.cookie, payload);
         0 // nothing can be done with such a node
     })
+}
+
+unsafe extern "C" fn info<F: Filter>(filter: FilterPtr, children: RSlice<'_, Info>, shown: &mut Info) {
+    // SAFETY: the pointer came from `open`, and the host has not closed it.
+    let body = unsafe { &*filter.0.cast::<Body<F>>() };
+    let asked = catch_unwind(AssertUnwindSafe(|| body.driver.info(children.as_slice(), *shown)));
+    match asked {
+        Ok(info) => *shown = info,
+        Err(payload) => {
+            tell(body.cookie, payload);
+            shown.size_bytes = 0; // nothing can be done with such a node
+        }
+    }
+}
+
+unsafe extern "C" fn permissions<F: Filter>(
+    filter: FilterPtr,
+    child: u32,
+    takes: &mut u32,
+    denies: &mut u32,
+) {
+    // SAFETY: as above.
+    let body = unsafe { &*filter.0.cast::<Body<F>>() };
+    match catch_unwind(AssertUnwindSafe(|| body.driver.permissions(child as usize))) {
+        Ok(claim) => (*takes, *denies) = (claim.takes, claim.denies),
+        Err(payload) => tell(body.cookie, payload),
+    }
 }
 
 const _: () = {

@@ -59,7 +59,9 @@
 //! | `name = ".."` | the driver's name in a graph |
 //! | `default = ".."` | what becomes of the operations left out: `"pass"`, they go to the child as they are; `"deny"`, they are emulated through those that are there (write_zeroes as writes), else refused. Choose `"deny"` if the filter changes data or offsets, or must see every change (a mirror, a checksum): a forgotten operation must not reach the child unchanged |
 //! | `summary = ".."` | one line for people |
-//! | `children("target", ..)` | children beside the filtered one, each given by its name in a configuration |
+//! | `children("target", ..)` | children beside the filtered one, each given by its name in a configuration; one that may be missing ends with `?` and comes behind the others |
+//! | `child_words("image", ..)` | other words for the filtered child, beside `child` and `file` |
+//! | `objects("throttle-group", ..)` | kinds of objects that nodes share by name, see [`Filter::object`] |
 //! | `effects(..)` | `changes_data`, `changes_offsets`, `own_writes` (writes of its own accord), `not_live` (not to be inserted above a node in use) |
 //!
 //! # More children than one
@@ -141,27 +143,28 @@ pub mod testing;
 mod time;
 mod units;
 
+pub use driveline_abi::permission;
 pub use driveline_macros::{filter, options};
 pub use driveline_op::{
     BUFFER_ALIGNMENT, BlockStatus, BlockStatusRequest, Buffer, CacheRequest, Child, ChildOp, ConstMemory,
-    DiscardRequest, Error, FlushRequest, Info, IoVec, Memory, Next, ReadRequest, Result, WriteRequest,
-    WriteZeroesRequest, flag, info, op, status,
+    DiscardRequest, Error, EventRequest, FlushRequest, Info, IoVec, Memory, Next, ReadRequest, ResizeRequest,
+    Result, WriteRequest, WriteZeroesRequest, event, flag, info, op, status,
 };
-pub use filter::{ChildId, Filter, OpenCx};
+pub use filter::{Alarm, ChildId, Claim, Filter, ObjectCall, OpenCx};
 pub use lock::{RangeGuard, RangeLock, RangeLocking};
 pub use options::NoOptions;
 pub use time::{Sleep, now, sleep, sleep_until};
 pub use units::{Bytes, Time};
 #[doc(no_inline)]
-pub use {serde, tracing};
+pub use {serde, serde_json, tracing};
 
 /// What nearly every filter needs.
 pub mod prelude {
     #[doc(no_inline)]
     pub use crate::{
-        BlockStatusRequest, Bytes, CacheRequest, ChildId, DiscardRequest, Error, Filter, FlushRequest, Next,
-        NoOptions, OpenCx, ReadRequest, Result, Time, WriteRequest, WriteZeroesRequest, export_filters,
-        filter, now, options, sleep, tracing,
+        BlockStatusRequest, Bytes, CacheRequest, ChildId, DiscardRequest, Error, EventRequest, Filter,
+        FlushRequest, Next, NoOptions, OpenCx, ReadRequest, ResizeRequest, Result, Time, WriteRequest,
+        WriteZeroesRequest, export_filters, filter, now, options, sleep, tracing,
     };
 }
 

@@ -4,8 +4,8 @@ use super::{extent::Extents, zero::Ways};
 use crate::range;
 use driveline_engine::file::{Alignment, File as EngineFile};
 use driveline_op::{
-    BUFFER_ALIGNMENT, Buffer, CacheRequest, Error, FlushRequest, IoVec, Memory, Next, ReadRequest, Result,
-    WriteRequest, flag,
+    BUFFER_ALIGNMENT, Buffer, CacheRequest, Error, FlushRequest, IoVec, Memory, Next, ReadRequest,
+    ResizeRequest, Result, WriteRequest, flag,
 };
 use parking_lot::Mutex;
 use std::{
@@ -102,6 +102,22 @@ impl File {
                 move || rustix::fs::fadvise(&*file, offset, Some(length), rustix::fs::Advice::WillNeed);
             let _ = driveline_engine::unblock(advise).await;
         }
+        Ok(())
+    }
+
+    /// Takes a new size, for a filter above: what it added behind the end of the data, it takes away again.
+    pub(super) async fn resize(&self, _: &mut Next<'_>, request: &ResizeRequest<'_>) -> Result<()> {
+        let (file, size_bytes) = (self.file.clone(), request.size_bytes());
+        if self.read_only.load(Relaxed) {
+            return Err(Error::NOT_PERMITTED);
+        }
+        if file.is_block_device() {
+            return Err(Error::NOT_SUPPORTED);
+        }
+        range::inside(0, size_bytes, range::SIZE_BYTES_MAX)?;
+        driveline_engine::unblock(move || file.set_len(size_bytes)).await?;
+        self.size_bytes.store(size_bytes, Relaxed);
+        self.extents.forget();
         Ok(())
     }
 

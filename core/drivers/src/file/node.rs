@@ -25,7 +25,8 @@ static OPERATIONS: OpTable<File> = OpTable::new()
     .discard(zero::discard)
     .write_zeroes(zero::write_zeroes)
     .block_status(extent::block_status)
-    .cache(File::cache);
+    .cache(File::cache)
+    .resize(File::resize);
 
 impl OpenNode for FileNode {
     fn instance(&self) -> Instance {

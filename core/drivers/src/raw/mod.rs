@@ -18,7 +18,7 @@ use driveline_graph::{
 };
 use driveline_op::{
     BlockStatusRequest, Body, CacheRequest, DiscardRequest, Info, Instance, Next, OpTable, ReadRequest,
-    WriteRequest, WriteZeroesRequest,
+    ResizeRequest, WriteRequest, WriteZeroesRequest,
 };
 use serde::Deserialize;
 use std::sync::Arc;
@@ -142,7 +142,7 @@ impl OpenNode for RawNode {
             let end = size_bytes.saturating_add(window.offset);
             range::check_size(end)?;
             let file = children.first().ok_or_else(|| Error::new(Kind::Invalid, "a child is required"))?;
-            file.node.resize(&[], end).await.map_err(|error| error.at(&file.node_name))
+            file.resize(end).await.map_err(|error| error.at(&file.node_name))
         })
     }
 
@@ -183,7 +183,8 @@ static SHIFT: OpTable<Window> = OpTable::new()
     .discard(Window::discard)
     .write_zeroes(Window::write_zeroes)
     .block_status(Window::block_status)
-    .cache(Window::cache);
+    .cache(Window::cache)
+    .resize(Window::resize);
 
 type Done = driveline_op::Result<()>;
 
@@ -225,5 +226,13 @@ impl Window {
     async fn cache(&self, next: &mut Next<'_>, request: &CacheRequest<'_>) -> Done {
         let offset = self.shift(request.offset(), request.length())?;
         next.cache(&request.at(offset)).await
+    }
+
+    async fn resize(&self, next: &mut Next<'_>, request: &ResizeRequest<'_>) -> Done {
+        if self.size.is_some() {
+            return Err(driveline_op::Error::NOT_SUPPORTED); // the user fixed it
+        }
+        let end = request.size_bytes().checked_add(self.offset).ok_or(driveline_op::Error::INVALID)?;
+        next.resize_at(0, end).await
     }
 }

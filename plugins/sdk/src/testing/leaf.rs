@@ -1,8 +1,8 @@
 //! What a filter under test stands on: memory that remembers what was asked of it, and fails where it is told to.
 
 use crate::{
-    BlockStatus, BlockStatusRequest, CacheRequest, DiscardRequest, Error, FlushRequest, Info, Next,
-    ReadRequest, Result, WriteRequest, WriteZeroesRequest, flag, sleep, status,
+    BlockStatus, BlockStatusRequest, CacheRequest, DiscardRequest, Error, EventRequest, FlushRequest, Info,
+    Next, ReadRequest, ResizeRequest, Result, WriteRequest, WriteZeroesRequest, event, flag, sleep, status,
 };
 use driveline_op::{Body, Edge, Instance, OpTable, Target, op};
 use std::{
@@ -15,15 +15,29 @@ use std::{
 /// Memory of that many bytes, all zero.
 pub fn memory(size_bytes: u64) -> Leaf {
     let size = usize::try_from(size_bytes).expect("it fits in memory");
-    let state = State { data: vec![0; size], seen: Vec::new(), faults: Vec::new(), latency: Duration::ZERO };
-    Leaf { body: Arc::new(Body { cookie: 0, driver: Inner(Mutex::new(state)) }), size_bytes }
+    let state = State {
+        data: vec![0; size],
+        seen: Vec::new(),
+        faults: Vec::new(),
+        latency: Duration::ZERO,
+        grows: false,
+    };
+    let info = Info { size_bytes, ..Info::default() };
+    Leaf { body: Arc::new(Body { cookie: 0, driver: Inner(Mutex::new(state)) }), info }
+}
+
+/// The same, but it grows when something is written behind its end, as a file does.
+pub fn growing(size_bytes: u64) -> Leaf {
+    let leaf = memory(size_bytes);
+    leaf.body.driver.state().grows = true;
+    leaf
 }
 
 /// See [`memory`]. Clones are the same leaf.
 #[derive(Clone)]
 pub struct Leaf {
     body: Arc<Body<Inner>>,
-    size_bytes: u64,
+    info: Info,
 }
 
 struct Inner(Mutex<State>);
@@ -33,6 +47,7 @@ struct State {
     seen: Vec<String>,
     faults: Vec<Fault>,
     latency: Duration,
+    grows: bool,
 }
 
 struct Fault {
@@ -49,11 +64,13 @@ static OPERATIONS: OpTable<Inner> = OpTable::new()
     .discard(Inner::discard)
     .write_zeroes(Inner::write_zeroes)
     .block_status(Inner::block_status)
-    .cache(Inner::cache);
+    .cache(Inner::cache)
+    .resize(Inner::resize)
+    .event(Inner::event);
 
 impl fmt::Debug for Leaf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Leaf").field("size_bytes", &self.size_bytes).finish_non_exhaustive()
+        f.debug_struct("Leaf").field("info", &self.info).finish_non_exhaustive()
     }
 }
 
@@ -80,6 +97,19 @@ impl Leaf {
         self.body.driver.state().faults.push(fault);
     }
 
+    /// The same leaf with other limits.
+    #[must_use]
+    pub fn with_info(self, change: impl FnOnce(&mut Info)) -> Self {
+        let mut leaf = self;
+        change(&mut leaf.info);
+        leaf
+    }
+
+    /// How long it is.
+    pub fn size_bytes(&self) -> u64 {
+        self.body.driver.state().data.len() as u64
+    }
+
     /// From now on each operation takes that long, in virtual time.
     pub fn set_latency(&self, latency: Duration) {
         self.body.driver.state().latency = latency;
@@ -87,7 +117,7 @@ impl Leaf {
 
     pub(super) fn edge(&self) -> Edge {
         let target = Target::new(Instance::new(self.body.clone(), &OPERATIONS), vec![]);
-        Edge::to(Info { size_bytes: self.size_bytes, ..Info::default() }, &target)
+        Edge::to(Info { size_bytes: self.size_bytes(), ..self.info }, &target)
     }
 }
 
@@ -98,6 +128,7 @@ fn flag_names(flags: u32) -> String {
         (flag::MAY_UNMAP, " may-unmap"),
         (flag::NO_FALLBACK, " no-fallback"),
         (flag::SERIALISING, " serialising"),
+        (flag::COMPRESSED, " compressed"),
     ];
     names.iter().filter(|(bit, _)| flags & bit != 0).map(|(_, name)| *name).collect()
 }
@@ -114,9 +145,11 @@ impl Inner {
             let mut state = self.state();
             state.seen.push(match operation {
                 op::FLUSH => format!("flush{}", flag_names(flags)),
+                op::RESIZE => format!("resize {}", range.start),
+                op::EVENT => format!("event {}", event::NAMES[range.start as usize]),
                 _ => format!("{name} {}+{}{}", range.start, range.end - range.start, flag_names(flags)),
             });
-            let size = state.data.len() as u64;
+            let (size, grows) = (state.data.len() as u64, state.grows);
             let fault = state.faults.iter_mut().find(|fault| {
                 let touched = fault.range.start < range.end && range.start < fault.range.end;
                 fault.times > 0 && fault.operation == name && (touched || operation == op::FLUSH)
@@ -125,6 +158,11 @@ impl Inner {
                 Some(fault) => {
                     fault.times -= 1;
                     Some(fault.errno)
+                }
+                None if matches!(operation, op::RESIZE | op::EVENT) => None,
+                None if range.end > size && grows && matches!(operation, op::WRITE | op::WRITE_ZEROES) => {
+                    state.data.resize(range.end as usize, 0);
+                    None
                 }
                 None if range.end > size => Some(5),
                 None => None,
@@ -179,5 +217,15 @@ impl Inner {
 
     async fn cache(&self, _: &mut Next<'_>, request: &CacheRequest<'_>) -> Result<()> {
         self.take(op::CACHE, request.range(), request.flags()).await
+    }
+
+    async fn resize(&self, _: &mut Next<'_>, request: &ResizeRequest<'_>) -> Result<()> {
+        self.take(op::RESIZE, request.range(), request.flags()).await?;
+        self.state().data.resize(request.size_bytes() as usize, 0);
+        Ok(())
+    }
+
+    async fn event(&self, _: &mut Next<'_>, request: &EventRequest<'_>) -> Result<()> {
+        self.take(op::EVENT, request.range(), request.flags()).await
     }
 }

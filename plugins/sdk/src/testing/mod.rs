@@ -36,8 +36,8 @@ mod node;
 mod readme;
 
 pub use clock::{block_on, join};
-pub use leaf::{Leaf, memory};
+pub use leaf::{Leaf, growing, memory};
 pub use listen::listen;
-pub use node::{Below, Node, check, open, open_with, option_names};
+pub use node::{Below, Node, check, object, open, open_with, option_names};
 pub use readme::{check_readme, readme_table};
 pub use serde_json::{Value, json};

@@ -2,7 +2,7 @@
 
 use super::{clock, leaf::Leaf};
 use crate::{
-    BlockStatus, Buffer, Error, Info, Result,
+    BlockStatus, Buffer, Claim, Error, Filter, Info, ObjectCall, Result,
     export::{self, Exported, FilterDescRef, FilterOpsRef, default},
     flag,
 };
@@ -45,6 +45,9 @@ impl Below for Node {
 #[derive(Debug)]
 pub struct Node {
     edge: Edge,
+    /// Its last operation, where flush is.
+    settle: Option<Edge>,
+    opened: Arc<Opened>,
     cookie: u64,
 }
 
@@ -52,6 +55,12 @@ pub struct Node {
 struct Opened {
     filter: FilterPtr,
     ops: FilterOpsRef,
+}
+
+impl std::fmt::Debug for Opened {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Opened")
+    }
 }
 
 // SAFETY: `Filter` is Send + Sync, and the pointer is to one.
@@ -85,6 +94,12 @@ pub fn check<F: Exported>(options: serde_json::Value) -> Result<()> {
     (description.check())(json.as_str().into()).into_result().map_err(|error| error_of(&error))
 }
 
+/// Does something with an object of a filter.
+pub fn object<F: Filter>(kind: &str, name: &str, call: ObjectCall) -> Result<serde_json::Value> {
+    clock::install();
+    F::object(kind, name, call)
+}
+
 /// Opens a filter over one child. `options` is what stands in a configuration, as `json!({ "read": "5ms" })`.
 pub fn open<F: Exported>(options: serde_json::Value, child: &impl Below) -> Result<Node> {
     open_with::<F>(options, child, &[])
@@ -107,6 +122,12 @@ pub fn open_with<F: Exported>(
         names.push(*name);
         edges.push(below.edge());
     }
+    for declared in description.children_optional().expect("this SDK has them") {
+        if let Some((name, below)) = named.iter().find(|(name, _)| *name == declared.as_str()) {
+            names.push(*name);
+            edges.push(below.edge());
+        }
+    }
     assert_eq!(names.len(), named.len() + 1, "a child was given that the filter does not declare");
     let children: Vec<ChildArg<'_>> = names
         .iter()
@@ -123,16 +144,35 @@ pub fn open_with<F: Exported>(
         reserved: [0; 4],
     };
     let filter = (description.open())(&arguments).into_result().map_err(|error| error_of(&error))?;
-    Ok(Node { edge: wire(description, filter, edges), cookie })
+    let opened = Arc::new(Opened { filter, ops: description.ops() });
+    let own = |vt| {
+        let mut slots = [None; op::COUNT];
+        slots[op::FLUSH as usize] = Some(vt);
+        // SAFETY: as in `wire`.
+        let instance = unsafe { Instance::foreign(filter.0, slots, opened.clone()) };
+        Edge::to(*edges[0].info(), &Target::new(instance, edges.clone()))
+    };
+    if let Some(begin) = export::begin::<F>().map(own) {
+        let ask = Ask { op: op::FLUSH, ..Ask::default() };
+        clock::block_on(Call::new(begin, ask, Buffer::default())).result?;
+    }
+    let settle = export::settle::<F>().map(own);
+    Ok(Node { edge: wire(description, &opened, edges), settle, opened, cookie })
 }
 
-fn wire(description: FilterDescRef, filter: FilterPtr, edges: Vec<Edge>) -> Edge {
+fn wire(description: FilterDescRef, opened: &Arc<Opened>, edges: Vec<Edge>) -> Edge {
+    let filter = opened.filter;
     let ops = description.ops();
     let below = edges[0].clone();
     let mut info: Info = *below.info();
     if let Some(size) = ops.size() {
         // SAFETY: the filter was just opened.
         info.size_bytes = unsafe { size(filter, info.size_bytes) };
+    }
+    if let Some(limits) = ops.info().flatten() {
+        let children: Vec<Info> = edges.iter().map(|edge| *edge.info()).collect();
+        // SAFETY: as above.
+        unsafe { limits(filter, RSlice::from_slice(&children), &mut info) };
     }
     let slots: [Option<&'static OpVt>; op::COUNT] = [
         ops.read(),
@@ -142,10 +182,11 @@ fn wire(description: FilterDescRef, filter: FilterPtr, edges: Vec<Edge>) -> Edge
         ops.write_zeroes(),
         ops.block_status(),
         ops.cache().flatten(),
+        ops.resize().flatten(),
+        ops.event().flatten(),
     ];
-    let keep = Arc::new(Opened { filter, ops });
-    // SAFETY: the operations are those of the filter that the pointer is to, which `keep` keeps open.
-    let instance = unsafe { Instance::foreign(filter.0, slots, keep) };
+    // SAFETY: the operations are those of the filter that the pointer is to, which `opened` keeps open.
+    let instance = unsafe { Instance::foreign(filter.0, slots, opened.clone()) };
     let target = Target::new(instance, edges);
     let pass = description.default() == default::PASS;
     Edge::new(info, |operation| match () {
@@ -216,6 +257,34 @@ impl Node {
         let ask = Ask { op: op::BLOCK_STATUS, offset, length, ..Ask::default() };
         let answer = self.call(ask, Buffer::default()).await;
         answer.result.map(|()| answer.status)
+    }
+
+    /// Changes the size.
+    pub async fn resize(&self, size_bytes: u64) -> Result<()> {
+        self.plain(op::RESIZE, size_bytes..size_bytes, 0).await
+    }
+
+    /// Tells it of an event, by its name.
+    pub async fn event(&self, name: &str) -> Result<()> {
+        let event = driveline_abi::event::number(name);
+        self.plain(op::EVENT, event..event, 0).await
+    }
+
+    /// What comes before its end.
+    pub async fn settle(&self) -> Result<()> {
+        let Some(settle) = &self.settle else { return Ok(()) };
+        let ask = Ask { op: op::FLUSH, ..Ask::default() };
+        Call::new(settle, ask, Buffer::default()).await.result
+    }
+
+    /// What it needs of a child beyond what is passed on.
+    pub fn permissions(&self, child: usize) -> Claim {
+        let mut claim = Claim::default();
+        if let Some(ask) = self.opened.ops.permissions().flatten() {
+            // SAFETY: the filter is open.
+            unsafe { ask(self.opened.filter, child as u32, &mut claim.takes, &mut claim.denies) };
+        }
+        claim
     }
 
     /// Hints.

@@ -46,8 +46,9 @@ pub fn check_readme<F: Exported>(readme: &str, read_toml: impl Fn(&str) -> Value
         let nodes = graph["node"].as_object().into_iter().flatten();
         for (name, node) in nodes.filter(|(_, node)| node["driver"] == F::DECLARED.name) {
             let mut options = node.as_object().expect("a node is a table").clone();
-            let children = F::DECLARED.children.iter().map(|child| child.as_str());
-            for kept_by_host in ["driver", "child", "read-only"].into_iter().chain(children) {
+            let declared = [F::DECLARED.children, F::DECLARED.children_optional, F::DECLARED.child_words];
+            let children = declared.into_iter().flatten().map(|child| child.as_str());
+            for kept_by_host in ["driver", "child", "file", "read-only"].into_iter().chain(children) {
                 options.remove(kept_by_host);
             }
             if let Err(error) = check::<F>(Value::Object(options)) {

@@ -1,0 +1,59 @@
+//! From an `impl Filter` block to a filter's description.
+
+use crate::arguments::Arguments;
+use proc_macro2::{Ident, Span, TokenStream};
+use quote::quote;
+use syn::{ImplItem, ItemImpl};
+
+/// The operations of the SDK, by number.
+const OPERATIONS: [&str; 7] = ["read", "write", "flush", "discard", "write_zeroes", "block_status", "cache"];
+
+pub(crate) fn expand(arguments: &Arguments, block: &ItemImpl) -> syn::Result<TokenStream> {
+    let Some((_, path, _)) = &block.trait_ else {
+        return Err(syn::Error::new_spanned(&block.self_ty, "#[filter] stands on `impl Filter for ...`"));
+    };
+    if !block.generics.params.is_empty() {
+        return Err(syn::Error::new_spanned(&block.generics, "a filter has no generic parameters"));
+    }
+    let Some(name) = &arguments.name else {
+        return Err(syn::Error::new_spanned(
+            path,
+            "#[filter] needs name = \"...\": the driver's name in a graph",
+        ));
+    };
+    let (this, children) = (&block.self_ty, &arguments.children);
+    let has = |name: &str| {
+        block.items.iter().any(|item| matches!(item, ImplItem::Fn(function) if function.sig.ident == name))
+    };
+    let operations = OPERATIONS.iter().filter(|name| has(name)).map(|name| {
+        let name = Ident::new(name, Span::call_site());
+        quote! { .#name(<#this as ::driveline_sdk::Filter>::#name) }
+    });
+    let has_size = has("size");
+    let summary = arguments.summary.as_ref().map_or(String::new(), syn::LitStr::value);
+    let (default, effects) = (arguments.default_bits(path)?, arguments.effect_bits());
+    Ok(quote! {
+        #block
+
+        impl ::driveline_sdk::export::Exported for #this {
+            const DECLARED: ::driveline_sdk::export::Declared = {
+                static NAMES: ::driveline_sdk::export::OptionNames = ::driveline_sdk::export::OptionNames::new();
+                extern "C" fn options() -> ::driveline_sdk::export::Names {
+                    NAMES.of::<<#this as ::driveline_sdk::Filter>::Options>()
+                }
+                ::driveline_sdk::export::Declared {
+                    name: #name,
+                    version: ::core::env!("CARGO_PKG_VERSION"),
+                    summary: #summary,
+                    default: #default,
+                    effects: #effects,
+                    children: &[#(::driveline_sdk::export::RStr::from_str(#children)),*],
+                    has_size: #has_size,
+                    options,
+                }
+            };
+            const OPERATIONS: ::driveline_sdk::export::OpTable<#this> =
+                ::driveline_sdk::export::OpTable::new()#(#operations)*;
+        }
+    })
+}
