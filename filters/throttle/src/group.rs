@@ -1,4 +1,6 @@
 //! Those who share limits, and whose turn it is.
+//!
+//! Limits change while requests wait: they are under the same lock as who waits, and everybody is woken to look again.
 
 use crate::{
     bucket::Bucket,
@@ -8,7 +10,10 @@ use driveline_sdk::{Error, Result, Sleep, now, sleep_until};
 use std::{
     collections::{HashMap, VecDeque},
     pin::Pin,
-    sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
+    sync::{
+        Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU8, Ordering::Relaxed},
+    },
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -26,13 +31,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// a member with many requests takes nothing from one with few.
 #[derive(Debug)]
 pub(crate) struct Group {
-    /// Empty until a member gives limits.
-    limits: OnceLock<Limits>,
+    /// Bit by direction: might a request have to wait? So that those without a limit need no lock.
+    limited: AtomicU8,
     state: Mutex<State>,
 }
 
 #[derive(Debug)]
 struct State {
+    /// `None` until a member gives limits.
+    limits: Option<Limits>,
     /// In all, reads, writes.
     operations: [Bucket; 3],
     /// In all, reads, writes.
@@ -65,6 +72,31 @@ pub(crate) struct Member {
     id: u64,
 }
 
+impl Group {
+    /// How many users it has: members, and the object that it may be.
+    pub(crate) fn users(self: &Arc<Self>) -> usize {
+        Arc::strong_count(self)
+    }
+
+    pub(crate) fn limits(&self) -> Limits {
+        lock(&self.state).limits.clone().unwrap_or_default()
+    }
+
+    /// Other limits, for those who wait too. What was used up before counts no more.
+    pub(crate) fn change_limits(&self, limits: Limits) {
+        let mut state = lock(&self.state);
+        self.put(&mut state, limits);
+        let woken: Vec<Waker> = state
+            .flows
+            .iter()
+            .filter_map(|flow| flow.waiting.front())
+            .map(|first| first.waker.clone())
+            .collect();
+        drop(state);
+        woken.into_iter().for_each(Waker::wake);
+    }
+}
+
 impl Member {
     /// Joins the group of that name, or one of its own. Limits that are given are those of the group from then on,
     /// and must be the same as those that another member gave.
@@ -89,16 +121,23 @@ impl Member {
         Ok(Self { group, id })
     }
 
+    /// Joins a group that is there, whose limits are not the member's business.
+    pub(crate) fn join_object(group: Arc<Group>) -> Self {
+        let id = lock(&group.state).new_id();
+        Self { group, id }
+    }
+
     /// The wait for a request's turn, or `None` when it need not wait. `length_bytes`: those that it transfers.
     ///
     /// Without limits this is a load. Only a wait takes memory, so that requests which have none stay small.
     #[inline]
     pub(crate) fn turn(&self, direction: Direction, length_bytes: u64) -> Option<Pin<Box<Passing<'_>>>> {
-        let limits = self.group.limits.get()?;
-        if !limits.concern(direction) || self.group.pass_at_once(limits, direction, length_bytes) {
+        if self.group.limited.load(Relaxed) & direction.bit() == 0
+            || self.group.pass_at_once(direction, length_bytes)
+        {
             return None;
         }
-        Some(Box::pin(Passing { member: self, limits, direction, length_bytes, id: None, sleep: None }))
+        Some(Box::pin(Passing { member: self, direction, length_bytes, id: None, sleep: None }))
     }
 }
 
@@ -106,19 +145,20 @@ impl Default for Group {
     fn default() -> Self {
         let buckets = || std::array::from_fn(|_| Bucket::new(Default::default()));
         let state = State {
+            limits: None,
             operations: buckets(),
             bytes: buckets(),
             leaked_at: Duration::ZERO,
             flows: VecDeque::new(),
             last_id: 0,
         };
-        Self { limits: OnceLock::new(), state: Mutex::new(state) }
+        Self { limited: AtomicU8::new(0), state: Mutex::new(state) }
     }
 }
 
 impl Group {
     /// Passes a request if nobody waits whom it would overtake, and there is room.
-    fn pass_at_once(&self, limits: &Limits, direction: Direction, length_bytes: u64) -> bool {
+    fn pass_at_once(&self, direction: Direction, length_bytes: u64) -> bool {
         let mut state = lock(&self.state);
         if !state.flows.is_empty() {
             return false;
@@ -126,28 +166,33 @@ impl Group {
         state.leak();
         let passes = state.wait(direction).is_zero();
         if passes {
-            state.pour(limits, direction, length_bytes);
+            state.pour(direction, length_bytes);
         }
         passes
     }
 
     fn set_limits(&self, limits: Limits) -> Result<()> {
         let mut state = lock(&self.state);
-        if let Some(known) = self.limits.get() {
-            return if *known == limits {
-                Ok(())
-            } else {
-                Err(Error::option(
+        match &state.limits {
+            Some(known) if *known == limits => {}
+            Some(_) => {
+                return Err(Error::option(
                     "group",
                     "other limits are in force in this group, expected the same ones or none",
-                ))
-            };
+                ));
+            }
+            None => self.put(&mut state, limits),
         }
+        Ok(())
+    }
+
+    fn put(&self, state: &mut State, limits: Limits) {
         state.operations = limits.operations.map(Bucket::new);
         state.bytes = limits.bytes.map(Bucket::new);
         state.leaked_at = now();
-        self.limits.set(limits).expect("they are set under the mutex only");
-        Ok(())
+        let limited = |direction: Direction| if limits.concern(direction) { direction.bit() } else { 0 };
+        self.limited.store(limited(Direction::Read) | limited(Direction::Write), Relaxed);
+        state.limits = Some(limits);
     }
 }
 
@@ -171,21 +216,22 @@ impl State {
         waits.max().unwrap_or_default()
     }
 
-    fn pour(&mut self, limits: &Limits, direction: Direction, length_bytes: u64) {
+    fn pour(&mut self, direction: Direction, length_bytes: u64) {
+        let operations = self.limits.as_ref().map_or(1.0, |limits| limits.operations_of(length_bytes));
         for at in [0, 1 + direction as usize] {
-            self.operations[at].pour(limits.operations_of(length_bytes));
+            self.operations[at].pour(operations);
             self.bytes[at].pour(length_bytes as f64);
         }
     }
 
     /// Lets pass what may pass now, in turn. Returns whom to wake: those that passed, and those that come next.
-    fn turn(&mut self, limits: &Limits) -> Vec<Waker> {
+    fn turn(&mut self) -> Vec<Waker> {
         self.leak();
         let mut woken = Vec::new();
         while let Some(at) = self.flows.iter().position(|flow| self.wait(flow.direction).is_zero()) {
             let mut flow = self.flows.remove(at).expect("it was just found");
             let passed = flow.waiting.pop_front().expect("a flow has somebody waiting");
-            self.pour(limits, flow.direction, passed.length_bytes);
+            self.pour(flow.direction, passed.length_bytes);
             woken.push(passed.waker);
             // The next one has to set its timer.
             woken.extend(flow.waiting.front().map(|next| next.waker.clone()));
@@ -205,7 +251,6 @@ impl State {
 #[derive(Debug)]
 pub(crate) struct Passing<'a> {
     member: &'a Member,
-    limits: &'a Limits,
     direction: Direction,
     length_bytes: u64,
     /// While it waits.
@@ -237,7 +282,7 @@ impl Future for Passing<'_> {
             }
         };
         loop {
-            let woken = state.turn(me.limits);
+            let woken = state.turn();
             let (position, wait) = match state.find(me.member.id, me.direction) {
                 Some(at) => {
                     let flow = &mut state.flows[at];

@@ -1,14 +1,15 @@
 //! Limits operations and bytes per second, for one node or for a group of nodes together.
 //!
-//! Three parts: `limits` reads the options, `bucket` knows when something may pass, and `group` knows whose turn
-//! it is.
-use driveline_sdk::prelude::*;
+//! Four parts: `limits` reads the options, `object` keeps the groups that are objects, `bucket` knows when something may
+//! pass, and `group` knows whose turn it is.
+use driveline_sdk::{ObjectCall, prelude::*, serde_json::Value};
 use group::Member;
 use limits::Direction;
 
 mod bucket;
 mod group;
 mod limits;
+mod object;
 
 pub use limits::Options;
 
@@ -16,12 +17,22 @@ pub use limits::Options;
 #[derive(Debug)]
 pub struct Throttle(Member);
 
-#[filter(name = "throttle", default = "pass", summary = "limits operations and bytes per second")]
+#[filter(
+    name = "throttle",
+    default = "pass",
+    summary = "limits operations and bytes per second",
+    objects("throttle-group")
+)]
 impl Filter for Throttle {
     type Options = Options;
 
     fn check(options: &Options) -> Result<()> {
-        options.limits()?;
+        let limits = options.limits()?;
+        if options.throttle_group.is_some() && (options.group.is_some() || limits.is_some()) {
+            let text =
+                "its limits are those of the object, so the node has no 'group' and no limits of its own";
+            return Err(Error::option("throttle-group", text));
+        }
         match options.group.as_deref() {
             Some("") => Err(Error::option("group", "a group has a name")),
             _ => Ok(()),
@@ -29,7 +40,14 @@ impl Filter for Throttle {
     }
 
     fn open(options: Options, _: &OpenCx<'_>) -> Result<Self> {
+        if let Some(name) = options.throttle_group.as_deref() {
+            return Ok(Throttle(object::join(name)?));
+        }
         Ok(Throttle(Member::join(options.group.as_deref(), options.limits()?)?))
+    }
+
+    fn object(_: &str, name: &str, call: ObjectCall) -> Result<Value> {
+        object::call(name, call)
     }
 
     async fn read(&self, next: &mut Next<'_>, request: &ReadRequest<'_>) -> Result<()> {

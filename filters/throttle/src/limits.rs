@@ -20,6 +20,9 @@ pub struct Options {
     /// Shares the limits with all nodes that name the same group.
     #[serde(default)]
     pub(crate) group: Option<String>,
+    /// An object with limits.
+    #[serde(default)]
+    pub(crate) throttle_group: Option<String>,
     /// Bytes that count as one operation; larger requests count as several.
     #[serde(default)]
     iops_size: Bytes,
@@ -98,15 +101,22 @@ pub(crate) enum Direction {
     Write,
 }
 
+impl Direction {
+    /// A bit for each.
+    pub(crate) fn bit(self) -> u8 {
+        1 << self as u8
+    }
+}
+
 /// All limits of a node or group.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Limits {
     /// Operations: in all, reads, writes.
     pub(crate) operations: [Limit; 3],
     /// Bytes: in all, reads, writes.
     pub(crate) bytes: [Limit; 3],
     /// Bytes that count as one operation; 0: every request is one.
-    operation_bytes: u64,
+    pub(crate) operation_bytes: u64,
 }
 
 impl Limits {

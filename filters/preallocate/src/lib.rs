@@ -1,0 +1,192 @@
+//! Makes a file that grows longer in large steps, ahead of the writes at its end, and as long as its data when it is closed.
+//!
+//! What is behind the end of the data is nobody's to see: the node shows the end of the data as its size.
+use driveline_sdk::{Claim, Info, RangeLock, flag, permission, prelude::*};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// How much, and in which steps.
+#[options]
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    #[serde(default = "align_default")]
+    prealloc_align: Bytes,
+    #[serde(default = "size_default")]
+    prealloc_size: Bytes,
+}
+
+fn align_default() -> Bytes {
+    Bytes(1 << 20)
+}
+
+fn size_default() -> Bytes {
+    Bytes(128 << 20)
+}
+
+/// A node that reserves space.
+#[derive(Debug)]
+pub struct Preallocate {
+    align: u64,
+    size: u64,
+    ends: Mutex<Ends>,
+    /// One at a time makes the file longer.
+    growing: RangeLock,
+}
+
+/// Where things end.
+#[derive(Clone, Copy, Debug)]
+struct Ends {
+    /// What was written, or what somebody said the size is. That is what is shown.
+    data: u64,
+    /// The child.
+    file: u64,
+    /// Requests that make one of them larger now.
+    at_work: u32,
+}
+
+#[filter(name = "preallocate", default = "pass", summary = "makes a growing file longer in large steps")]
+impl Filter for Preallocate {
+    type Options = Options;
+
+    fn check(options: &Options) -> Result<()> {
+        let Bytes(align) = options.prealloc_align;
+        if align == 0 || !align.is_multiple_of(512) {
+            let text = "prealloc-align parameter of preallocate filter is not aligned to 512";
+            return Err(Error::option("prealloc-align", text));
+        }
+        if options.prealloc_size.0 > i64::MAX as u64 - align {
+            return Err(Error::option("prealloc-size", "it is more than a file can have"));
+        }
+        Ok(())
+    }
+
+    fn open(options: Options, cx: &OpenCx<'_>) -> Result<Self> {
+        let end = cx.info(0).size_bytes;
+        Ok(Self {
+            align: options.prealloc_align.0,
+            size: options.prealloc_size.0,
+            ends: Mutex::new(Ends { data: end, file: end, at_work: 0 }),
+            growing: RangeLock::new(),
+        })
+    }
+
+    /// While we do nothing, a child that is not as long as we left it was made so by somebody else, who meant it.
+    fn info(&self, _: &[Info], shown: Info) -> Info {
+        let mut ends = self.ends();
+        if ends.at_work == 0 && ends.file != shown.size_bytes {
+            (ends.data, ends.file) = (shown.size_bytes, shown.size_bytes);
+        }
+        Info { size_bytes: ends.data, ..shown }
+    }
+
+    fn permissions(&self, _: ChildId) -> Claim {
+        // Others must not find, or change, what is behind the end of the data.
+        Claim { takes: 0, denies: permission::WRITE | permission::RESIZE }
+    }
+
+    async fn write(&self, next: &mut Next<'_>, request: &WriteRequest<'_>) -> Result<()> {
+        let end = request.range().end;
+        if end <= self.ends().data {
+            return next.write(request).await;
+        }
+        let work = self.work();
+        self.reserve(next, end).await;
+        next.write(request).await?;
+        work.reached(end);
+        Ok(())
+    }
+
+    async fn write_zeroes(&self, next: &mut Next<'_>, request: &WriteZeroesRequest<'_>) -> Result<()> {
+        let end = request.range().end;
+        if end <= self.ends().data {
+            return next.write_zeroes(request).await;
+        }
+        let work = self.work();
+        self.reserve(next, end).await;
+        next.write_zeroes(request).await?;
+        work.reached(end);
+        Ok(())
+    }
+
+    async fn resize(&self, next: &mut Next<'_>, request: &ResizeRequest<'_>) -> Result<()> {
+        let size_bytes = request.size_bytes();
+        let _turn = self.growing.lock(0..1).await;
+        let _work = self.work();
+        let ends = *self.ends();
+        // What was reserved reads as zeroes, as what is new shall.
+        if !(ends.data..=ends.file).contains(&size_bytes) {
+            next.resize(request).await?;
+            self.ends().file = size_bytes;
+        }
+        self.ends().data = size_bytes;
+        Ok(())
+    }
+
+    /// Gives back what was reserved and not used.
+    async fn settle(&self, next: &mut Next<'_>, _: &FlushRequest<'_>) -> Result<()> {
+        let _turn = self.growing.lock(0..1).await;
+        let _work = self.work();
+        let ends = *self.ends();
+        if ends.file > ends.data {
+            next.resize_at(0, ends.data).await?;
+            self.ends().file = ends.data;
+        }
+        Ok(())
+    }
+}
+
+/// A request that makes something larger.
+struct Work<'a>(&'a Preallocate);
+
+impl Work<'_> {
+    fn reached(&self, end: u64) {
+        let mut ends = self.0.ends();
+        ends.data = ends.data.max(end);
+        ends.file = ends.file.max(end);
+    }
+}
+
+impl Drop for Work<'_> {
+    fn drop(&mut self) {
+        self.0.ends().at_work -= 1;
+    }
+}
+
+impl Preallocate {
+    fn ends(&self) -> MutexGuard<'_, Ends> {
+        self.ends.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn work(&self) -> Work<'_> {
+        self.ends().at_work += 1;
+        Work(self)
+    }
+
+    /// Makes the child reach further than `end`, if it does not reach it. If that cannot be had cheaply, the write itself
+    /// makes it as long as it must be.
+    async fn reserve(&self, next: &mut Next<'_>, end: u64) {
+        if end <= self.ends().file {
+            return;
+        }
+        let _turn = self.growing.lock(0..1).await;
+        let from = self.ends().file;
+        let Some(to) = end.checked_add(self.size).and_then(|to| to.checked_next_multiple_of(self.align))
+        else {
+            return;
+        };
+        if end <= from || to > i64::MAX as u64 {
+            return;
+        }
+        match next.write_zeroes(&WriteZeroesRequest::new(from..to, flag::NO_FALLBACK)).await {
+            Ok(()) => {
+                let mut ends = self.ends();
+                ends.file = ends.file.max(to);
+            }
+            Err(error) => tracing::debug!(from, to, %error, "no space was reserved"),
+        }
+    }
+}
+
+export_filters![Preallocate];
+
+#[cfg(test)]
+mod tests;
