@@ -1,6 +1,8 @@
-//! The table of commands: what can be called by which name. Dispatch and `query-commands` both come from it, so that
-//! they cannot say different things.
+//! The table of commands: what can be called by which name. Dispatch, `query-commands` and `query-qmp-schema`
+//! come from it, so that they cannot say different things.
 
+#[allow(unused_imports, reason = "for replies that are only written")]
+use crate::schema::Opaque as _;
 use crate::{
     apply, arguments, bitmaps,
     error::{Class, Error, Result},
@@ -9,10 +11,11 @@ use crate::{
     monitor::{self, Monitor},
     nodes,
     objects::commands as objects,
+    schema::{self, Readable as _, Signature},
     session, stores, transaction,
 };
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 /// No arguments.
 #[derive(Deserialize)]
@@ -20,7 +23,7 @@ use serde_json::{Value, json};
 pub(crate) struct Nothing {}
 
 /// Nothing to say but that it is done.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 pub(crate) struct Done {}
 
 /// Each command is a function of a monitor and of its arguments, whose type says what they are.
@@ -28,6 +31,14 @@ macro_rules! commands {
     ($($name:literal => $function:path,)*) => {
         /// The names of all commands.
         pub(crate) const NAMES: &[&str] = &[$($name),*];
+
+        /// What each of them takes and returns, in the same order.
+        pub(crate) fn signatures() -> Vec<Signature> {
+            vec![$({
+                let probe = schema::probe($function);
+                Signature { name: $name, arguments: probe.arguments(), reply: (&probe).reply() }
+            }),*]
+        }
 
         /// Runs a command. Nothing is changed unless all arguments are right.
         pub(crate) async fn execute(monitor: &Monitor, name: &str, arguments: Value) -> Result<Value> {
@@ -46,6 +57,7 @@ commands! {
     "qmp_capabilities" => session::capabilities,
     "query-version" => query_version,
     "query-commands" => query_commands,
+    "query-qmp-schema" => schema::query_qmp_schema,
     "quit" => monitor::quit,
 
     "query-block" => nodes::query_block,
@@ -102,6 +114,8 @@ commands! {
     "block-export-add" => exports::block_export_add,
     "block-export-del" => exports::block_export_del,
     "nbd-server-start" => exports::nbd_server_start,
+    "nbd-server-add" => exports::nbd_server_add,
+    "nbd-server-remove" => exports::nbd_server_remove,
     "nbd-server-stop" => exports::nbd_server_stop,
 }
 
@@ -119,17 +133,37 @@ fn answer(reply: impl Serialize) -> Result<Value> {
 }
 
 /// The version of QEMU whose commands these are, because clients compare it, and Driveline's own as the package.
-pub(crate) fn version() -> Value {
-    json!({
-        "qemu": { "major": 10, "minor": 0, "micro": 2 },
-        "package": concat!("Driveline ", env!("CARGO_PKG_VERSION")),
-    })
+pub(crate) fn version() -> VersionInfo {
+    VersionInfo {
+        qemu: VersionTriple { major: 10, minor: 0, micro: 2 },
+        package: concat!("Driveline ", env!("CARGO_PKG_VERSION")).to_owned(),
+    }
 }
 
-async fn query_version(_: &Monitor, _: Nothing) -> Result<Value> {
+/// QAPI's `VersionInfo`.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct VersionInfo {
+    qemu: VersionTriple,
+    package: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct VersionTriple {
+    major: u32,
+    minor: u32,
+    micro: u32,
+}
+
+async fn query_version(_: &Monitor, _: Nothing) -> Result<VersionInfo> {
     Ok(version())
 }
 
-async fn query_commands(_: &Monitor, _: Nothing) -> Result<Value> {
-    Ok(NAMES.iter().map(|name| json!({ "name": name })).collect())
+/// QAPI's `CommandInfo`.
+#[derive(Serialize, Deserialize)]
+struct CommandInfo {
+    name: String,
+}
+
+async fn query_commands(_: &Monitor, _: Nothing) -> Result<Vec<CommandInfo>> {
+    Ok(NAMES.iter().map(|name| CommandInfo { name: (*name).to_owned() }).collect())
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     error::{Error, Result},
-    objects::Objects,
+    objects::{Objects, TlsX509},
 };
 use driveline_graph::BoxFuture;
 use std::path::{Path, PathBuf};
@@ -147,6 +147,10 @@ pub struct NbdExport {
     pub description: Option<String>,
     /// May clients write?
     pub writable: bool,
+    /// Is what they write on stable storage before it is reported?
+    pub writethrough: bool,
+    /// May the node be inactive? Clients cannot use it then until it is made active.
+    pub allow_inactive: bool,
     /// Bitmaps that clients may see: of the export's own node or drive, or of the one that is named.
     pub bitmaps: Vec<(Option<String>, String)>,
     /// May clients see the depth of the layer that each range comes from?
@@ -167,6 +171,8 @@ pub enum RemoveMode {
 pub struct NbdServer {
     /// Where it listens.
     pub address: Address,
+    /// Clients must use TLS, with these credentials.
+    pub tls: Option<TlsX509>,
     /// How many clients at once; 0 for any number.
     pub max_connections: u32,
     /// How long a client may take until it transmits; 0 for any time.

@@ -1,36 +1,48 @@
 //! Commands on exports and on the NBD server. The program does them; here they are read and checked.
 
 use crate::{
+    arguments,
     bitmaps::{BitmapRef, Source},
     command::{Done, Nothing},
     control::{Address, NbdExport, NbdServer, RemoveMode},
     error::{Error, Result},
     monitor::Monitor,
+    objects::{Endpoint, is_identifier},
+    schema::{Shape, trace},
 };
-use serde::Deserialize;
-use serde_json::{Value, json};
+use driveline_graph::Graph;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-/// The longest description that NBD's strings hold.
-const DESCRIPTION_BYTES_MAX: usize = 4096;
+/// The longest name or description that NBD's strings hold.
+const STRING_BYTES_MAX: usize = 4096;
 /// QEMU's default limit of connections.
 const CONNECTIONS_DEFAULT: u32 = 100;
 /// QEMU's default time for a handshake.
 const HANDSHAKE_SECONDS_DEFAULT: u32 = 10;
 
-pub(crate) async fn query_block_exports(monitor: &Monitor, _: Nothing) -> Result<Value> {
-    let exports = monitor.control().exports().into_iter().map(|export| {
-        json!({
-            "id": export.id,
-            "type": "nbd",
-            "node-name": export.node_name,
-            "shutting-down": export.shutting_down,
-        })
-    });
-    Ok(exports.collect())
+/// QAPI's `BlockExportInfo`.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) struct BlockExportInfo {
+    id: String,
+    r#type: ExportType,
+    node_name: String,
+    shutting_down: bool,
+}
+
+pub(crate) async fn query_block_exports(monitor: &Monitor, _: Nothing) -> Result<Vec<BlockExportInfo>> {
+    let info = |export: crate::control::ExportInfo| BlockExportInfo {
+        id: export.id,
+        r#type: ExportType::Nbd,
+        node_name: export.node_name,
+        shutting_down: export.shutting_down,
+    };
+    Ok(monitor.control().exports().into_iter().map(info).collect())
 }
 
 /// The kinds of exports.
-#[derive(Deserialize)]
+#[derive(Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum ExportType {
     Nbd,
@@ -44,6 +56,9 @@ pub(crate) struct BlockExportAdd {
     node_name: String,
     writable: Option<bool>,
     writethrough: Option<bool>,
+    iothread: Option<String>,
+    fixed_iothread: Option<bool>,
+    allow_inactive: Option<bool>,
     name: Option<String>,
     description: Option<String>,
     bitmaps: Option<Vec<Source>>,
@@ -52,46 +67,90 @@ pub(crate) struct BlockExportAdd {
 
 pub(crate) async fn block_export_add(monitor: &Monitor, add: BlockExportAdd) -> Result<Done> {
     let ExportType::Nbd = add.r#type;
+    if !is_identifier(&add.id) {
+        return Err(Error::generic("Invalid block export id"));
+    }
+    refuse_taken(monitor, &add.id)?;
     let graph = monitor.graph();
-    graph.node_or_drive(&add.node_name).map_err(|_| Error::no_node(&add.node_name))?;
-    if add.writethrough == Some(true) {
-        return Err(Error::generic("Parameter 'writethrough' does not accept value 'true'"));
+    let node = graph.node_or_drive(&add.node_name).map_err(|_| {
+        Error::generic(format_args!("Cannot find device='' nor node-name='{}'", add.node_name))
+    })?;
+    let writable = add.writable.unwrap_or(false);
+    if writable && is_read_only(graph, node.name()) {
+        return Err(Error::generic("Cannot export read-only node as writable"));
     }
-    if add.description.as_ref().is_some_and(|text| text.len() > DESCRIPTION_BYTES_MAX) {
-        let text = format_args!("description is longer than {DESCRIPTION_BYTES_MAX} bytes");
-        return Err(Error::generic(text));
-    }
-    let mut bitmaps = Vec::new();
-    for bitmap in add.bitmaps.unwrap_or_default() {
-        let (node, name) = match bitmap {
-            Source::Name(name) => (None, name),
-            Source::Bitmap(BitmapRef { node, name }) => (Some(node), name),
-        };
-        let at = node.as_deref().unwrap_or(&add.node_name);
-        graph.node_or_drive(at).map_err(|_| Error::no_node(at))?;
-        if graph.bitmap(at, &name).is_err() {
-            return Err(Error::generic(format_args!("Bitmap '{name}' is not found")));
+    if let Some(id) = &add.iothread {
+        monitor.objects().iothread(id)?;
+        if add.fixed_iothread == Some(true) {
+            let text = "Parameter 'fixed-iothread' does not accept value 'true': connections are spread over all threads";
+            return Err(Error::generic(text));
         }
-        bitmaps.push((node, name));
     }
     let export = NbdExport {
         name: add.name.unwrap_or_else(|| add.node_name.clone()),
         id: add.id,
         node_name: add.node_name,
         description: add.description,
-        writable: add.writable.unwrap_or(false),
-        bitmaps,
+        writable,
+        writethrough: add.writethrough.unwrap_or(false),
+        allow_inactive: add.allow_inactive.unwrap_or(false),
+        bitmaps: Vec::new(),
         allocation_depth: add.allocation_depth.unwrap_or(false),
     };
+    add_export(monitor, export, add.bitmaps.unwrap_or_default()).await
+}
+
+async fn add_export(monitor: &Monitor, mut export: NbdExport, bitmaps: Vec<Source>) -> Result<Done> {
+    let texts =
+        [("export name", &export.name), ("description", export.description.as_ref().unwrap_or(&export.name))];
+    for (what, text) in texts {
+        if text.len() > STRING_BYTES_MAX {
+            return Err(Error::generic(format_args!("{what} '{text}' too long")));
+        }
+    }
+    let graph = monitor.graph();
+    for bitmap in bitmaps {
+        let (node, name) = match bitmap {
+            Source::Name(name) => (None, name),
+            Source::Bitmap(BitmapRef { node, name }) => (Some(node), name),
+        };
+        let at = node.as_deref().unwrap_or(&export.node_name);
+        graph.node_or_drive(at).map_err(|_| Error::no_node(at))?;
+        if graph.bitmap(at, &name).is_err() {
+            return Err(Error::generic(format_args!("Bitmap '{name}' is not found")));
+        }
+        export.bitmaps.push((node, name));
+    }
     monitor.control().add_export(export).await?;
     Ok(Done {})
 }
 
-#[derive(Deserialize)]
+fn refuse_taken(monitor: &Monitor, id: &str) -> Result<()> {
+    match monitor.control().exports().iter().any(|export| export.id == id) {
+        true => Err(Error::generic(format_args!("Block export id '{id}' is already in use"))),
+        false => Ok(()),
+    }
+}
+
+fn is_read_only(graph: &Graph, node: &str) -> bool {
+    graph.view_node(node).is_ok_and(|view| view.read_only)
+}
+
+/// QAPI's `BlockExportRemoveMode`.
+#[derive(Clone, Copy, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum RemoveModeName {
     Safe,
     Hard,
+}
+
+impl From<Option<RemoveModeName>> for RemoveMode {
+    fn from(name: Option<RemoveModeName>) -> Self {
+        match name {
+            None | Some(RemoveModeName::Safe) => RemoveMode::Safe,
+            Some(RemoveModeName::Hard) => RemoveMode::Hard,
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -102,22 +161,66 @@ pub(crate) struct BlockExportDel {
 }
 
 pub(crate) async fn block_export_del(monitor: &Monitor, del: BlockExportDel) -> Result<Done> {
+    remove(monitor, &del.id, del.mode).await
+}
+
+async fn remove(monitor: &Monitor, id: &str, mode: Option<RemoveModeName>) -> Result<Done> {
     let control = monitor.control();
-    if !control.exports().iter().any(|export| export.id == del.id) {
-        return Err(Error::generic(format_args!("Export '{}' is not found", del.id)));
+    if !control.exports().iter().any(|export| export.id == id) {
+        return Err(Error::generic(format_args!("Export '{id}' is not found")));
     }
-    let mode = match del.mode {
-        None | Some(RemoveModeName::Safe) => RemoveMode::Safe,
-        Some(RemoveModeName::Hard) => RemoveMode::Hard,
-    };
-    control.remove_export(&del.id, mode).await?;
+    control.remove_export(id, mode.into()).await?;
     Ok(Done {})
+}
+
+/// QAPI's `NbdServerAddOptions`: an export whose id is its name.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NbdServerAdd {
+    name: Option<String>,
+    description: Option<String>,
+    device: String,
+    writable: Option<bool>,
+    bitmap: Option<String>,
+}
+
+pub(crate) async fn nbd_server_add(monitor: &Monitor, add: NbdServerAdd) -> Result<Done> {
+    let graph = monitor.graph();
+    let node = graph.node_or_drive(&add.device).map_err(|_| Error::no_node(&add.device))?;
+    let name = add.name.unwrap_or_else(|| add.device.clone());
+    refuse_taken(monitor, &name)?;
+    let export = NbdExport {
+        id: name.clone(),
+        name,
+        description: add.description,
+        // This one says nothing when it cannot be: clients see that it is read-only.
+        writable: add.writable.unwrap_or(false) && !is_read_only(graph, node.name()),
+        writethrough: false,
+        allow_inactive: false,
+        bitmaps: Vec::new(),
+        allocation_depth: false,
+        node_name: add.device,
+    };
+    add_export(monitor, export, add.bitmap.map(Source::Name).into_iter().collect()).await
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NbdServerRemove {
+    name: String,
+    mode: Option<RemoveModeName>,
+}
+
+pub(crate) async fn nbd_server_remove(monitor: &Monitor, remove_: NbdServerRemove) -> Result<Done> {
+    remove(monitor, &remove_.name, remove_.mode).await
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct NbdServerStart {
     addr: SocketAddressLegacy,
+    tls_creds: Option<String>,
+    tls_authz: Option<String>,
     max_connections: Option<u32>,
     handshake_max_seconds: Option<u32>,
 }
@@ -134,39 +237,100 @@ struct SocketAddressLegacy {
 enum SocketAddressType {
     Inet,
     Unix,
+    Fd,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct UnixSocketAddress {
     path: String,
+    r#abstract: Option<bool>,
+    /// Of an abstract address only.
+    #[serde(rename = "tight")]
+    _tight: Option<bool>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct InetSocketAddress {
+    host: String,
+    port: String,
+    numeric: Option<bool>,
+    to: Option<u16>,
+    ipv4: Option<bool>,
+    ipv6: Option<bool>,
+    keep_alive: Option<bool>,
+    mptcp: Option<bool>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct InetSocketAddress {
-    host: String,
-    port: String,
+struct FdSocketAddress {
+    #[serde(rename = "str")]
+    _name: String,
+}
+
+/// What `data` is for each type of address, for the schema.
+pub(crate) fn address_shapes() -> [(&'static str, Shape); 3] {
+    [
+        ("inet", trace::<InetSocketAddress>()),
+        ("unix", trace::<UnixSocketAddress>()),
+        ("fd", trace::<FdSocketAddress>()),
+    ]
+}
+
+impl SocketAddressLegacy {
+    fn read(self) -> Result<Address> {
+        const AT: &str = "addr.data";
+        let refused =
+            |option: &str| Error::generic(format_args!("Parameter '{AT}.{option}' is not supported"));
+        match self.r#type {
+            SocketAddressType::Unix => {
+                let UnixSocketAddress { path, r#abstract, _tight: _ } = arguments::parse(self.data, AT)?;
+                if r#abstract == Some(true) {
+                    return Err(refused("abstract"));
+                }
+                Ok(Address::Unix(path.into()))
+            }
+            SocketAddressType::Inet => {
+                let inet: InetSocketAddress = arguments::parse(self.data, AT)?;
+                let changes = [
+                    ("to", inet.to.is_some()),
+                    ("ipv4", inet.ipv4.is_some()),
+                    ("ipv6", inet.ipv6.is_some()),
+                    ("keep-alive", inet.keep_alive == Some(true)),
+                    ("mptcp", inet.mptcp == Some(true)),
+                ];
+                if let Some((option, _)) = changes.iter().find(|(_, given)| *given) {
+                    return Err(refused(option));
+                }
+                let InetSocketAddress { host, port, numeric, .. } = inet;
+                if numeric == Some(true) && host.parse::<std::net::IpAddr>().is_err() {
+                    return Err(Error::generic(format_args!("host '{host}' is not a numeric address")));
+                }
+                let number = port.parse().map_err(|_| {
+                    Error::generic(format_args!("Parameter '{AT}.port' does not accept value '{port}'"))
+                })?;
+                Ok(Address::Inet(host, number))
+            }
+            SocketAddressType::Fd => {
+                let FdSocketAddress { _name: _ } = arguments::parse(self.data, AT)?;
+                // Descriptors that were passed on the command line are named there only.
+                Err(Error::generic("only QEMU supports file descriptor passing"))
+            }
+        }
+    }
 }
 
 pub(crate) async fn nbd_server_start(monitor: &Monitor, start: NbdServerStart) -> Result<Done> {
-    let SocketAddressLegacy { r#type, data } = start.addr;
-    let address = match r#type {
-        SocketAddressType::Unix => {
-            let UnixSocketAddress { path } = crate::arguments::parse(data, "addr.data")?;
-            Address::Unix(path.into())
-        }
-        SocketAddressType::Inet => {
-            let InetSocketAddress { host, port } = crate::arguments::parse(data, "addr.data")?;
-            let number = port.parse().map_err(|_| {
-                let text = format_args!("Parameter 'addr.data.port' does not accept value '{port}'");
-                Error::generic(text)
-            })?;
-            Address::Inet(host, number)
-        }
-    };
+    if start.tls_authz.is_some() {
+        let text = "Parameter 'tls-authz' is not supported: the certificates say who may connect";
+        return Err(Error::generic(text));
+    }
+    let creds = |id: String| monitor.objects().tls_creds(&id, Endpoint::Server).map(|(creds, _)| creds);
     let server = NbdServer {
-        address,
+        address: start.addr.read()?,
+        tls: start.tls_creds.map(creds).transpose()?,
         max_connections: start.max_connections.unwrap_or(CONNECTIONS_DEFAULT),
         handshake_max_seconds: start.handshake_max_seconds.unwrap_or(HANDSHAKE_SECONDS_DEFAULT),
     };

@@ -5,22 +5,22 @@
 
 use driveline_bitmap::Bitmap;
 use driveline_graph::{DriverKind, Graph, NodeView, Options, Role};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, os::unix::fs::MetadataExt, sync::Arc};
 
 /// QAPI's `BlockInfo`: a drive.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct BlockInfo {
     device: String,
-    r#type: &'static str,
+    r#type: String,
     removable: bool,
     locked: bool,
     inserted: BlockDeviceInfo,
 }
 
 /// QAPI's `BlockDeviceInfo`: a node, in QEMU's mixture of dashes and underscores.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct BlockDeviceInfo {
     file: String,
     #[serde(rename = "node-name")]
@@ -32,7 +32,7 @@ pub(crate) struct BlockDeviceInfo {
     backing_file_depth: u64,
     active: bool,
     encrypted: bool,
-    detect_zeroes: &'static str,
+    detect_zeroes: DetectZeroes,
     bps: u64,
     bps_rd: u64,
     bps_wr: u64,
@@ -46,8 +46,17 @@ pub(crate) struct BlockDeviceInfo {
     dirty_bitmaps: Vec<DirtyInfo>,
 }
 
+/// QAPI's `BlockdevDetectZeroesOptions`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum DetectZeroes {
+    Off,
+    On,
+    Unmap,
+}
+
 /// QAPI's `BlockdevCacheInfo`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct CacheInfo {
     writeback: bool,
@@ -56,7 +65,7 @@ struct CacheInfo {
 }
 
 /// QAPI's `ImageInfo`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct ImageInfo {
     filename: String,
@@ -81,7 +90,7 @@ struct ImageInfo {
 }
 
 /// QAPI's `BlockDirtyInfo`: a bitmap.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct DirtyInfo {
     name: String,
@@ -129,7 +138,7 @@ pub(crate) fn drives(graph: &Graph) -> Vec<BlockInfo> {
         let root = views.get(&drive.root)?;
         let inserted = views.device(root, Depth::Chain, graph.bitmaps(&drive.name).unwrap_or_default());
         let device = drive.name.to_string();
-        Some(BlockInfo { device, r#type: "unknown", removable: false, locked: false, inserted })
+        Some(BlockInfo { device, r#type: "unknown".into(), removable: false, locked: false, inserted })
     };
     graph.drives().into_iter().filter_map(drive).collect()
 }
@@ -196,7 +205,7 @@ impl Views {
             backing_file_depth: if depth == Depth::Flat { 0 } else { chain().count() as u64 },
             active: true,
             encrypted: false,
-            detect_zeroes: "off",
+            detect_zeroes: DetectZeroes::Off,
             bps: 0,
             bps_rd: 0,
             bps_wr: 0,

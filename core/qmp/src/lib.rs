@@ -24,6 +24,8 @@
 //! Those that change bitmaps, and the filters, can also be actions of a `transaction`, as can `block-stream` and
 //! `block-commit`: see `transaction.rs`. One thing differs from QEMU on purpose: a node that has
 //! bitmaps is not deleted, because bitmaps are never lost by the way.
+//! The first three can also be actions of a `transaction`. One thing differs from QEMU on purpose: a node that has
+//! bitmaps is not deleted, because bitmaps are never lost by the way. The table at the end has all such differences.
 //!
 //! Its nouns:
 //! * [`Monitor`]: all connections to one graph; takes clients and tells them of events;
@@ -32,6 +34,9 @@
 //!
 //! Bytes become messages in `wire.rs`, messages become arguments in `arguments.rs`, and QEMU's node definitions become
 //! Driveline's in `translate.rs`. Bad input changes nothing.
+//!
+//! The wire types are serde structs of our own: those of the `qapi-qmp` crate are for clients; they let unknown members pass, and
+//! flatten what they inherit, so that no error could name the argument that is wrong, as QEMU's do.
 //!
 //! ```
 //! use driveline_engine::{Config, Engine, net::Stream};
@@ -83,6 +88,8 @@
 //! assert!(reply.ends_with("{\"return\":[],\"id\":1}\r\n"));
 //! # Ok::<(), std::io::Error>(())
 //! ```
+//!
+#![doc = include_str!("../differences.md")]
 #![forbid(unsafe_code)]
 
 mod apply;
@@ -99,6 +106,7 @@ mod monitor;
 mod nodes;
 mod objects;
 mod outbox;
+mod schema;
 mod session;
 mod stores;
 mod transaction;

@@ -134,7 +134,7 @@ pub(crate) struct InsertFilter {
     name: String,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) struct Inserted {
     node_name: String,

@@ -14,6 +14,7 @@ pub use limits::{Limit, ThrottleLimits};
 use crate::{
     arguments,
     error::{Class, Error, Result},
+    schema::{Shape, trace},
 };
 use limits::GivenLimits;
 use parking_lot::Mutex;
@@ -410,6 +411,16 @@ impl Objects {
     }
 }
 
+/// What each type takes, for the schema.
+pub(crate) fn shapes() -> [(&'static str, Shape); 4] {
+    [
+        ("iothread", trace::<IoThreadArguments>()),
+        ("secret", trace::<SecretArguments>()),
+        ("throttle-group", trace::<GivenLimits>()),
+        ("tls-creds-x509", trace::<TlsX509Arguments>()),
+    ]
+}
+
 fn no_device(path: &str) -> Error {
     Error::new(Class::DeviceNotFound, format_args!("Device '{path}' not found"))
 }
@@ -419,7 +430,7 @@ fn no_property(kind: &str, property: &str) -> Error {
 }
 
 /// Begins with a letter, and goes on with letters, digits, `-`, `.` and `_`.
-fn is_identifier(id: &str) -> bool {
+pub(crate) fn is_identifier(id: &str) -> bool {
     let part = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
     id.starts_with(|c: char| c.is_ascii_alphabetic()) && id.chars().all(part)
 }
@@ -517,7 +528,7 @@ impl SecretArguments {
 /// Lines are allowed, as tools write them. `None`: something else is in it, or its end is missing.
 fn decode_base64(text: &[u8]) -> Option<Vec<u8>> {
     let mut digits: Vec<u8> = text.iter().copied().filter(|byte| !byte.is_ascii_whitespace()).collect();
-    if digits.len() % 4 != 0 {
+    if !digits.len().is_multiple_of(4) {
         return None;
     }
     let padding = digits.iter().rev().take(2).take_while(|byte| **byte == b'=').count();

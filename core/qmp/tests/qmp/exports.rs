@@ -11,6 +11,7 @@ fn exports_reach_the_program_as_they_were_meant() {
     client.ok("nbd-server-start", json!({ "addr": unix, "max-connections": 7 }));
     let expected = NbdServer {
         address: Address::Unix("/tmp/x.sock".into()),
+        tls: None,
         max_connections: 7,
         handshake_max_seconds: 10,
     };
@@ -26,6 +27,8 @@ fn exports_reach_the_program_as_they_were_meant() {
         name: "vda".into(),
         description: Some("a disk".into()),
         writable: true,
+        writethrough: false,
+        allow_inactive: false,
         bitmaps: vec![(None, "b".into()), (Some("disk".into()), "b".into())],
         allocation_depth: true,
     };
@@ -59,23 +62,28 @@ fn wrong_exports_do_not_reach_it() {
     };
     let wrong = [
         (json!({ "type": "fuse" }), "Parameter 'type' does not accept value 'fuse'"),
-        (json!({ "node-name": "nope" }), "Cannot find device='nope' nor node-name='nope'"),
+        (json!({ "node-name": "nope" }), "Cannot find device='' nor node-name='nope'"),
         (json!({ "bitmaps": ["nope"] }), "Bitmap 'nope' is not found"),
         (
             json!({ "bitmaps": [5] }),
             "Invalid parameter type for 'bitmaps[0]', expected: BlockDirtyBitmapOrStr",
         ),
-        (json!({ "writethrough": true }), "Parameter 'writethrough' does not accept value 'true'"),
-        (json!({ "description": "x".repeat(5000) }), "description is longer than 4096 bytes"),
-        (json!({ "iothread": "t" }), "Parameter 'iothread' is unexpected"),
+        (json!({ "id": "1e" }), "Invalid block export id"),
+        (json!({ "iothread": "t" }), "iothread \"t\" not found"),
     ];
     for (extra, expected) in wrong {
         assert_eq!(client.wrong("block-export-add", add(extra)), expected);
     }
+    let long = client.wrong("block-export-add", add(json!({ "description": "x".repeat(5000) })));
+    assert!(long.starts_with("description 'xxx") && long.ends_with("' too long"));
+    client.ok("object-add", json!({ "qom-type": "iothread", "id": "t" }));
+    let fixed = add(json!({ "iothread": "t", "fixed-iothread": true }));
+    assert!(client.wrong("block-export-add", fixed).contains("'fixed-iothread'"));
     let start = |addr: serde_json::Value| json!({ "addr": addr });
     let wrong = [
         (json!({ "type": "vsock", "data": {} }), "Parameter 'addr.type' does not accept value 'vsock'"),
         (json!({ "type": "unix", "data": {} }), "Parameter 'addr.data.path' is missing"),
+        (json!({ "type": "fd", "data": { "str": "5" } }), "only QEMU supports file descriptor passing"),
         (json!({ "type": "unix", "path": "x" }), "Parameter 'addr.data' is missing"),
         (
             json!({ "type": "inet", "data": { "host": "h", "port": "http" } }),
@@ -87,4 +95,28 @@ fn wrong_exports_do_not_reach_it() {
     }
     assert_eq!(client.wrong("block-export-del", json!({ "id": "e" })), "Export 'e' is not found");
     assert!(world.program.exports.lock().is_empty());
+}
+
+#[test]
+fn the_older_commands_make_exports_whose_ids_are_their_names() {
+    let (world, mut client) = World::with_disk();
+    client.ok(
+        "blockdev-add",
+        json!({ "driver": "null-co", "node-name": "ro", "size": 512, "read-only": true }),
+    );
+    client.ok("nbd-server-start", json!({ "addr": { "type": "unix", "data": { "path": "/tmp/x.sock" } } }));
+    client.ok("nbd-server-add", json!({ "device": "vda", "writable": true, "description": "d" }));
+    client.ok("nbd-server-add", json!({ "device": "ro", "name": "n", "writable": true }));
+    let taken = "Block export id 'vda' is already in use";
+    assert_eq!(client.wrong("nbd-server-add", json!({ "device": "vda" })), taken);
+    let nope = "Cannot find device='nope' nor node-name='nope'";
+    assert_eq!(client.wrong("nbd-server-add", json!({ "device": "nope" })), nope);
+    let bitmap = json!({ "device": "ro", "name": "b", "bitmap": "nope" });
+    assert_eq!(client.wrong("nbd-server-add", bitmap), "Bitmap 'nope' is not found");
+    let seen: Vec<_> = world.program.exports.lock().iter().map(|e| (e.id.clone(), e.writable)).collect();
+    assert_eq!(seen, [("vda".to_owned(), true), ("n".to_owned(), false)]);
+    let read_only = json!({ "type": "nbd", "id": "w", "node-name": "ro", "writable": true });
+    assert_eq!(client.wrong("block-export-add", read_only), "Cannot export read-only node as writable");
+    client.ok("nbd-server-remove", json!({ "name": "n", "mode": "hard" }));
+    assert_eq!(client.wrong("nbd-server-remove", json!({ "name": "n" })), "Export 'n' is not found");
 }

@@ -9,14 +9,14 @@ use std::{
 };
 
 /// A monitor of qemu-storage-daemon with a node `disk`.
-struct Qsd {
+pub(crate) struct Qsd {
     child: Child,
-    client: Client,
+    pub(crate) client: Client,
     _folder: tempfile::TempDir,
 }
 
 impl Qsd {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("qsd.sock");
         let chardev = format!("socket,id=c,server=on,wait=off,path={}", socket.display());

@@ -319,3 +319,12 @@ pub(crate) fn has(tool: &str, try_it: &mut Command) -> bool {
     }
     there
 }
+
+/// What `differences.md` lists of one kind: the first column of its rows, without the kind.
+pub(crate) fn differences(kind: &str) -> Vec<String> {
+    let table = include_str!("../../differences.md");
+    let rows = table.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` |"));
+    let rows =
+        rows.filter_map(|(subject, _)| Some(subject.strip_prefix(kind)?.strip_prefix(": ")?.to_owned()));
+    rows.collect()
+}

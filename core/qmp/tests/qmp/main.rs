@@ -6,4 +6,5 @@ mod interop;
 mod jobs;
 mod kit;
 mod nodes;
+mod schema;
 mod session;
