@@ -36,7 +36,10 @@ macro_rules! commands {
         pub(crate) fn signatures() -> Vec<Signature> {
             vec![$({
                 let probe = schema::probe($function);
-                Signature { name: $name, arguments: probe.arguments(), reply: (&probe).reply() }
+                // The reference lets the compiler take `Opaque` where a reply can only be written.
+                #[allow(clippy::needless_borrow, reason = "see above")]
+                let reply = (&probe).reply();
+                Signature { name: $name, arguments: probe.arguments(), reply }
             }),*]
         }
 

@@ -20,6 +20,7 @@ macro_rules! words {
         $($(#[$meta])*
         #[derive(Deserialize)]
         #[serde(rename_all = "kebab-case")]
+        #[allow(clippy::enum_variant_names, reason = "the words are QEMU's")]
         enum $name { $($word,)* })*
     };
 }

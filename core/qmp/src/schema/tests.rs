@@ -57,7 +57,7 @@ fn a_reply_that_is_only_written_is_any_value() {
         Ok(Written)
     }
     assert_eq!((&probe(query)).reply(), Shape::Any);
-    assert_eq!((&probe(command_of_words)).reply(), Shape::Array(Box::new(Shape::Str)));
+    assert_eq!(probe(command_of_words).reply(), Shape::Array(Box::new(Shape::Str)));
 }
 
 async fn command_of_words(_: &Monitor, _: Nothing) -> Result<Vec<String>> {
