@@ -81,7 +81,7 @@ fn a_person_sees_nodes_drives_bitmaps_and_exports() {
     assert!(nodes.lines().any(|line| line.starts_with("base") && line.contains("read-only")), "{nodes}");
     let bitmaps = world.says(&["bitmaps", "vda"]);
     assert!(bitmaps.ends_with("vda  daily        64 KiB    0 B  recording\n"), "{bitmaps}");
-    assert_eq!(world.says(&["exports"]), "export  type  shows  state\nvda     nbd   vda    serving\n");
+    assert_eq!(world.says(&["exports"]), "export  type  shows   state\nvda     nbd   active  serving\n");
     assert_eq!(world.says(&["jobs"]), "no jobs\n");
     assert_eq!(world.json(&["drives", "--json"])[0]["device"], "vda");
 }

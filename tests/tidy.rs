@@ -81,7 +81,7 @@ fn dependencies_run_downwards_only() {
         ("core/checkpoints", &["bitmap", "graph"]),
         ("core/jobs", &["bitmap", "graph", "op"]),
         ("core/nbd", &["bitmap", "engine", "graph", "op"]),
-        ("core/qmp", &["bitmap", "engine", "graph", "jobs", "op"]),
+        ("core/qmp", &["bitmap", "checkpoints", "engine", "graph", "jobs", "op"]),
         // The only one that knows everyone; but filters are loaded.
         (
             "core/daemon",

@@ -2,6 +2,7 @@
 //! `transaction` it shares one with others.
 
 use crate::{
+    checkpoints::refuse_epoch,
     command::Done,
     error::{Error, Result},
     monitor::Monitor,
@@ -28,7 +29,8 @@ pub(crate) trait BitmapAction: Send + Sync {
 impl<T: BitmapAction> Action for T {
     fn stage<'a>(&'a mut self, _: &'a Monitor, start: &'a mut Start) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
-            let (node, _) = self.about();
+            let (node, name) = self.about();
+            refuse_epoch(name)?;
             let change = start.change();
             change.node_or_drive(node).map_err(|_| Error::no_node(node))?;
             self.edit(change)
@@ -69,7 +71,7 @@ pub(crate) struct Add {
 /// What a persistent bitmap survives.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-enum DurabilityName {
+pub(crate) enum DurabilityName {
     Volatile,
     Process,
     Power,

@@ -4,7 +4,7 @@
 #[allow(unused_imports, reason = "for replies that are only written")]
 use crate::schema::Opaque as _;
 use crate::{
-    apply, arguments, bitmaps,
+    apply, arguments, bitmaps, checkpoints,
     error::{Class, Error, Result},
     exports,
     jobs::{self, BlockJobById, ByDevice, ById},
@@ -102,6 +102,11 @@ commands! {
     "block-job-finalize" => jobs::finalize::<BlockJobById>,
     "block-job-dismiss" => jobs::dismiss::<BlockJobById>,
     "block-job-set-speed" => jobs::set_speed,
+
+    "x-driveline-checkpoint-create" => checkpoints::create,
+    "x-driveline-checkpoint-delete" => checkpoints::delete,
+    "x-driveline-checkpoint-delta" => checkpoints::delta,
+    "x-driveline-query-checkpoints" => checkpoints::query,
 
     "x-driveline-apply" => apply::apply,
 

@@ -17,6 +17,10 @@
 //! | `x-driveline-block-dirty-bitmap-adopt` `node` `name` | makes a bitmap whose contents are lost usable, all of it dirty |
 //! | `x-driveline-block-dirty-bitmap-store` `node` `store` `flush` | says where persistent bitmaps are kept; moves them to `store` (`qcow2:NODE` or `file:PATH`) first, and brings them to stable storage |
 //! | `x-driveline-apply` `file` `dry-run` `prune-bitmaps` | changes the running graph to what a configuration file says, as one; returns the `steps`, and what takes a `restart` |
+//! | `x-driveline-checkpoint-create` `name` `drives` `granularity` `persistent` `durability` | keeps this moment of several drives by a name, the same for all; it can be an action |
+//! | `x-driveline-checkpoint-delete` `name` `drives` | forgets it; what changed between others does not change |
+//! | `x-driveline-query-checkpoints` `drive` | those that are kept, the oldest of a drive first |
+//! | `x-driveline-checkpoint-delta` `drive` `from` `to` `bitmap` `start` | what changed between two of them, or since one: `count`, `areas`, and `next` if there are more; as a bitmap of the drive, too, if one is named |
 //! | `x-driveline-query-recovered-bitmaps` | what became of bitmaps that were found at the start: `exact`, `superset`, `all-dirty` or `lost` |
 //! | event `X_DRIVELINE_BITMAP_RECOVERED` | the same: of what a crash left, for the first client that connects, and of images that are opened meanwhile |
 //! | event `X_DRIVELINE_NODE_FAILED` `node-name` `message` | an operation of a filter panicked |
@@ -95,6 +99,7 @@
 mod apply;
 mod arguments;
 mod bitmaps;
+mod checkpoints;
 mod command;
 mod control;
 mod error;

@@ -18,6 +18,7 @@
 use crate::{
     arguments,
     bitmaps::{self, BitmapRef, Of},
+    checkpoints,
     command::{Done, Nothing},
     error::{Error, Result},
     jobs,
@@ -95,6 +96,8 @@ actions! {
     "x-driveline-block-dirty-bitmap-rename" => same::<bitmaps::Rename>,
     "x-driveline-block-dirty-bitmap-populate" => |bitmap: BitmapRef| Of(bitmap, Change::populate_bitmap),
     "x-driveline-block-dirty-bitmap-adopt" => |bitmap: BitmapRef| Of(bitmap, Change::adopt_bitmap),
+    "x-driveline-checkpoint-create" => same::<checkpoints::Create>,
+    "x-driveline-checkpoint-delete" => same::<checkpoints::Delete>,
     "block-stream" => same::<jobs::BlockStream>,
     "block-commit" => same::<jobs::BlockCommit>,
     "x-driveline-blockdev-insert-filter" => same::<nodes::InsertFilter>,

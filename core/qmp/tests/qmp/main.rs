@@ -1,6 +1,7 @@
 //! Whole monitors: a real graph, a real socket, and clients that know only the protocol.
 
 mod bitmaps;
+mod checkpoints;
 mod exports;
 mod interop;
 mod jobs;

@@ -103,9 +103,11 @@ fn picture(edges: &Value, nodes: &Value, drives: &Value, exports: &Value) -> Pic
     }
     let mut roots = BTreeMap::new();
     for drive in list(drives).iter().filter(|drive| !text(&drive["device"]).is_empty()) {
-        let below = places.get(text(&drive["inserted"]["node-name"])).map(|at| (String::new(), *at));
+        let root = text(&drive["inserted"]["node-name"]);
+        let below = places.get(root).map(|at| (String::new(), *at));
         let name = text(&drive["device"]).to_owned();
-        roots.insert(name.clone(), picture.items.len());
+        // An export is shown with the node that it leads to, which is the drive's if it is one of the drive.
+        roots.insert(root.to_owned(), picture.items.len());
         let (kind, details) = ("drive".to_owned(), Vec::new());
         picture.items.push(Item {
             shape: Shape::Drive,
@@ -144,7 +146,7 @@ mod tests {
             ]),
             json!([{ "device": "vda", "inserted": { "node-name": "active", "ro": false,
                 "image": { "virtual-size": 3 << 29 }, "dirty-bitmaps": [{ "name": "daily" }] } }]),
-            json!([{ "id": "e", "type": "nbd", "node-name": "vda", "shutting-down": false }]),
+            json!([{ "id": "e", "type": "nbd", "node-name": "active", "shutting-down": false }]),
         ]
     }
 

@@ -1,0 +1,238 @@
+//! Commands on checkpoints: moments of drives that are kept by name, and what changed between them.
+
+use crate::{
+    bitmaps::DurabilityName,
+    command::Done,
+    error::{Error, Result},
+    monitor::Monitor,
+    transaction::{Action, alone},
+};
+use driveline_checkpoints::{self as checkpoints, Checkpoint, Epoch, NewCheckpoint};
+use driveline_graph::{BoxFuture, Graph};
+use driveline_jobs::Start;
+use serde::{Deserialize, Serialize};
+
+/// As many areas in one reply; with more, `next` says where to go on.
+const AREAS_MAX: usize = 4096;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct Create {
+    name: String,
+    drives: Vec<String>,
+    granularity: Option<u64>,
+    persistent: Option<bool>,
+    durability: Option<DurabilityName>,
+}
+
+impl Action for Create {
+    fn stage<'a>(&'a mut self, monitor: &'a Monitor, start: &'a mut Start) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            if self.drives.is_empty() {
+                return Err(Error::generic("Parameter 'drives' expects at least one drive"));
+            }
+            let durability = match (self.persistent, self.durability) {
+                (Some(false), Some(_)) => {
+                    return Err(Error::generic("'durability' needs 'persistent' to be true"));
+                }
+                (_, Some(durability)) => Some(durability.into()),
+                (Some(true), None) => Some(Default::default()),
+                (_, None) => None,
+            };
+            let graph = monitor.graph();
+            for drive in &self.drives {
+                graph.node_or_drive(drive).map_err(|_| Error::no_node(drive))?;
+            }
+            let new = NewCheckpoint {
+                drives: self.drives.clone(),
+                granularity: self.granularity,
+                durability,
+                ..NewCheckpoint::named(&self.name, "")
+            };
+            Ok(checkpoints::create(graph, start.change(), &new)?)
+        })
+    }
+}
+
+pub(crate) async fn create(monitor: &Monitor, create: Create) -> Result<Done> {
+    alone(monitor, create).await
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Delete {
+    name: String,
+    drives: Option<Vec<String>>,
+}
+
+impl Action for Delete {
+    fn stage<'a>(&'a mut self, monitor: &'a Monitor, start: &'a mut Start) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            let graph = monitor.graph();
+            let drives = match &self.drives {
+                Some(drives) => drives.clone(),
+                None => {
+                    let has = |drive: &String| {
+                        of(graph, drive).iter().any(|kept| kept.epoch.checkpoint == self.name)
+                    };
+                    targets(graph).into_iter().filter(has).collect()
+                }
+            };
+            if drives.is_empty() {
+                return Err(Error::generic(format_args!("Checkpoint '{}' not found", self.name)));
+            }
+            for drive in &drives {
+                graph.node_or_drive(drive).map_err(|_| Error::no_node(drive))?;
+                checkpoints::delete(graph, start.change(), drive, &self.name)?;
+            }
+            Ok(())
+        })
+    }
+}
+
+pub(crate) async fn delete(monitor: &Monitor, delete: Delete) -> Result<Done> {
+    alone(monitor, delete).await
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Query {
+    drive: Option<String>,
+}
+
+/// A checkpoint of one drive.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) struct Shown {
+    name: String,
+    drive: String,
+    /// Seconds since 1970.
+    created: u64,
+    /// The bitmap of what changed until the next one, or until now.
+    bitmap: String,
+    /// Bytes that did.
+    count: u64,
+    granularity: u64,
+    recording: bool,
+}
+
+pub(crate) async fn query(monitor: &Monitor, query: Query) -> Result<Vec<Shown>> {
+    let graph = monitor.graph();
+    let drives = match query.drive {
+        Some(drive) => {
+            graph.node_or_drive(&drive).map_err(|_| Error::no_node(&drive))?;
+            vec![drive]
+        }
+        None => targets(graph),
+    };
+    let shown = |drive: String| {
+        let kept = of(graph, &drive);
+        kept.into_iter().map(move |Checkpoint { epoch, bitmap }| Shown {
+            name: epoch.checkpoint.clone(),
+            drive: drive.clone(),
+            created: epoch.created_s,
+            bitmap: bitmap.name().to_string(),
+            count: bitmap.bits().dirty_bytes(),
+            granularity: bitmap.granularity().bytes(),
+            recording: bitmap.is_recording(),
+        })
+    };
+    Ok(drives.into_iter().flat_map(shown).collect())
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Delta {
+    drive: String,
+    from: String,
+    to: Option<String>,
+    /// A bitmap of this name is made of it at the drive.
+    bitmap: Option<String>,
+    /// The first byte that is asked for.
+    start: Option<u64>,
+}
+
+/// What changed.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Changed {
+    /// Bytes, in all.
+    count: u64,
+    granularity: u64,
+    /// Areas that changed, in ascending order.
+    areas: Vec<Area>,
+    /// There are more; this is where they begin.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<u64>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Area {
+    offset: u64,
+    length: u64,
+}
+
+pub(crate) async fn delta(monitor: &Monitor, delta: Delta) -> Result<Changed> {
+    let graph = monitor.graph();
+    let drive = &*delta.drive;
+    graph.node_or_drive(drive).map_err(|_| Error::no_node(drive))?;
+    // A change waits for the one before: no checkpoint is made or deleted meanwhile.
+    let mut change = graph.change().await;
+    let bits = checkpoints::delta(graph, drive, &delta.from, delta.to.as_deref())?;
+    if let Some(name) = &delta.bitmap {
+        let between = (drive, &*delta.from, delta.to.as_deref());
+        checkpoints::add_delta(graph, &mut change, between, (drive, name))?;
+        change.commit().await?;
+    } else {
+        drop(change);
+    }
+    let start = delta.start.unwrap_or(0);
+    let mut areas = Vec::new();
+    let mut next = None;
+    for range in bits.iter_dirty().filter(|range| range.end > start) {
+        let offset = range.start.max(start);
+        if areas.len() == AREAS_MAX {
+            next = Some(offset);
+            break;
+        }
+        areas.push(Area { offset, length: range.end - offset });
+    }
+    Ok(Changed { count: bits.dirty_bytes(), granularity: bits.granularity().bytes(), areas, next })
+}
+
+/// The drives, and nodes that are the root of none: where checkpoints can be.
+fn targets(graph: &Graph) -> Vec<String> {
+    let drives = graph.drives();
+    let of_drives: Vec<_> =
+        drives.iter().flat_map(|drive| graph.bitmap_places(&drive.name).unwrap_or_default()).collect();
+    let mut targets: Vec<String> = drives.iter().map(|drive| drive.name.to_string()).collect();
+    for view in graph.nodes() {
+        let is_epoch =
+            |bitmap: &&std::sync::Arc<driveline_bitmap::Bitmap>| Epoch::is_name(bitmap.name().as_str());
+        let at_drive = |bitmap: &std::sync::Arc<driveline_bitmap::Bitmap>| {
+            of_drives.iter().any(|(_, of_drive)| of_drive.id() == bitmap.id())
+        };
+        if view.bitmaps.iter().filter(is_epoch).any(|bitmap| !at_drive(bitmap)) {
+            targets.push(view.node.name().to_owned());
+        }
+    }
+    targets
+}
+
+fn of(graph: &Graph, drive: &str) -> Vec<Checkpoint> {
+    checkpoints::of_drive(graph, drive).unwrap_or_default()
+}
+
+/// Bitmaps of checkpoints are changed by checkpoints alone: a delta would be less than the truth. They may be looked at, and
+/// shown by exports.
+pub(crate) fn refuse_epoch(bitmap: &str) -> Result<()> {
+    match bitmap.parse::<Epoch>() {
+        Ok(epoch) => {
+            let text = format_args!(
+                "Bitmap '{bitmap}' belongs to checkpoint '{}'; use x-driveline-checkpoint-delete",
+                epoch.checkpoint
+            );
+            Err(Error::generic(text))
+        }
+        Err(_) => Ok(()),
+    }
+}
