@@ -228,6 +228,21 @@ impl Change {
         Ok(())
     }
 
+    /// Makes a bitmap say what `bits` says when the change comes to it, whoever uses it: how a job tells what it has not
+    /// copied. Nothing, if the bitmap is not there any more.
+    pub fn set_bits(&mut self, bitmap: &Arc<Bitmap>, bits: &Arc<Bitmap>) {
+        let here = self.topology.nodes.values().find(|p| p.node.bitmaps.lock().get_id(bitmap.id()).is_some());
+        let Some(at) = here.map(|placed| placed.node.id) else { return };
+        let (bitmap, bits) = (bitmap.clone(), bits.clone());
+        self.action([at], move |_| {
+            Box::pin(async move {
+                let saved = bitmap.recording_bits().clone();
+                bitmap.restore(bits.bits())?;
+                Ok(undo(move || drop(bitmap.restore(&saved))))
+            })
+        });
+    }
+
     /// Takes a parked bitmap off its holder: to its home, if that is still below the drive's root, else to the
     /// root. `holder` itself does not count as the root: it is on its way out.
     pub fn bring_home(&mut self, holder: &str, name: &str, drive: &str) -> Result<()> {

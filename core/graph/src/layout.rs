@@ -10,6 +10,7 @@ use crate::{
     wiring::wire,
 };
 use driveline_bitmap::Bitmap;
+use driveline_op::Info;
 use std::{fmt, sync::Arc};
 
 /// Who is where at one moment. What changes afterwards does not show in it.
@@ -136,6 +137,12 @@ impl Layout {
     pub fn size_bytes(&self, name: &str) -> Result<u64> {
         let id = self.0.topology.node_or_drive(name)?;
         Ok(self.0.wired[&id].info.size_bytes)
+    }
+
+    /// Size and limits of the drive or node.
+    pub fn info(&self, name: &str) -> Result<Info> {
+        let id = self.0.topology.node_or_drive(name)?;
+        Ok(self.0.wired[&id].info)
     }
 
     /// Where bitmaps of a node or drive are: the node that each is attached to.

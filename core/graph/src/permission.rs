@@ -114,7 +114,9 @@ fn check(topology: &Topology, id: NodeId, claims: &[Claim]) -> Result<()> {
 
 fn overrules(topology: &Topology, a: &Parent, b: &Parent) -> bool {
     match (a, b) {
-        (Parent::Root(root), Parent::Node(node, _)) => topology.roots[root].overrules.contains(node),
+        (Parent::Root(root), Parent::Node(node, _)) | (Parent::Node(node, _), Parent::Root(root)) => {
+            topology.roots[root].overrules.contains(node)
+        }
         _ => false,
     }
 }

@@ -32,8 +32,8 @@ pub struct RootOptions {
     pub shares: Permissions,
     /// It will lock ranges (see [`Unit::lock`]).
     pub locks: bool,
-    /// Names of nodes whose claims on the root's node it may overrule: a commit writes into a backing file, below
-    /// the very nodes that it takes away.
+    /// Names of nodes whose claims on the root's node it may overrule, and which may overrule its own: a commit writes into
+    /// a backing file, below the very nodes that it takes away; a mirror writes into its target beside its own filter.
     pub overrules: Vec<String>,
 }
 

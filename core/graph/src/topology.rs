@@ -48,7 +48,7 @@ pub(crate) struct Attached {
     pub(crate) shares: Permissions,
     /// It locks ranges of its node (jobs do).
     pub(crate) locks: bool,
-    /// Parents whose claims on the node this root may overrule: a commit writes below the chain that it shortens.
+    /// Parents whose claims on the node do not count against this root's, nor this root's against theirs.
     pub(crate) overrules: BTreeSet<NodeId>,
 }
 

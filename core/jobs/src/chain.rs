@@ -61,7 +61,7 @@ impl Chain {
 }
 
 /// What an image above writes into its header to name a node: the file, and the format.
-pub(crate) fn file_and_format(layout: &Layout, node: &str) -> Result<(String, String)> {
+pub fn file_and_format(layout: &Layout, node: &str) -> Result<(String, String)> {
     let mut view = layout.view_node(layout.chain(node)?[0].name())?;
     let format = view.node.driver_name().to_owned();
     loop {

@@ -16,23 +16,23 @@
 
 use crate::{
     chain::{Chain, by_file, file_and_format, overlays},
-    copy::{self, Buffers, Next, PIECE_BYTES_MAX, PieceError, Source},
-    event::JobEvent,
+    copy::Buffers,
     group::{End, Ending, Work},
     holder::UsedHolder,
     job::{Common, Job, JobKind, Stopped},
     manager::Jobs,
+    push::{Push, copy_rest, unchanged_from},
     start::Start,
-    state::{JobStatus, OnError},
+    state::OnError,
 };
 use driveline_bitmap::{Bitmap, BitmapName, Granularity, View};
 use driveline_graph::{BoxFuture, Error, Kind, NodeId, Permissions, Result, Root, RootOptions};
-use driveline_op::{Ask, Buffer, Call, Edge, flag, op, status};
+use driveline_op::{Ask, Buffer, op};
 use parking_lot::Mutex;
-use std::{ops::Range, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-/// How often an active commit that is ready looks for what the guest has written.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// After an error that was ignored a question is asked again in a while.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
 /// The granularity of its own bitmap.
 const GRANULARITY: u64 = 65536;
 
@@ -204,48 +204,25 @@ impl Work for Commit {
             let roots = self.state.lock().clone();
             let (top, base) = (roots.top.expect("until it is over"), roots.base.expect("until it is over"));
             self.find_allocated(job, &top).await?;
-            let push = Push {
-                dirty: &self.dirty,
-                top: &top,
-                base: &base,
-                top_id: self.top_id,
-                cursor: Mutex::new(0),
-            };
-            let buffers = Buffers::default();
+            let push = Push::new(&self.dirty, &top, &base, unchanged_from(self.top_id));
             let runtime = &self.jobs.0.runtime;
-            loop {
-                copy::run(job, runtime, &push, &buffers).await?;
-                *push.cursor.lock() = 0;
-                if !self.active {
-                    return Ok(());
-                }
-                if self.dirty.bits().next_dirty(0).is_some() {
-                    continue;
-                }
-                if job.info().status == JobStatus::Running {
-                    job.set_status(JobStatus::Ready);
-                    job.emit(JobEvent::Ready(Box::new(job.info())));
-                }
-                job.pause_point().await?;
-                if job.wants_complete() {
-                    return Ok(());
-                }
-                let acted = job.user_acted();
-                futures::future::select(std::pin::pin!(acted), runtime.sleep(LOOK_AGAIN)).await;
-                if let Some(more) = self.more_to_do() {
-                    job.add_total(more);
-                }
+            if self.active {
+                push.follow(job, runtime, || {}).await
+            } else {
+                push.run(job, runtime, &Buffers::default()).await
             }
         })
     }
 
     fn prepare(&self) -> BoxFuture<'_, Result<()>> {
-        let base = self.state.lock().base.clone();
-        Box::pin(async move { if let Some(base) = base { base.flush().await } else { Ok(()) } })
+        Box::pin(async move {
+            let Roots { top: Some(top), base: Some(base) } = self.state.lock().clone() else { return Ok(()) };
+            Push::new(&self.dirty, &top, &base, unchanged_from(self.top_id)).once_more().await
+        })
     }
 
-    fn end<'a>(&'a self, _: &'a Arc<Job>, end: End, into: &'a mut Ending) -> BoxFuture<'a, Result<()>> {
-        Box::pin(async move { self.stage_end(end, into) })
+    fn end<'a>(&'a self, job: &'a Arc<Job>, end: End, into: &'a mut Ending) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move { self.stage_end(job, end, into) })
     }
 
     fn ended(&self, _: End) {
@@ -254,10 +231,6 @@ impl Work for Commit {
 }
 
 impl Commit {
-    fn more_to_do(&self) -> Option<u64> {
-        Some(self.dirty.bits().dirty_bytes()).filter(|bytes| *bytes > 0)
-    }
-
     /// Marks what the layers hold. The guest's writes are marked by their way through `top`.
     async fn find_allocated(&self, job: &Arc<Job>, top: &Root) -> Result<(), Stopped> {
         let size = top.info().size_bytes;
@@ -271,7 +244,7 @@ impl Commit {
                 use crate::state::ErrorAction;
                 match job.on_io_error(&error, "read") {
                     ErrorAction::Report => return Err(Stopped::Failed(error.into())),
-                    ErrorAction::Ignore | ErrorAction::Stop => self.jobs.0.runtime.sleep(LOOK_AGAIN).await,
+                    ErrorAction::Ignore | ErrorAction::Stop => self.jobs.0.runtime.sleep(ASK_AGAIN).await,
                 }
                 continue;
             }
@@ -284,8 +257,9 @@ impl Commit {
         Ok(())
     }
 
-    fn stage_end(&self, end: End, into: &mut Ending) -> Result<()> {
+    fn stage_end(&self, job: &Job, end: End, into: &mut Ending) -> Result<()> {
         let (top, base, success) = (self.chain.top(), &self.base, end.is_success());
+        let pivots = success && self.active && job.wants_complete();
         let change = &mut into.change;
         let layout = change.layout();
         let roots = self.state.lock().clone();
@@ -294,10 +268,12 @@ impl Commit {
         }
         change.remove_bitmap(top, self.dirty.name().as_str())?;
         if success && self.active {
-            let (dirty, top_id) = (self.dirty.clone(), self.top_id);
+            let (dirty, how) = (self.dirty.clone(), unchanged_from(self.top_id));
             change.while_drained_first(&[top, base], move |edges| {
-                Box::pin(async move { copy_rest(&dirty, &edges[0], &edges[1], top_id).await })
+                Box::pin(async move { copy_rest(&dirty, &edges[0], &edges[1], how).await })
             })?;
+        }
+        if pivots {
             change.replace_node(top, base)?;
             // Bitmaps that the drive got during the job, with no holder there, are on the node that goes.
             if let Some(drive) = layout.drive_of(top) {
@@ -322,7 +298,7 @@ impl Commit {
                 }
             }
         }
-        if self.base_was_read_only && !(success && self.active) && end.restores_read_only() {
+        if self.base_was_read_only && !pivots && end.restores_read_only() {
             change.set_read_only(base, true)?;
         }
         match &self.holder {
@@ -330,103 +306,4 @@ impl Commit {
             None => Ok(()),
         }
     }
-}
-
-/// What a commit copies: what its bitmap says.
-struct Push<'a> {
-    dirty: &'a Bitmap,
-    top: &'a Root,
-    base: &'a Root,
-    top_id: NodeId,
-    cursor: Mutex<u64>,
-}
-
-impl Source for Push<'_> {
-    fn next(&self) -> BoxFuture<'_, Result<Next, PieceError>> {
-        Box::pin(async move {
-            let at = *self.cursor.lock();
-            let bits = self.dirty.bits();
-            let Some(start) = bits.next_dirty(at) else { return Ok(Next::Nothing) };
-            let round = (start / PIECE_BYTES_MAX + 1) * PIECE_BYTES_MAX;
-            let end = bits.next_clean(start).unwrap_or(bits.length()).min(round).min(bits.length());
-            *self.cursor.lock() = end;
-            Ok(Next::Piece(start..end))
-        })
-    }
-
-    fn copy<'a>(&'a self, piece: Range<u64>, buffers: &'a Buffers) -> BoxFuture<'a, Result<(), PieceError>> {
-        Box::pin(async move {
-            let (above, below) = self.top.enter_both(self.base).await;
-            // No guest writes here between the clean bit and the copy: its write would be marked, but not copied.
-            let _lock = above.lock(piece.clone()).await;
-            self.dirty.bits().clear_range(piece.clone());
-            let mut at = piece.start;
-            let copied = async {
-                while at < piece.end {
-                    let ask =
-                        Ask { op: op::BLOCK_STATUS, offset: at, length: piece.end - at, ..Ask::default() };
-                    let answer = above.submit(ask, Buffer::default()).await;
-                    answer.result.map_err(PieceError::reading)?;
-                    let end = at + answer.status.length;
-                    let scope = self.top_id.0;
-                    if answer.status.flags & status::ZERO != 0 {
-                        let flags = flag::UNCHANGED | flag::MAY_UNMAP;
-                        let (offset, length) = (at, end - at);
-                        let ask =
-                            Ask { op: op::WRITE_ZEROES, flags, offset, length, scope, ..Ask::default() };
-                        below.submit(ask, Buffer::default()).await.result.map_err(PieceError::writing)?;
-                    } else {
-                        let ask = Ask { op: op::READ, offset: at, ..Ask::default() };
-                        let read = above.submit(ask, buffers.take(end - at)).await;
-                        if let Err(error) = read.result {
-                            buffers.give(read.buffer);
-                            return Err(PieceError::reading(error));
-                        }
-                        let ask = Ask {
-                            op: op::WRITE,
-                            flags: flag::UNCHANGED,
-                            offset: at,
-                            scope,
-                            ..Ask::default()
-                        };
-                        let written = below.submit(ask, read.buffer).await;
-                        buffers.give(written.buffer);
-                        written.result.map_err(PieceError::writing)?;
-                    }
-                    at = end;
-                }
-                Ok(())
-            };
-            let result = copied.await;
-            if result.is_err() {
-                self.dirty.mark_unconditionally(piece);
-            }
-            result
-        })
-    }
-
-    fn retries(&self) -> bool {
-        true
-    }
-}
-
-/// Copies what is left while nothing is in flight, and makes it durable.
-async fn copy_rest(dirty: &Bitmap, top: &Edge, base: &Edge, top_id: NodeId) -> Result<()> {
-    let rest: Vec<Range<u64>> = dirty.bits().iter_dirty().collect();
-    for range in rest {
-        let mut at = range.start;
-        while at < range.end {
-            let end = range.end.min(at + PIECE_BYTES_MAX);
-            let read = Ask { op: op::READ, offset: at, ..Ask::default() };
-            let read = Call::new(top.clone(), read, Buffer::new((end - at) as usize)).await;
-            read.result?;
-            let flags = flag::UNCHANGED;
-            let write = Ask { op: op::WRITE, flags, offset: at, scope: top_id.0, ..Ask::default() };
-            Call::new(base.clone(), write, read.buffer).await.result?;
-            at = end;
-        }
-    }
-    let flush = Ask { op: op::FLUSH, ..Ask::default() };
-    Call::new(base.clone(), flush, Buffer::default()).await.result?;
-    Ok(())
 }

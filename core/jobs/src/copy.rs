@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use std::{collections::VecDeque, ops::Range, pin::pin, sync::Arc, time::Duration};
 
 /// Pieces in flight at once.
-const IN_FLIGHT_MAX: usize = 16;
+pub(crate) const IN_FLIGHT_MAX: usize = 16;
 /// The longest piece. From page cache to page cache each is read and written at once, on one thread, while it is in that
 /// processor's cache: pieces of a megabyte are not, and took twice the time for the write.
 pub(crate) const PIECE_BYTES_MAX: u64 = 256 << 10;
@@ -47,6 +47,10 @@ pub(crate) trait Source: Send + Sync {
     fn copy<'a>(&'a self, piece: Range<u64>, buffers: &'a Buffers) -> BoxFuture<'a, Result<(), PieceError>>;
     /// A piece that failed and was ignored: is it to be tried again?
     fn retries(&self) -> bool;
+    /// So many pieces are copied at once.
+    fn in_flight_max(&self) -> usize {
+        IN_FLIGHT_MAX
+    }
 }
 
 /// What comes next.
@@ -95,7 +99,7 @@ pub(crate) async fn run(
         }
         let piece = match again.pop_front() {
             Some(piece) => Some(piece),
-            None if flying.len() < IN_FLIGHT_MAX => match source.next().await {
+            None if flying.len() < source.in_flight_max() => match source.next().await {
                 Ok(Next::Skip(bytes)) => {
                     job.add_done(bytes);
                     continue;
@@ -136,7 +140,7 @@ pub(crate) async fn run(
                 let result = source.copy(piece.clone(), buffers).await;
                 (piece, result)
             });
-            if flying.len() < IN_FLIGHT_MAX {
+            if flying.len() < source.in_flight_max() {
                 continue;
             }
         }

@@ -3,12 +3,13 @@
 use crate::{
     event::JobEvent,
     manager::Listeners,
+    mirror::MirrorTop,
     state::{ErrorAction, IoStatus, JobStatus, OnError, Verb},
 };
 use driveline_graph::{Error, Kind, Result};
 use event_listener::Event;
 use parking_lot::Mutex;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// The kinds of jobs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -71,6 +72,8 @@ pub struct JobInfo {
     pub ready: bool,
     /// Has an error stopped it?
     pub io_status: IoStatus,
+    /// Of a mirror: do guests' writes reach the target before they are answered, with nothing left to copy?
+    pub actively_synced: Option<bool>,
     /// Its result takes effect by itself.
     pub auto_finalize: bool,
     /// It is forgotten by itself.
@@ -101,6 +104,8 @@ pub(crate) struct Job {
     /// Shared by the jobs of a group, which wait for each other.
     changed: Arc<Event>,
     listeners: Arc<Listeners>,
+    /// A mirror's filter, for `block-job-change`.
+    pub(crate) mirror: OnceLock<MirrorTop>,
 }
 
 struct State {
@@ -109,6 +114,8 @@ struct State {
     pauses_by_user: u32,
     paused_by_error: bool,
     cancel: Option<Force>,
+    /// Its user wants it to end without its effect, and to have copied all.
+    end_softly: bool,
     complete: bool,
     finalize: bool,
     dismiss: bool,
@@ -116,6 +123,7 @@ struct State {
     total: u64,
     error: Option<Error>,
     io_status: IoStatus,
+    actively_synced: Option<bool>,
 }
 
 /// Is a cancel to end a ready job in any case?
@@ -145,6 +153,7 @@ impl Job {
             pauses_by_user: 0,
             paused_by_error: false,
             cancel: None,
+            end_softly: false,
             complete: false,
             finalize: false,
             dismiss: false,
@@ -152,8 +161,9 @@ impl Job {
             total: 0,
             error: None,
             io_status: IoStatus::Ok,
+            actively_synced: None,
         };
-        Arc::new(Self { common, state: Mutex::new(state), changed, listeners })
+        Arc::new(Self { common, state: Mutex::new(state), changed, listeners, mirror: OnceLock::new() })
     }
 
     pub(crate) fn info(&self) -> JobInfo {
@@ -171,6 +181,7 @@ impl Job {
             busy: state.status == JobStatus::Running,
             ready: matches!(state.status, JobStatus::Ready | JobStatus::Standby),
             io_status: state.io_status,
+            actively_synced: state.actively_synced,
             auto_finalize,
             auto_dismiss,
             device,
@@ -187,9 +198,7 @@ impl Job {
     pub(crate) fn verb(&self, verb: Verb, force: Force) -> Result<()> {
         let mut state = self.state.lock();
         if !state.status.allows(verb) {
-            let (id, status, verb) = (&self.common.id, state.status, verb.name());
-            let message = format_args!("Job '{id}' in state '{status}' cannot accept command verb '{verb}'");
-            return Err(Error::new(Kind::Invalid, message));
+            return Err(self.refusal(verb, state.status));
         }
         match verb {
             Verb::Pause => state.pauses_by_user += 1,
@@ -202,23 +211,35 @@ impl Job {
                 let message = format_args!("Can't resume a job that was not paused: '{}'", self.common.id);
                 return Err(Error::new(Kind::Invalid, message));
             }
-            Verb::Cancel => {
-                // A ready job that is cancelled softly would keep its result; a commit's is to change the drive,
-                // so both kinds of cancel end it, as QEMU does for an active commit.
-                state.cancel = Some(force);
+            // All is copied: a soft cancel ends the job as a success, but nothing takes the source's place.
+            Verb::Cancel if !force.0 && matches!(state.status, JobStatus::Ready | JobStatus::Standby) => {
+                state.end_softly = true;
             }
-            Verb::Complete if state.pauses_by_user > 0 => {
-                let message = format_args!("The job '{}' is paused and cannot be completed", self.common.id);
+            Verb::Cancel => state.cancel = Some(force),
+            Verb::Complete if state.end_softly => {
+                let message = format_args!("Job '{}' cannot be completed", self.common.id);
                 return Err(Error::new(Kind::Busy, message));
             }
             Verb::Complete => state.complete = true,
             Verb::Finalize => state.finalize = true,
             Verb::Dismiss => state.dismiss = true,
-            Verb::SetSpeed => {}
+            Verb::SetSpeed | Verb::Change => {}
         }
         drop(state);
         self.changed.notify(usize::MAX);
         Ok(())
+    }
+
+    /// Is the verb allowed now?
+    pub(crate) fn check(&self, verb: Verb) -> Result<()> {
+        let status = self.state.lock().status;
+        if status.allows(verb) { Ok(()) } else { Err(self.refusal(verb, status)) }
+    }
+
+    fn refusal(&self, verb: Verb, status: JobStatus) -> Error {
+        let (id, verb) = (&self.common.id, verb.name());
+        let message = format_args!("Job '{id}' in state '{status}' cannot accept command verb '{verb}'");
+        Error::new(Kind::Invalid, message)
     }
 
     pub(crate) fn set_speed(&self, speed: u64) -> Result<()> {
@@ -284,6 +305,16 @@ impl Job {
 
     pub(crate) fn wants_complete(&self) -> bool {
         self.state.lock().complete
+    }
+
+    /// To be completed, or to end without its effect.
+    pub(crate) fn wants_end(&self) -> bool {
+        let state = self.state.lock();
+        state.complete || state.end_softly
+    }
+
+    pub(crate) fn set_synced(&self, synced: bool) {
+        self.state.lock().actively_synced = Some(synced);
     }
 
     pub(crate) fn wants_pause(&self) -> bool {

@@ -1,4 +1,4 @@
-//! Long-running work on a storage graph: stream and commit.
+//! Long-running work on a storage graph: stream, commit and mirror.
 //!
 //! A job moves data between the layers of a drive while guests use it. The *drive* does not change by that, so
 //! its bitmaps must not either: for the time of a job they are parked on a holder, a filter that does nothing, at
@@ -33,16 +33,20 @@ mod group;
 mod holder;
 mod job;
 mod manager;
+mod mirror;
+mod push;
 mod start;
 mod state;
 mod stream;
 mod task;
 
+pub use chain::file_and_format;
 pub use commit::CommitArgs;
 pub use event::JobEvent;
 pub use holder::HOLDER_DRIVER;
 pub use job::{JobInfo, JobKind};
 pub use manager::{Jobs, Runtime};
+pub use mirror::{BitmapMode, CopyMode, MirrorArgs, MirrorSync};
 pub use start::{Completion, Start};
 pub use state::{ErrorAction, IoStatus, JobStatus, OnError, Verb};
 pub use stream::{Base, StreamArgs};

@@ -83,7 +83,7 @@ impl Jobs {
         Ok(self.find(id)?.info())
     }
 
-    fn find(&self, id: &str) -> Result<Arc<Job>> {
+    pub(crate) fn find(&self, id: &str) -> Result<Arc<Job>> {
         let state = self.0.state.lock();
         state
             .jobs

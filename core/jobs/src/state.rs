@@ -44,6 +44,8 @@ pub enum Verb {
     Resume,
     /// Change its speed limit.
     SetSpeed,
+    /// Change how it works.
+    Change,
     /// Bring a ready job to its end.
     Complete,
     /// Make a pending job's result take effect.
@@ -94,7 +96,7 @@ impl JobStatus {
         use JobStatus::*;
         match verb {
             Verb::Cancel => matches!(self, Created | Running | Paused | Ready | Standby | Waiting | Pending),
-            Verb::Pause | Verb::Resume | Verb::SetSpeed => {
+            Verb::Pause | Verb::Resume | Verb::SetSpeed | Verb::Change => {
                 matches!(self, Created | Running | Paused | Ready | Standby)
             }
             Verb::Complete => matches!(self, Ready | Standby),
@@ -118,6 +120,7 @@ impl Verb {
             Verb::Pause => "pause",
             Verb::Resume => "resume",
             Verb::SetSpeed => "set-speed",
+            Verb::Change => "change",
             Verb::Complete => "complete",
             Verb::Finalize => "finalize",
             Verb::Dismiss => "dismiss",

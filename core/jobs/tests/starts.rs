@@ -1,130 +1,13 @@
 //! Jobs that start inside a change of the graph, and jobs that end together or not at all.
 
-#![allow(unreachable_pub, missing_debug_implementations, missing_docs)]
+#![allow(unreachable_pub, missing_debug_implementations, missing_docs, dead_code)]
 
 mod kit;
 
-use driveline_graph::{Graph, GraphOptions, Kind, NewBitmap, Options, Result};
-use driveline_jobs::{
-    CommitArgs, Completion, JobEvent, JobKind, JobStatus, Jobs, OnError, Start, StreamArgs,
-};
-use kit::{
-    drivers::{CLUSTER, World, register},
-    sim::Sim,
-};
-use parking_lot::Mutex;
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering::SeqCst},
-};
-
-struct Bench {
-    sim: Sim,
-    world: World,
-    graph: Graph,
-    jobs: Jobs,
-    events: Arc<Mutex<Vec<String>>>,
-}
-
-fn object(value: serde_json::Value) -> Options {
-    value.as_object().unwrap().clone()
-}
-
-impl Bench {
-    /// Two drives of three images each: `a` on `a2`, `a1`, `a0`, and the same for `b`. `a1` and `b1` are behind filters
-    /// that fail when they are told to.
-    fn new(seed: u64) -> Self {
-        let sim = Sim::new(seed);
-        let world = World { sim: sim.clone(), faults: Arc::new(AtomicU64::new(0)) };
-        let graph = Graph::new(GraphOptions::default());
-        register(&graph, &world);
-        let jobs = Jobs::new(graph.clone(), Arc::new(sim.clone()));
-        let events = Arc::new(Mutex::new(Vec::new()));
-        jobs.on_event({
-            let events = events.clone();
-            move |event| {
-                let said = match event {
-                    JobEvent::StatusChange { id, status } => format!("{id} {status}"),
-                    JobEvent::Completed(job) => format!("{} COMPLETED {:?}", job.id, job.error.is_some()),
-                    JobEvent::Cancelled(job) => format!("{} CANCELLED", job.id),
-                    JobEvent::Pending(job) => format!("{} PENDING", job.id),
-                    _ => return,
-                };
-                events.lock().push(said);
-            }
-        });
-        let bench = Self { sim, world, graph: graph.clone(), jobs, events };
-        bench.sim.run(async move {
-            let mut change = graph.change().await;
-            for drive in ["a", "b"] {
-                for at in 0..3 {
-                    let mut node = serde_json::json!({ "driver": "cow", "node-name": format!("{drive}{at}"),
-                        "size": 16 * CLUSTER, "fill-every": at + 1, "fill-byte": at + 1, "read-only": at != 2 });
-                    if at > 0 {
-                        node["backing"] = format!("{drive}{}", at - 1).into();
-                    }
-                    change.add_node(graph.parse(object(node), &[]).unwrap()).await.unwrap();
-                }
-                change.set_drive(&format!("drive-{drive}"), &format!("{drive}2")).unwrap();
-                change.add_bitmap(&format!("drive-{drive}"), NewBitmap::named("daily")).unwrap();
-            }
-            change.commit().await.unwrap();
-            for drive in ["a", "b"] {
-                let mut change = graph.change().await;
-                let fault = object(serde_json::json!({ "driver": "fault", "node-name": format!("{drive}-fault") }));
-                change.insert_filter(fault, &format!("{drive}2")).await.unwrap();
-                change.commit().await.unwrap();
-            }
-        });
-        bench
-    }
-
-    fn start<T: Send + 'static>(
-        &self,
-        completion: Completion,
-        stage: impl for<'a> FnOnce(&'a mut Start) -> driveline_graph::BoxFuture<'a, Result<T>> + Send + 'static,
-    ) -> Result<Vec<String>> {
-        let jobs = self.jobs.clone();
-        self.sim.run(async move {
-            let mut start = jobs.begin().await;
-            stage(&mut start).await?;
-            start.make(completion).await
-        })
-    }
-
-    fn wait(&self, id: &str) -> Option<String> {
-        let (jobs, id) = (self.jobs.clone(), id.to_owned());
-        self.sim.run(async move { jobs.wait(&id).await.unwrap().error })
-    }
-
-    fn settle(&self) {
-        let sim = self.sim.clone();
-        self.sim.run(async move {
-            driveline_jobs::Runtime::sleep(&sim, std::time::Duration::from_secs(5)).await;
-        });
-    }
-
-    fn chain(&self, drive: &str) -> String {
-        let chain = self.graph.chain(drive).unwrap();
-        chain.iter().map(|node| node.name()).collect::<Vec<_>>().join(" ")
-    }
-
-    fn status(&self, id: &str) -> JobStatus {
-        self.jobs.get(id).unwrap().status
-    }
-
-    /// Nothing is left of any job but what it did.
-    fn check_clean(&self) {
-        let names = self.graph.nodes();
-        let left: Vec<_> = names.iter().map(|v| v.node.name()).filter(|name| name.starts_with('#')).collect();
-        assert!(left.is_empty(), "{left:?}");
-        for drive in ["a", "b"] {
-            let bitmap = self.graph.bitmap(&format!("drive-{drive}"), "daily").unwrap();
-            assert!(bitmap.bits().is_clean() && !bitmap.is_busy(), "a job's work marks no drive");
-        }
-        assert!(self.graph.nodes().iter().all(|v| !v.parents.iter().any(|parent| parent.starts_with("job"))));
-    }
-}
+use driveline_graph::Kind;
+use driveline_jobs::{CommitArgs, Completion, JobKind, JobStatus, StreamArgs};
+use kit::bench::{Bench, SIZE, object};
+use std::sync::atomic::Ordering::SeqCst;
 
 fn stream(drive: &str) -> StreamArgs {
     StreamArgs { device: format!("drive-{drive}"), manual_dismiss: true, ..StreamArgs::default() }
@@ -164,7 +47,7 @@ fn a_job_sees_the_graph_as_the_actions_before_it_would_have_it() {
             Box::pin(async move {
                 let graph = start.layout();
                 assert!(graph.node("top").is_err());
-                let node = serde_json::json!({ "driver": "cow", "node-name": "top", "size": 16 * CLUSTER });
+                let node = serde_json::json!({ "driver": "cow", "node-name": "top", "size": SIZE });
                 let node = driveline_graph::Definition {
                     name: Some("top".into()),
                     driver: "cow".into(),
@@ -206,10 +89,7 @@ fn jobs_of_a_group_take_effect_together() {
                 })
             })
             .unwrap();
-        let sim = bench.sim.clone();
-        bench.sim.run(async move {
-            driveline_jobs::Runtime::sleep(&sim, std::time::Duration::from_millis(150)).await;
-        });
+        bench.sleep(150);
         if bench.status("drive-a") == JobStatus::Running {
             assert_eq!(bench.status("drive-b"), JobStatus::Waiting, "seed {seed}");
             assert_eq!(bench.chain("drive-b"), "b2 b1 b0");
@@ -232,7 +112,7 @@ fn one_that_fails_or_is_cancelled_cancels_its_group_and_only_that() {
                 })
             })
             .unwrap();
-        bench.settle_waiting("drive-b");
+        bench.until("drive-b", JobStatus::Waiting);
         if seed % 2 == 0 {
             bench.jobs.cancel("drive-b", false).unwrap();
         } else {
@@ -262,17 +142,6 @@ fn one_that_fails_or_is_cancelled_cancels_its_group_and_only_that() {
     }
 }
 
-impl Bench {
-    fn settle_waiting(&self, id: &str) {
-        let (sim, jobs, id) = (self.sim.clone(), self.jobs.clone(), id.to_owned());
-        self.sim.run(async move {
-            while jobs.get(&id).unwrap().status != JobStatus::Waiting {
-                driveline_jobs::Runtime::sleep(&sim, std::time::Duration::from_millis(1)).await;
-            }
-        });
-    }
-}
-
 #[test]
 fn a_group_is_finalized_by_any_of_its_jobs_that_waits_for_it() {
     let bench = Bench::new(7);
@@ -284,7 +153,7 @@ fn a_group_is_finalized_by_any_of_its_jobs_that_waits_for_it() {
             })
         })
         .unwrap();
-    bench.settle();
+    bench.sleep(5000);
     assert_eq!((bench.status("drive-a"), bench.status("drive-b")), (JobStatus::Pending, JobStatus::Pending));
     assert_eq!(bench.chain("drive-a"), "a2 a1 a0");
     assert_eq!(bench.events.lock().iter().filter(|said| said.ends_with("PENDING")).count(), 1);
@@ -296,19 +165,12 @@ fn a_group_is_finalized_by_any_of_its_jobs_that_waits_for_it() {
 #[test]
 fn an_error_of_one_job_fails_it_and_cancels_the_others() {
     let bench = Bench::new(3);
-    // Two streams into images that can be written, below filters that fail: only the reads of `b1` do.
     bench.world.faults.store(1, SeqCst);
-    let graph = bench.graph.clone();
-    bench.sim.run(async move {
-        let mut change = graph.change().await;
-        let fault = object(serde_json::json!({ "driver": "fault", "node-name": "b1-fault" }));
-        change.insert_filter(fault, "b1").await.unwrap();
-        change.commit().await.unwrap();
-    });
+    bench.fault_above("b1");
     bench
         .start(Completion::Grouped, |start| {
             Box::pin(async move {
-                start.stream(StreamArgs { on_error: OnError::Report, ..stream("a") }).await?;
+                start.stream(stream("a")).await?;
                 start.stream(stream("b")).await
             })
         })
@@ -343,6 +205,6 @@ fn a_task_finalizes_by_itself_and_is_dismissed_by_its_user() {
     let said = bench.events.lock().clone();
     assert_eq!(said, ["make created", "make running", "make waiting", "make pending", "make concluded"]);
     bench.jobs.dismiss("make").unwrap();
-    bench.settle();
+    bench.sleep(5000);
     assert!(bench.jobs.list().is_empty());
 }

@@ -1,15 +1,17 @@
-//! Random worlds: guests write while filters come and go, streams and commits run, are paused, cancelled and fail,
+//! Random worlds: guests write while filters come and go, streams, commits and mirrors run, are paused, cancelled and fail,
 //! the drive grows, and bitmaps are added, merged and renamed. After each step the drive's content and every
 //! bitmap equal an oracle, to the granule.
 //!
 //! `WORLDS_SEED=n` replays one world, `WORLDS=n` runs that many.
 
-#![allow(unreachable_pub, missing_debug_implementations, missing_docs)]
+#![allow(unreachable_pub, missing_debug_implementations, missing_docs, dead_code)]
 
 mod kit;
 
 use driveline_graph::{Graph, GraphOptions, Kind, NewBitmap, Options, Root, RootOptions};
-use driveline_jobs::{Base, CommitArgs, JobStatus, Jobs, OnError, StreamArgs};
+use driveline_jobs::{
+    Base, CommitArgs, CopyMode, JobKind, JobStatus, Jobs, MirrorArgs, MirrorSync, OnError, StreamArgs,
+};
 use kit::{
     drivers::{CLUSTER, World, register},
     sim::Sim,
@@ -174,7 +176,8 @@ impl Run {
 
     fn change_graph(&mut self) -> String {
         let graph = self.graph.clone();
-        match self.sim.below(14) {
+        match self.sim.below(16) {
+            14 | 15 => self.start_mirror(),
             0 | 1 => {
                 let drivers = ["pass", "fault", "pass", "bitmap-holder"];
                 let (name, driver) = (self.name("f"), drivers[self.sim.below(4) as usize]);
@@ -266,6 +269,48 @@ impl Run {
         }
     }
 
+    /// A new image is made and becomes the target; with the drive's backing, if only the top image is to be copied.
+    fn start_mirror(&mut self) -> String {
+        let (jobs, graph, id, target) =
+            (self.jobs.clone(), self.graph.clone(), self.name("job"), self.name("m"));
+        let chain = graph.chain("vda").unwrap();
+        let mut node = serde_json::json!({ "driver": "cow", "node-name": target,
+            "size": self.guest.info().size_bytes });
+        let sync = match chain.get(1).filter(|_| self.sim.chance(2)) {
+            Some(backing) => {
+                node["backing"] = backing.name().into();
+                MirrorSync::Top
+            }
+            None => MirrorSync::Full,
+        };
+        let args = MirrorArgs {
+            job_id: Some(id.clone()),
+            device: "vda".into(),
+            target: target.clone(),
+            sync,
+            granularity: Some(512 << self.sim.below(6)),
+            copy_mode: self.copy_mode(),
+            on_source_error: self.policy(),
+            on_target_error: self.policy(),
+            speed: self.sim.below(2) * 200_000,
+            ..Default::default()
+        };
+        let result = self.sim.run(async move {
+            let mut start = jobs.begin().await;
+            let beside: Vec<_> = graph.nodes().iter().map(|v| v.node.name().to_owned()).collect();
+            let beside: Vec<&str> = beside.iter().map(String::as_str).collect();
+            let node = graph.parse(object(node), &beside)?;
+            start.change().add_node(node).await?;
+            start.mirror(args).await?;
+            start.make(Default::default()).await
+        });
+        format!("mirror {id} ({sync:?}) to {target}: {result:?}")
+    }
+
+    fn copy_mode(&self) -> CopyMode {
+        if self.sim.chance(2) { CopyMode::Background } else { CopyMode::WriteBlocking }
+    }
+
     fn policy(&self) -> OnError {
         [OnError::Report, OnError::Stop, OnError::Ignore, OnError::Enospc][self.sim.below(4) as usize]
     }
@@ -280,8 +325,16 @@ impl Run {
         let result = match self.sim.below(6) {
             0 if !ready => ("pause", self.jobs.pause(&job.id)),
             1 if !ready => ("cancel", self.jobs.cancel(&job.id, true)),
-            0 | 1 if self.sim.chance(4) => ("cancel", self.jobs.cancel(&job.id, true)),
+            0 | 1 if self.sim.chance(4) => ("cancel", self.jobs.cancel(&job.id, self.sim.chance(2))),
+            2 if ready && job.kind == JobKind::Mirror => {
+                let (jobs, id, mode) = (self.jobs.clone(), job.id.clone(), self.copy_mode());
+                ("copy mode", self.sim.run(async move { jobs.set_copy_mode(&id, mode).await }))
+            }
             _ if ready => ("complete", self.jobs.complete(&job.id)),
+            2 if job.kind == JobKind::Mirror => {
+                let (jobs, id, mode) = (self.jobs.clone(), job.id.clone(), self.copy_mode());
+                ("copy mode", self.sim.run(async move { jobs.set_copy_mode(&id, mode).await }))
+            }
             2 | 3 => ("resume", self.jobs.resume(&job.id)),
             _ => ("speed", self.jobs.set_speed(&job.id, 0)),
         };
@@ -459,7 +512,7 @@ fn drive_bitmaps_and_content_are_exact_in_random_worlds() {
     if let Ok(seed) = std::env::var("WORLDS_SEED") {
         return world(seed.parse().unwrap(), 60);
     }
-    let worlds = std::env::var("WORLDS").map_or(120, |worlds| worlds.parse().unwrap());
+    let worlds = std::env::var("WORLDS").map_or(60, |worlds| worlds.parse().unwrap());
     for seed in 0..worlds {
         world(seed, 60);
     }

@@ -9,14 +9,14 @@ use crate::{
     transaction::{Action, alone},
 };
 use driveline_graph::BoxFuture;
-use driveline_jobs::{Base, CommitArgs, JobEvent, JobInfo, Jobs, OnError, Start, StreamArgs};
+use driveline_jobs::{Base, CommitArgs, CopyMode, JobEvent, JobInfo, Jobs, OnError, Start, StreamArgs};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 /// QAPI's `BlockdevOnError`.
 #[derive(Clone, Copy, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-enum OnErrorName {
+pub(crate) enum OnErrorName {
     Report,
     Ignore,
     Enospc,
@@ -147,11 +147,67 @@ pub(crate) async fn block_commit(monitor: &Monitor, commit: BlockCommit) -> Resu
     alone(monitor, commit).await
 }
 
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum CopyModeName {
+    Background,
+    WriteBlocking,
+}
+
+impl From<CopyModeName> for CopyMode {
+    fn from(name: CopyModeName) -> Self {
+        match name {
+            CopyModeName::Background => CopyMode::Background,
+            CopyModeName::WriteBlocking => CopyMode::WriteBlocking,
+        }
+    }
+}
+
+/// The kinds of jobs, as QAPI's `JobType`.
+#[derive(Clone, Copy, Deserialize, PartialEq)]
+#[serde(rename_all = "kebab-case")]
+enum JobTypeName {
+    Commit,
+    Stream,
+    Mirror,
+    Backup,
+    Create,
+    Amend,
+    SnapshotLoad,
+    SnapshotSave,
+    SnapshotDelete,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct BlockJobChange {
+    id: String,
+    r#type: JobTypeName,
+    copy_mode: Option<CopyModeName>,
+}
+
+pub(crate) async fn block_job_change(monitor: &Monitor, change: BlockJobChange) -> Result<Done> {
+    let mode = match (change.r#type, change.copy_mode) {
+        (JobTypeName::Mirror, None) => return Err(Error::generic("Parameter 'copy-mode' is missing")),
+        (JobTypeName::Mirror, Some(mode)) => Some(mode),
+        (_, Some(_)) => return Err(Error::generic("Parameter 'copy-mode' is unexpected")),
+        (_, None) => None,
+    };
+    let jobs = monitor.jobs();
+    let id = block_job(jobs, change.id)?;
+    let is_mirror = jobs.get(&id)?.kind == driveline_jobs::JobKind::Mirror;
+    match mode.filter(|_| is_mirror) {
+        Some(mode) => jobs.set_copy_mode(&id, mode.into()).await?,
+        None => return Err(Error::generic("Job type does not support change")),
+    }
+    Ok(Done {})
+}
+
 fn both(one: &str, other: &str) -> Error {
     Error::generic(format_args!("'{one}' and '{other}' cannot be specified at the same time"))
 }
 
-fn speed(bytes_per_second: i64) -> Result<u64> {
+pub(crate) fn speed(bytes_per_second: i64) -> Result<u64> {
     u64::try_from(bytes_per_second)
         .map_err(|_| Error::generic("Parameter 'speed' expects a non-negative value"))
 }
@@ -287,6 +343,9 @@ pub(crate) async fn query_block_jobs(monitor: &Monitor, _: Nothing) -> Result<Va
             "auto-finalize": job.auto_finalize,
             "auto-dismiss": job.auto_dismiss,
         });
+        if let (Some(synced), Some(info)) = (job.actively_synced, info.as_object_mut()) {
+            info.insert("actively-synced".into(), synced.into());
+        }
         add_error(&mut info, job.error);
         info
     };

@@ -107,6 +107,7 @@ mod events;
 mod exports;
 mod image;
 mod jobs;
+mod mirror;
 mod monitor;
 mod nodes;
 mod objects;

@@ -21,7 +21,7 @@ use crate::{
     checkpoints,
     command::{Done, Nothing},
     error::{Error, Result},
-    jobs,
+    jobs, mirror,
     monitor::Monitor,
     nodes,
 };
@@ -100,6 +100,8 @@ actions! {
     "x-driveline-checkpoint-delete" => same::<checkpoints::Delete>,
     "block-stream" => same::<jobs::BlockStream>,
     "block-commit" => same::<jobs::BlockCommit>,
+    "blockdev-mirror" => same::<mirror::BlockdevMirror>,
+    "drive-mirror" => same::<mirror::DriveMirror>,
     "x-driveline-blockdev-insert-filter" => same::<nodes::InsertFilter>,
     "x-driveline-blockdev-remove-filter" => |filter: nodes::NodeName| nodes::RemoveFilter(filter),
 }

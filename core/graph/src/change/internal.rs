@@ -6,8 +6,9 @@ use crate::{
     driver::{Driver, Options, Role},
     error::{Error, Kind, Result},
     node::Node,
+    topology::Parent,
 };
-use std::sync::Arc;
+use std::{collections::BTreeSet, fmt, sync::Arc};
 
 /// A node to be put in by [`Change::insert_internal`].
 pub struct Internal {
@@ -21,8 +22,8 @@ pub struct Internal {
     pub children: Vec<(String, String)>,
 }
 
-impl std::fmt::Debug for Internal {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Internal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Internal").field("name", &self.name).finish_non_exhaustive()
     }
 }
@@ -54,6 +55,18 @@ impl Change {
             };
             children.push((spec.clone(), ChildDefinition::Node(child)));
         }
+        // A child may lead to `below` itself (the target of a mirror has its source as backing): that edge stays.
+        let given = children.iter().filter(|(spec, _)| spec.role != Role::Filtered);
+        let names = given.filter_map(|(_, child)| match child {
+            ChildDefinition::Node(name) => Some(name.clone()),
+            _ => None,
+        });
+        let mut reached = BTreeSet::new();
+        for name in names.collect::<Vec<_>>() {
+            reached.extend(self.topology.reach(self.topology.id(&name)?));
+        }
+        let mut parents = self.topology.parents(below);
+        parents.retain(|parent| !matches!(parent, Parent::Node(id, _) if reached.contains(id)));
         let definition = Definition {
             name: node.name.clone(),
             driver: description.name.to_string(),
@@ -61,7 +74,6 @@ impl Change {
             read_only: None,
             children,
         };
-        let parents = self.topology.parents(below);
         let read_only = Some(self.topology.at(below).read_only);
         let filter = self.open_with(node.driver.clone(), definition, false, read_only).await;
         let filter = filter.map_err(|error| node.name.map_or(error.clone(), |name| error.at(&name)))?;

@@ -37,7 +37,7 @@ impl Change {
     }
 
     /// Opens a node that goes when its last user goes.
-    pub(crate) async fn add_implicit(&mut self, definition: Definition) -> Result<Arc<Node>> {
+    pub async fn add_implicit(&mut self, definition: Definition) -> Result<Arc<Node>> {
         let id = self.open(definition, true, None).await?;
         Ok(self.topology.at(id).node.clone())
     }

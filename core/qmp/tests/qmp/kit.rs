@@ -198,6 +198,11 @@ impl World {
         });
     }
 
+    /// Closes all nodes: what they hold back is in their files then.
+    pub(crate) fn close(&self) {
+        self.engine.block_on(self.graph.close()).unwrap();
+    }
+
     pub(crate) fn socket(&self) -> PathBuf {
         self.folder.path().join("qmp.sock")
     }

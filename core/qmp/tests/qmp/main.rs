@@ -6,6 +6,7 @@ mod exports;
 mod interop;
 mod jobs;
 mod kit;
+mod mirror;
 mod nodes;
 mod schema;
 mod session;

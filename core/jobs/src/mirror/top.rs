@@ -1,0 +1,144 @@
+//! The filter of a mirror: it sees what guests write, and in write-blocking mode writes it to the target as well.
+//!
+//! A write that is blocking is done to the source, then to the target, and is answered when both have it. Writes that
+//! overlap follow each other, so that source and target get them in one order. The source's bitmap, which the job copies
+//! from, was marked on the way; what has reached the target whole is taken out of it again. If the target fails, the mark
+//! stays, the guest does not notice, and the job copies it later or fails by its own policy.
+
+use crate::job::Job;
+use driveline_bitmap::Bitmap;
+use driveline_graph::{
+    BoxFuture, ChildSpec, Description, Driver, DriverKind, OpenArgs, OpenNode, Options, Ranges, Result, Role,
+};
+use driveline_op::{Body, Info, Instance, Next, OpTable, WriteRequest, WriteZeroesRequest, flag};
+use std::{
+    ops::Range,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
+
+/// What QEMU calls it. Nobody can make one by `blockdev-add`.
+pub(crate) const MIRROR_TOP: &str = "mirror_top";
+
+/// Which child the target is.
+const TARGET: usize = 1;
+
+/// What the filter and its job share.
+pub(crate) struct Shared {
+    pub(crate) dirty: Arc<Bitmap>,
+    /// Changed only while the filter is drained: writes of both modes at once would not know of each other.
+    pub(crate) blocking: AtomicBool,
+    job: Weak<Job>,
+    ranges: Arc<Ranges>,
+}
+
+impl Shared {
+    pub(crate) fn new(dirty: Arc<Bitmap>, blocking: bool, job: &Arc<Job>) -> Arc<Self> {
+        let (blocking, job) = (AtomicBool::new(blocking), Arc::downgrade(job));
+        Arc::new(Self { dirty, blocking, job, ranges: Arc::default() })
+    }
+
+    pub(crate) fn is_blocking(&self) -> bool {
+        self.blocking.load(Relaxed)
+    }
+
+    /// The granules that a range touches.
+    fn granules(&self, range: &Range<u64>) -> Range<u64> {
+        let granule = self.dirty.granularity().bytes();
+        range.start / granule * granule..range.end.next_multiple_of(granule)
+    }
+
+    fn written(&self, range: Range<u64>, result: driveline_op::Result<()>) {
+        match result {
+            Ok(()) => self.dirty.bits().clear_range(range),
+            Err(error) => {
+                tracing::debug!("a mirror's target is behind: {error}");
+                if let Some(job) = self.job.upgrade() {
+                    job.set_synced(false);
+                }
+            }
+        }
+    }
+}
+
+/// The driver of one mirror's filter.
+pub(crate) struct TopDriver {
+    description: Description,
+    shared: Arc<Shared>,
+}
+
+impl TopDriver {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        let mut description = Description::builtin(MIRROR_TOP, DriverKind::Filter, "the filter of a mirror");
+        description.children =
+            vec![ChildSpec::required("backing", Role::Filtered), ChildSpec::required("target", Role::Data)];
+        Self { description, shared }
+    }
+}
+
+impl Driver for TopDriver {
+    fn description(&self) -> &Description {
+        &self.description
+    }
+
+    fn check(&self, _: &Options) -> Result<()> {
+        Ok(())
+    }
+
+    fn open<'a>(&'a self, args: OpenArgs<'a>) -> BoxFuture<'a, Result<Arc<dyn OpenNode>>> {
+        let body = Arc::new(Body { cookie: args.cookie, driver: Top(self.shared.clone()) });
+        Box::pin(async move { Ok(Arc::new(OpenTop(body)) as Arc<dyn OpenNode>) })
+    }
+}
+
+struct OpenTop(Arc<Body<Top>>);
+
+impl OpenNode for OpenTop {
+    fn instance(&self) -> Instance {
+        Instance::new(self.0.clone(), &TOP)
+    }
+
+    fn info(&self, children: &[Info]) -> Info {
+        children[0]
+    }
+}
+
+struct Top(Arc<Shared>);
+
+/// A discard goes to the source alone: what it leaves there is copied afterwards.
+static TOP: OpTable<Top> = OpTable::new().write(Top::write).write_zeroes(Top::write_zeroes);
+
+impl Top {
+    async fn write(&self, next: &mut Next<'_>, request: &WriteRequest<'_>) -> driveline_op::Result<()> {
+        // What does not change the source does not change the target.
+        if !self.0.is_blocking() || request.flags() & flag::UNCHANGED != 0 {
+            return next.write(request).await;
+        }
+        let _hold = self.0.ranges.hold(self.0.granules(&request.range()), true).await;
+        next.write(request).await?;
+        let copy = request.with_flags(request.flags() & flag::FUA).with_scope(0);
+        let written = next.child(TARGET).write(&copy).await;
+        self.0.written(request.range(), written);
+        Ok(())
+    }
+
+    async fn write_zeroes(
+        &self,
+        next: &mut Next<'_>,
+        request: &WriteZeroesRequest<'_>,
+    ) -> driveline_op::Result<()> {
+        if !self.0.is_blocking() || request.flags() & flag::UNCHANGED != 0 {
+            return next.write_zeroes(request).await;
+        }
+        let _hold = self.0.ranges.hold(self.0.granules(&request.range()), true).await;
+        next.write_zeroes(request).await?;
+        // The target may be slower with zeroes than the source: that is no reason to fail here.
+        let flags = request.flags() & (flag::FUA | flag::MAY_UNMAP);
+        let copy = request.with_flags(flags).with_scope(0);
+        let written = next.child(TARGET).write_zeroes(&copy).await;
+        self.0.written(request.range(), written);
+        Ok(())
+    }
+}

@@ -1,0 +1,207 @@
+//! Copying what a bitmap says from one node to another while guests write to the first: commit and mirror.
+//!
+//! The bitmap is on the node that is read. A guest's write marks it before it is done, a piece's bits are cleared before it
+//! is read, and no guest writes where a piece is being copied: so whatever is clean is the same on both sides, or is being
+//! copied just now.
+
+use crate::{
+    copy::{self, Buffers, Next, PIECE_BYTES_MAX, PieceError, Source},
+    event::JobEvent,
+    job::{Job, Stopped},
+    manager::Runtime,
+    state::JobStatus,
+};
+use driveline_bitmap::Bitmap;
+use driveline_graph::{BoxFuture, Result, Root};
+use driveline_op::{Ask, Buffer, Call, Edge, flag, op, status};
+use parking_lot::Mutex;
+use std::{ops::Range, pin::pin, sync::Arc, time::Duration};
+
+/// How often a job that is ready looks for what the guest has written.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// How a copy is written.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct How {
+    /// Flags of all writes.
+    pub(crate) flags: u32,
+    /// Further flags of zeroes.
+    pub(crate) zero_flags: u32,
+    /// The scope of UNCHANGED.
+    pub(crate) scope: u64,
+    /// How many bytes may be in flight; 0: as many as are fast.
+    pub(crate) in_flight_bytes: u64,
+}
+
+/// What is copied: what `dirty` says, from `from` to `to`.
+pub(crate) struct Push<'a> {
+    dirty: &'a Bitmap,
+    from: &'a Root,
+    to: &'a Root,
+    how: How,
+    cursor: Mutex<u64>,
+}
+
+impl<'a> Push<'a> {
+    pub(crate) fn new(dirty: &'a Bitmap, from: &'a Root, to: &'a Root, how: How) -> Self {
+        Self { dirty, from, to, how, cursor: Mutex::new(0) }
+    }
+
+    /// Copies until nothing is left.
+    pub(crate) async fn run(
+        &self,
+        job: &Arc<Job>,
+        runtime: &Arc<dyn Runtime>,
+        buffers: &Buffers,
+    ) -> Result<(), Stopped> {
+        copy::run(job, runtime, self, buffers).await?;
+        *self.cursor.lock() = 0;
+        Ok(())
+    }
+
+    /// Copies until nothing is left, says that the job is ready, and goes on with what guests write until the user wants
+    /// it to end. `caught_up` is told whenever nothing is left.
+    pub(crate) async fn follow(
+        &self,
+        job: &Arc<Job>,
+        runtime: &Arc<dyn Runtime>,
+        caught_up: impl Fn(),
+    ) -> Result<(), Stopped> {
+        let buffers = Buffers::default();
+        loop {
+            self.run(job, runtime, &buffers).await?;
+            if self.dirty.bits().next_dirty(0).is_some() {
+                continue;
+            }
+            caught_up();
+            if job.info().status == JobStatus::Running {
+                job.set_status(JobStatus::Ready);
+                job.emit(JobEvent::Ready(Box::new(job.info())));
+            }
+            job.pause_point().await?;
+            if job.wants_end() {
+                return Ok(());
+            }
+            futures::future::select(pin!(job.user_acted()), runtime.sleep(LOOK_AGAIN)).await;
+            let more = self.dirty.bits().dirty_bytes();
+            if more > 0 {
+                job.add_total(more);
+            }
+        }
+    }
+
+    /// Copies once more what there is, before guests are kept waiting for the rest: see [`copy_rest`].
+    pub(crate) async fn once_more(&self) -> Result<()> {
+        let buffers = Buffers::default();
+        *self.cursor.lock() = 0;
+        while let Ok(Next::Piece(piece)) = self.next().await {
+            self.copy(piece, &buffers).await.map_err(|failed| failed.error)?;
+        }
+        Ok(self.to.flush().await?)
+    }
+
+    fn piece_bytes_max(&self) -> u64 {
+        match self.how.in_flight_bytes {
+            0 => PIECE_BYTES_MAX,
+            bytes => bytes.clamp(self.dirty.granularity().bytes(), PIECE_BYTES_MAX),
+        }
+    }
+}
+
+impl Source for Push<'_> {
+    fn next(&self) -> BoxFuture<'_, Result<Next, PieceError>> {
+        Box::pin(async move {
+            let at = *self.cursor.lock();
+            let bits = self.dirty.bits();
+            let Some(start) = bits.next_dirty(at) else { return Ok(Next::Nothing) };
+            let longest = self.piece_bytes_max();
+            let round = (start / longest + 1) * longest;
+            let end = bits.next_clean(start).unwrap_or(bits.length()).min(round).min(bits.length());
+            *self.cursor.lock() = end;
+            Ok(Next::Piece(start..end))
+        })
+    }
+
+    fn copy<'a>(&'a self, piece: Range<u64>, buffers: &'a Buffers) -> BoxFuture<'a, Result<(), PieceError>> {
+        Box::pin(async move {
+            let (above, below) = self.from.enter_both(self.to).await;
+            // No guest writes here between the clean bit and the copy: its write would be marked, but not copied.
+            let _lock = above.lock(piece.clone()).await;
+            self.dirty.bits().clear_range(piece.clone());
+            let How { flags, zero_flags, scope, .. } = self.how;
+            let mut at = piece.start;
+            let copied = async {
+                while at < piece.end {
+                    let ask =
+                        Ask { op: op::BLOCK_STATUS, offset: at, length: piece.end - at, ..Ask::default() };
+                    let answer = above.submit(ask, Buffer::default()).await;
+                    answer.result.map_err(PieceError::reading)?;
+                    let end = at + answer.status.length;
+                    if answer.status.flags & status::ZERO != 0 {
+                        let (offset, length) = (at, end - at);
+                        let flags = flags | zero_flags;
+                        let ask =
+                            Ask { op: op::WRITE_ZEROES, flags, offset, length, scope, ..Ask::default() };
+                        below.submit(ask, Buffer::default()).await.result.map_err(PieceError::writing)?;
+                    } else {
+                        let ask = Ask { op: op::READ, offset: at, ..Ask::default() };
+                        let read = above.submit(ask, buffers.take(end - at)).await;
+                        if let Err(error) = read.result {
+                            buffers.give(read.buffer);
+                            return Err(PieceError::reading(error));
+                        }
+                        let ask = Ask { op: op::WRITE, flags, offset: at, scope, ..Ask::default() };
+                        let written = below.submit(ask, read.buffer).await;
+                        buffers.give(written.buffer);
+                        written.result.map_err(PieceError::writing)?;
+                    }
+                    at = end;
+                }
+                Ok(())
+            };
+            let result = copied.await;
+            if result.is_err() {
+                self.dirty.mark_unconditionally(piece);
+            }
+            result
+        })
+    }
+
+    fn retries(&self) -> bool {
+        true
+    }
+
+    fn in_flight_max(&self) -> usize {
+        match self.how.in_flight_bytes {
+            0 => copy::IN_FLIGHT_MAX,
+            bytes => ((bytes / self.piece_bytes_max()) as usize).clamp(1, copy::IN_FLIGHT_MAX),
+        }
+    }
+}
+
+/// Copies what is left while nothing is in flight, and makes it durable. Then the bitmap is clean.
+pub(crate) async fn copy_rest(dirty: &Bitmap, from: &Edge, to: &Edge, how: How) -> Result<()> {
+    let rest: Vec<Range<u64>> = dirty.bits().iter_dirty().collect();
+    for range in rest {
+        let mut at = range.start;
+        while at < range.end {
+            let end = range.end.min(at + PIECE_BYTES_MAX);
+            let read = Ask { op: op::READ, offset: at, ..Ask::default() };
+            let read = Call::new(from.clone(), read, Buffer::new((end - at) as usize)).await;
+            read.result?;
+            let How { flags, scope, .. } = how;
+            let write = Ask { op: op::WRITE, flags, offset: at, scope, ..Ask::default() };
+            Call::new(to.clone(), write, read.buffer).await.result?;
+            at = end;
+        }
+    }
+    let flush = Ask { op: op::FLUSH, ..Ask::default() };
+    Call::new(to.clone(), flush, Buffer::default()).await.result?;
+    dirty.bits().clear_all();
+    Ok(())
+}
+
+/// How a commit writes: the base changes, but nothing that is seen from `top` and above.
+pub(crate) fn unchanged_from(top: driveline_graph::NodeId) -> How {
+    How { flags: flag::UNCHANGED, zero_flags: flag::MAY_UNMAP, scope: top.0, ..How::default() }
+}

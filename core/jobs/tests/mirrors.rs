@@ -1,0 +1,293 @@
+//! Mirrors: what is on the target when, and what becomes of the drive and its bitmaps.
+
+#![allow(unreachable_pub, missing_debug_implementations, missing_docs, dead_code)]
+
+mod kit;
+
+use driveline_graph::{Kind, Options, Result, RootOptions};
+use driveline_jobs::{BitmapMode, Completion, CopyMode, JobStatus, MirrorArgs, MirrorSync, OnError};
+use kit::{
+    bench::{Bench, SIZE},
+    drivers::CLUSTER,
+};
+use std::sync::atomic::Ordering::SeqCst;
+
+fn mirror(drive: &str, target: &str) -> MirrorArgs {
+    MirrorArgs {
+        job_id: Some(format!("mirror-{drive}")),
+        device: format!("drive-{drive}"),
+        target: target.into(),
+        granularity: Some(512),
+        manual_dismiss: true,
+        ..MirrorArgs::default()
+    }
+}
+
+fn start(bench: &Bench, args: MirrorArgs) -> Result<Vec<String>> {
+    bench.start(Completion::Individual, |start| Box::pin(start.mirror(args)))
+}
+
+#[test]
+fn a_completed_mirror_takes_the_drives_place_and_the_bitmap_follows() {
+    for seed in 0..10 {
+        let bench = Bench::new(seed);
+        bench.image("copy");
+        let (guest, bitmap) = (bench.root("drive-a"), bench.graph.bitmap("drive-a", "daily").unwrap());
+        start(&bench, mirror("a", "copy")).unwrap();
+        bench.write(&guest, 5 * 512, vec![77; 512]);
+        bench.until("mirror-a", JobStatus::Ready);
+        bench.write(&guest, 2 * CLUSTER, vec![78; 1024]);
+        bench.jobs.complete("mirror-a").unwrap();
+        assert_eq!(bench.wait("mirror-a"), None);
+        let before = bench.read("a2");
+        assert_eq!(bench.read("drive-a"), before);
+        bench.write(&guest, 0, vec![79; 512]);
+        assert_eq!(bench.chain("drive-a"), "copy");
+        assert_eq!(bench.read("a2"), before, "the source does not follow");
+        assert_eq!(bench.graph.bitmap("drive-a", "daily").unwrap().id(), bitmap.id());
+        let dirty: Vec<_> = bitmap.bits().iter_dirty().collect();
+        assert_eq!(dirty, [0..CLUSTER, 2 * CLUSTER..3 * CLUSTER]);
+        bench.check_clean();
+    }
+}
+
+#[test]
+fn a_soft_cancel_of_a_ready_mirror_leaves_a_whole_copy_and_a_forced_one_leaves_the_drive() {
+    for seed in 0..10 {
+        for force in [false, true] {
+            let bench = Bench::new(seed);
+            bench.image("copy");
+            let guest = bench.root("drive-a");
+            start(&bench, mirror("a", "copy")).unwrap();
+            bench.until("mirror-a", JobStatus::Ready);
+            bench.write(&guest, 7 * 512, vec![77; 2048]);
+            bench.jobs.cancel("mirror-a", force).unwrap();
+            assert_eq!(bench.wait("mirror-a"), None);
+            let events = bench.events.lock().clone();
+            let said = if force { "mirror-a CANCELLED" } else { "mirror-a COMPLETED false" };
+            assert!(events.contains(&said.to_owned()), "{events:?}");
+            assert_eq!(bench.chain("drive-a"), "a2 a1 a0");
+            if !force {
+                assert_eq!(bench.read("copy"), bench.read("drive-a"));
+            }
+            bench.check_clean();
+        }
+    }
+}
+
+#[test]
+fn when_it_is_actively_synced_an_answered_write_is_on_both() {
+    for seed in 0..10 {
+        let bench = Bench::new(seed);
+        bench.image("copy");
+        let guest = bench.root("drive-a");
+        start(&bench, MirrorArgs { copy_mode: CopyMode::WriteBlocking, ..mirror("a", "copy") }).unwrap();
+        bench.until("mirror-a", JobStatus::Ready);
+        let synced = || bench.jobs.get("mirror-a").unwrap().actively_synced;
+        assert_eq!(synced(), Some(true));
+        for at in 0..10 {
+            bench.write(&guest, at * 1536, vec![100 + at as u8; 1024]);
+            assert_eq!(bench.read("copy"), bench.read("a2"));
+            let dirty = bench.graph.bitmap("a2", "#mirror-mirror-a").unwrap();
+            assert!(dirty.bits().is_clean(), "nothing is left for the job");
+        }
+        let (jobs, sim) = (bench.jobs.clone(), bench.sim.clone());
+        sim.run(async move { jobs.set_copy_mode("mirror-a", CopyMode::Background).await.unwrap() });
+        assert_eq!(synced(), Some(false));
+        bench.write(&guest, 0, vec![5; 512]);
+        bench.jobs.complete("mirror-a").unwrap();
+        assert_eq!(bench.wait("mirror-a"), None);
+        assert_eq!(bench.read("drive-a"), bench.read("a2"));
+        bench.check_clean();
+    }
+}
+
+#[test]
+fn a_target_that_fails_does_not_fail_the_guest() {
+    let bench = Bench::new(5);
+    bench.image("copy");
+    bench.fault_above("copy");
+    let guest = bench.root("drive-a");
+    let args = MirrorArgs {
+        copy_mode: CopyMode::WriteBlocking,
+        on_target_error: OnError::Stop,
+        ..mirror("a", "copy-fault")
+    };
+    start(&bench, args).unwrap();
+    bench.until("mirror-a", JobStatus::Ready);
+    bench.world.faults.store(1, SeqCst);
+    bench.write(&guest, 0, vec![9; 512]);
+    bench.until("mirror-a", JobStatus::Standby);
+    let info = bench.jobs.get("mirror-a").unwrap();
+    assert_eq!((info.actively_synced, info.io_status.name()), (Some(false), "failed"));
+    bench.world.faults.store(0, SeqCst);
+    bench.jobs.resume("mirror-a").unwrap();
+    bench.until("mirror-a", JobStatus::Ready);
+    assert_eq!(bench.jobs.get("mirror-a").unwrap().io_status.name(), "ok");
+    bench.jobs.cancel("mirror-a", false).unwrap();
+    assert_eq!(bench.wait("mirror-a"), None);
+    assert_eq!(bench.read("copy"), bench.read("a2"));
+}
+
+#[test]
+fn a_bitmap_says_what_is_copied_and_then_what_is_missing() {
+    for seed in 0..10 {
+        for mode in [BitmapMode::OnSuccess, BitmapMode::Never, BitmapMode::Always] {
+            let bench = Bench::new(seed);
+            bench.image("copy");
+            let guest = bench.root("drive-a");
+            // A full copy, and a clean bitmap at the same moment: nobody writes.
+            start(&bench, MirrorArgs { job_id: Some("full".into()), ..mirror("a", "copy") }).unwrap();
+            bench.until("full", JobStatus::Ready);
+            bench.jobs.cancel("full", false).unwrap();
+            bench.wait("full");
+            assert_eq!(bench.dirty("drive-a"), 0);
+            bench.write(&guest, CLUSTER, vec![40; CLUSTER as usize]);
+            bench.write(&guest, 9 * CLUSTER, vec![41; 512]);
+
+            let by_bitmap = MirrorArgs {
+                sync: MirrorSync::Bitmap,
+                bitmap: Some("daily".into()),
+                bitmap_mode: mode,
+                speed: 1,
+                ..mirror("a", "copy")
+            };
+            // Cancelled when it has not done all, it says what is missing only if that is wanted.
+            start(&bench, by_bitmap.clone()).unwrap();
+            bench.write(&guest, 3 * CLUSTER, vec![42; 512]);
+            bench.jobs.cancel("mirror-a", true).unwrap();
+            bench.wait("mirror-a");
+            bench.jobs.dismiss("mirror-a").unwrap();
+            bench.sleep(10);
+            let bitmap = bench.graph.bitmap("drive-a", "daily").unwrap();
+            let (here, there) = (bench.read("a2"), bench.read("copy"));
+            for at in 0..SIZE {
+                assert!(
+                    here[at as usize] == there[at as usize] || bitmap.bits().is_dirty(at),
+                    "{mode:?} forgets {at}"
+                );
+            }
+            if mode != BitmapMode::Always {
+                assert_eq!(bench.dirty("drive-a"), 3 * CLUSTER, "{mode:?}");
+            }
+
+            start(&bench, MirrorArgs { speed: 0, ..by_bitmap }).unwrap();
+            bench.until("mirror-a", JobStatus::Ready);
+            let info = bench.jobs.get("mirror-a").unwrap();
+            assert!(info.total_progress <= 3 * CLUSTER, "{} bytes are copied", info.total_progress);
+            assert!(bitmap.is_busy());
+            bench.write(&guest, 12 * CLUSTER, vec![43; 512]);
+            bench.jobs.cancel("mirror-a", false).unwrap();
+            assert_eq!(bench.wait("mirror-a"), None);
+            assert_eq!(bench.read("copy"), bench.read("drive-a"));
+            let left = if mode == BitmapMode::Never { 4 * CLUSTER } else { 0 };
+            assert_eq!(bench.dirty("drive-a"), left, "{mode:?}");
+            bench.check_clean();
+        }
+    }
+}
+
+#[test]
+fn with_sync_none_only_what_is_written_is_copied() {
+    let bench = Bench::new(6);
+    bench.image("copy");
+    let guest = bench.root("drive-a");
+    start(&bench, MirrorArgs { sync: MirrorSync::None, ..mirror("a", "copy") }).unwrap();
+    bench.until("mirror-a", JobStatus::Ready);
+    bench.write(&guest, 4 * CLUSTER, vec![9; 512]);
+    bench.jobs.cancel("mirror-a", false).unwrap();
+    bench.wait("mirror-a");
+    let copy = bench.read("copy");
+    let written: Vec<_> = (0..SIZE).filter(|at| copy[*at as usize] != 0).collect();
+    assert_eq!(written, (4 * CLUSTER..4 * CLUSTER + 512).collect::<Vec<_>>());
+}
+
+#[test]
+fn mirrors_of_two_drives_in_a_group_pivot_in_one_moment() {
+    for seed in 0..10 {
+        let bench = Bench::new(seed);
+        bench.image("copy-a");
+        bench.image("copy-b");
+        bench
+            .start(Completion::Grouped, |start| {
+                Box::pin(async move {
+                    start.mirror(mirror("a", "copy-a")).await?;
+                    start.mirror(mirror("b", "copy-b")).await
+                })
+            })
+            .unwrap();
+        bench.until("mirror-a", JobStatus::Ready);
+        bench.until("mirror-b", JobStatus::Ready);
+        bench.jobs.complete("mirror-a").unwrap();
+        bench.until("mirror-a", JobStatus::Waiting);
+        assert_eq!(bench.chain("drive-a"), "a2 a1 a0");
+        if seed % 2 == 0 {
+            bench.jobs.complete("mirror-b").unwrap();
+            assert_eq!((bench.wait("mirror-a"), bench.wait("mirror-b")), (None, None));
+            assert_eq!((bench.chain("drive-a"), bench.chain("drive-b")), ("copy-a".into(), "copy-b".into()));
+        } else {
+            bench.jobs.cancel("mirror-b", true).unwrap();
+            bench.wait("mirror-a");
+            bench.wait("mirror-b");
+            assert_eq!(
+                (bench.chain("drive-a"), bench.chain("drive-b")),
+                ("a2 a1 a0".into(), "b2 b1 b0".into())
+            );
+        }
+        bench.check_clean();
+    }
+}
+
+#[test]
+fn a_mirror_that_cannot_be_is_refused_and_what_it_uses_is_kept() {
+    let bench = Bench::new(8);
+    bench.image("copy");
+    let refuse = |args: MirrorArgs| start(&bench, args).unwrap_err().to_string();
+    assert_eq!(refuse(mirror("a", "a2")), "Can't mirror node into itself");
+    assert!(refuse(mirror("a", "a1")).contains("is below 'a2'"));
+    let wrong = MirrorArgs { granularity: Some(256), ..mirror("a", "copy") };
+    assert_eq!(refuse(wrong), "Parameter 'granularity' expects a value in range [512B, 64MB]");
+    let wrong = MirrorArgs { sync: MirrorSync::Bitmap, bitmap: Some("none".into()), ..mirror("a", "copy") };
+    assert_eq!(refuse(wrong), "Bitmap 'none' could not be found");
+    let wrong = MirrorArgs { replaces: Some("b2".into()), ..mirror("a", "copy") };
+    assert!(refuse(wrong).contains("is not below 'a2'"));
+    assert!(bench.jobs.list().is_empty());
+    bench.check_clean();
+
+    let named = MirrorArgs { filter_node_name: Some("top".into()), ..mirror("a", "copy") };
+    start(&bench, named).unwrap();
+    assert!(refuse(mirror("b", "copy")).contains("in use"));
+    let graph = bench.graph.clone();
+    bench.sim.run(async move {
+        let error = graph.open_root("copy", RootOptions::writer("another")).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::NotPermitted);
+        for node in ["top", "copy", "a2"] {
+            let mut change = graph.change().await;
+            assert!(change.remove_filter(node).is_err() && change.remove_node(node).is_err());
+        }
+        let error = graph.parse(Options::from_iter([("driver".into(), "mirror_top".into())]), &[]);
+        assert!(error.is_err(), "nobody else can make one");
+    });
+    assert_eq!(bench.graph.node("top").unwrap().driver_name(), "mirror_top");
+    bench.until("mirror-a", JobStatus::Ready);
+    bench.jobs.cancel("mirror-a", true).unwrap();
+    bench.wait("mirror-a");
+    bench.check_clean();
+}
+
+#[test]
+fn only_the_node_that_is_named_is_replaced() {
+    let bench = Bench::new(9);
+    bench.image("copy");
+    let guest = bench.root("drive-a");
+    bench.fault_above("a2");
+    start(&bench, MirrorArgs { replaces: Some("a2".into()), ..mirror("a", "copy") }).unwrap();
+    bench.until("mirror-a", JobStatus::Ready);
+    bench.write(&guest, 0, vec![3; 512]);
+    bench.jobs.complete("mirror-a").unwrap();
+    assert_eq!(bench.wait("mirror-a"), None);
+    assert_eq!(&*bench.graph.drives()[0].root, "a2-fault");
+    assert_eq!(bench.chain("drive-a"), "copy");
+    assert_eq!(bench.read("drive-a"), bench.read("a2"));
+    bench.check_clean();
+}
