@@ -97,7 +97,7 @@ impl<'a> Push<'a> {
         while let Ok(Next::Piece(piece)) = self.next().await {
             self.copy(piece, &buffers).await.map_err(|failed| failed.error)?;
         }
-        Ok(self.to.flush().await?)
+        self.to.flush().await
     }
 
     fn piece_bytes_max(&self) -> u64 {
