@@ -338,7 +338,7 @@ impl Change {
 }
 
 /// Moves a bitmap from node to node, for a while (`park`) or for good. Returns what undoes it.
-fn relocate(
+pub(crate) fn relocate(
     staged: &mut Staged,
     from: NodeId,
     bitmap: Arc<Bitmap>,

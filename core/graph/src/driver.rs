@@ -452,6 +452,11 @@ pub trait OpenNode: Send + Sync {
         Box::pin(async { Err(Error::new(Kind::NotSupported, "its driver does not compress")) })
     }
 
+    /// Has the format a place for snapshots inside the image?
+    fn can_snapshot(&self) -> bool {
+        false
+    }
+
     /// The snapshots inside the image, in the order of its table.
     fn snapshots(&self) -> Vec<Snapshot> {
         Vec::new()

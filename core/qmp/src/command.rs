@@ -13,7 +13,7 @@ use crate::{
     nodes,
     objects::commands as objects,
     schema::{self, Readable as _, Signature},
-    session, stores, transaction,
+    session, snapshots, stores, transaction,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -71,6 +71,11 @@ commands! {
     "block_resize" => nodes::block_resize,
     "x-driveline-blockdev-insert-filter" => nodes::insert_filter,
     "x-driveline-blockdev-remove-filter" => nodes::remove_filter,
+
+    "blockdev-snapshot" => snapshots::blockdev_snapshot,
+    "blockdev-snapshot-sync" => snapshots::blockdev_snapshot_sync,
+    "blockdev-snapshot-internal-sync" => snapshots::internal,
+    "blockdev-snapshot-delete-internal-sync" => snapshots::delete_internal,
 
     "block-dirty-bitmap-add" => bitmaps::add,
     "block-dirty-bitmap-remove" => bitmaps::remove,

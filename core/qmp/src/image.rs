@@ -4,7 +4,7 @@
 //! promises them. What only Driveline has is prefixed with `x-driveline-`.
 
 use driveline_bitmap::Bitmap;
-use driveline_graph::{DriverKind, Graph, NodeView, Options, Role};
+use driveline_graph::{DriverKind, Graph, Layout, NodeView, Options, Role};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, os::unix::fs::MetadataExt, sync::Arc};
@@ -157,6 +157,12 @@ pub(crate) fn is_direct(graph: &Graph, node: &str) -> Option<bool> {
     views.direct(views.get(node)?)
 }
 
+/// What an image above names a node by: the file that it is, or shows all of; else its definition.
+pub(crate) fn filename(layout: &Layout, node: &str) -> Option<String> {
+    let views = Views::from(layout.nodes());
+    Some(views.filename(views.get(node)?))
+}
+
 /// QAPI's `ImageInfoSpecificQCow2`, of what the driver says.
 fn specific_to_qcow2(details: &Value) -> Value {
     let fields = ["compat", "compression-type", "lazy-refcounts", "refcount-bits", "corrupt"];
@@ -172,7 +178,10 @@ struct Views {
 
 impl Views {
     fn of(graph: &Graph) -> Self {
-        let order = graph.nodes();
+        Self::from(graph.nodes())
+    }
+
+    fn from(order: Vec<NodeView>) -> Self {
         let by_name = order.iter().enumerate().map(|(at, view)| (view.node.name().to_owned(), at)).collect();
         Self { order, by_name }
     }

@@ -114,6 +114,7 @@ mod objects;
 mod outbox;
 mod schema;
 mod session;
+mod snapshots;
 mod stores;
 mod transaction;
 mod translate;

@@ -23,7 +23,7 @@ use crate::{
     error::{Error, Result},
     jobs, mirror,
     monitor::Monitor,
-    nodes,
+    nodes, snapshots,
 };
 use driveline_graph::{BoxFuture, Change};
 use driveline_jobs::{Completion, Start};
@@ -76,13 +76,7 @@ macro_rules! actions {
 }
 
 /// QEMU's actions; those that are not in the table are refused by their names.
-const OTHERS: [&str; 5] = [
-    "blockdev-backup",
-    "blockdev-snapshot",
-    "blockdev-snapshot-internal-sync",
-    "blockdev-snapshot-sync",
-    "drive-backup",
-];
+const OTHERS: [&str; 2] = ["blockdev-backup", "drive-backup"];
 
 actions! {
     "abort" => |_: Nothing| Abort,
@@ -98,6 +92,9 @@ actions! {
     "x-driveline-block-dirty-bitmap-adopt" => |bitmap: BitmapRef| Of(bitmap, Change::adopt_bitmap),
     "x-driveline-checkpoint-create" => same::<checkpoints::Create>,
     "x-driveline-checkpoint-delete" => same::<checkpoints::Delete>,
+    "blockdev-snapshot" => same::<snapshots::BlockdevSnapshot>,
+    "blockdev-snapshot-sync" => same::<snapshots::BlockdevSnapshotSync>,
+    "blockdev-snapshot-internal-sync" => same::<snapshots::InternalSnapshot>,
     "block-stream" => same::<jobs::BlockStream>,
     "block-commit" => same::<jobs::BlockCommit>,
     "blockdev-mirror" => same::<mirror::BlockdevMirror>,

@@ -287,6 +287,10 @@ impl OpenNode for Qcow2Node {
         })
     }
 
+    fn can_snapshot(&self) -> bool {
+        true
+    }
+
     fn snapshots(&self) -> Vec<Snapshot> {
         self.0.driver.snapshots()
     }

@@ -16,6 +16,7 @@ mod commit;
 mod internal;
 mod open;
 mod shape;
+mod snapshot;
 mod state;
 
 pub use internal::Internal;

@@ -106,7 +106,7 @@ impl Change {
         Ok(())
     }
 
-    fn move_parents(&mut self, old: NodeId, new: NodeId) {
+    pub(super) fn move_parents(&mut self, old: NodeId, new: NodeId) {
         let below_new = self.topology.reach(new);
         for parent in self.topology.parents(old) {
             if !matches!(&parent, Parent::Node(id, _) if below_new.contains(id)) {

@@ -10,3 +10,4 @@ mod mirror;
 mod nodes;
 mod schema;
 mod session;
+mod snapshots;
