@@ -4,7 +4,7 @@
 #[allow(unused_imports, reason = "for replies that are only written")]
 use crate::schema::Opaque as _;
 use crate::{
-    apply, arguments, bitmaps, checkpoints,
+    apply, arguments, bitmaps, checkpoints, create,
     error::{Class, Error, Result},
     exports,
     jobs::{self, BlockJobById, ByDevice, ById},
@@ -72,6 +72,7 @@ commands! {
     "x-driveline-blockdev-insert-filter" => nodes::insert_filter,
     "x-driveline-blockdev-remove-filter" => nodes::remove_filter,
 
+    "blockdev-create" => create::blockdev_create,
     "blockdev-snapshot" => snapshots::blockdev_snapshot,
     "blockdev-snapshot-sync" => snapshots::blockdev_snapshot_sync,
     "blockdev-snapshot-internal-sync" => snapshots::internal,

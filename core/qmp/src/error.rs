@@ -55,6 +55,14 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
+/// The text of an error as QEMU's clients know it: without the option, which QEMU does not say, and without the number of
+/// an error of the system.
+pub(crate) fn plain(error: &driveline_graph::Error) -> String {
+    let text = error.node().map_or_else(|| error.message().to_owned(), |_| error.to_string());
+    let number = text.rfind(" (os error ").filter(|_| text.ends_with(')'));
+    number.map_or(text.clone(), |at| text[..at].to_owned())
+}
+
 impl From<driveline_graph::Error> for Error {
     fn from(error: driveline_graph::Error) -> Self {
         Self::generic(error)

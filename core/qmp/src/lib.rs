@@ -102,6 +102,7 @@ mod bitmaps;
 mod checkpoints;
 mod command;
 mod control;
+mod create;
 mod error;
 mod events;
 mod exports;

@@ -12,12 +12,12 @@
 
 use crate::{
     command::Done,
-    error::{Class, Error, Result},
+    error::{Error, Result, plain},
     image,
     monitor::Monitor,
     transaction::{Action, alone},
 };
-use driveline_graph::{BoxFuture, CreatedImage, Kind, NewImage, Node, Options, Snapshot, check_name};
+use driveline_graph::{BoxFuture, CreatedImage, NewImage, Node, Options, Snapshot, check_name};
 use driveline_jobs::Start;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -104,7 +104,7 @@ impl Action for BlockdevSnapshotSync {
                     backing: Some((backing, Some(old.driver_name().to_owned()))),
                 };
                 let made = monitor.graph().create_image(&new).await;
-                self.made = Some(made.map_err(|error| Error::generic(error.message()))?);
+                self.made = Some(made.map_err(|error| Error::generic(plain(&error)))?);
             }
             let mut file = Options::new();
             file.insert("driver".into(), "file".into());
@@ -262,10 +262,7 @@ pub(crate) async fn delete_internal(monitor: &Monitor, delete: DeleteInternal) -
 
 /// The image that a drive or node shows.
 fn image_of(start: &mut Start, device: &str) -> Result<Arc<Node>> {
-    start.change().node_or_drive(device).map_err(|_| {
-        let text = format_args!("Cannot find device='{device}' nor node-name='{device}'");
-        Error::new(Class::GenericError, text)
-    })?;
+    start.change().node_or_drive(device).map_err(|_| Error::no_node(device))?;
     Ok(start.layout().chain(device)?.remove(0))
 }
 
@@ -276,10 +273,5 @@ fn has_snapshots(image: &Node) -> bool {
 
 /// What QEMU's clients know by its text is said without the node; the rest says where.
 fn in_qemus_words(error: driveline_graph::Error) -> Error {
-    match error.kind() {
-        Kind::Busy | Kind::Invalid | Kind::NotSupported if error.node().is_none() => {
-            Error::generic(error.message())
-        }
-        _ => error.into(),
-    }
+    Error::generic(plain(&error))
 }

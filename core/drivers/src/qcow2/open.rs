@@ -232,6 +232,7 @@ impl Qcow2 {
                 Compression::Zlib => "zlib",
                 Compression::Zstd => "zstd",
             },
+            "extended-l2": self.geometry.extended_l2,
             "lazy-refcounts": header.compatible & LAZY_REFCOUNTS != 0,
             "corrupt": header.incompatible & incompatible::CORRUPT != 0,
             "dirty": header.incompatible & incompatible::DIRTY != 0,

@@ -2,6 +2,7 @@
 
 mod bitmaps;
 mod checkpoints;
+mod create;
 mod exports;
 mod interop;
 mod jobs;

@@ -1,0 +1,68 @@
+//! Images that are made by `blockdev-create`.
+
+use crate::kit::{Client, World};
+use serde_json::{Value, json};
+
+const SIZE: u64 = 1 << 20;
+
+/// Runs `blockdev-create` to its end: the error of the command, or else of the job.
+fn create(client: &mut Client, options: Value) -> Option<String> {
+    let reply = client.execute("blockdev-create", json!({ "job-id": "make", "options": options }));
+    if let Some(text) = reply["error"]["desc"].as_str() {
+        return Some(text.to_owned());
+    }
+    loop {
+        let jobs = client.ok("query-jobs", json!({}));
+        if jobs[0]["status"] == "concluded" {
+            assert_eq!((&jobs[0]["type"], &jobs[0]["id"]), (&json!("create"), &json!("make")));
+            client.ok("job-dismiss", json!({ "id": "make" }));
+            return jobs[0]["error"].as_str().map(str::to_owned);
+        }
+        client.event("JOB_STATUS_CHANGE");
+    }
+}
+
+#[test]
+fn images_are_made_by_jobs_with_qemus_errors() {
+    let world = World::new();
+    let mut client = world.client();
+    let path = world.path("made");
+    assert_eq!(create(&mut client, json!({ "driver": "file", "filename": path, "size": 0 })), None);
+    client.ok("blockdev-add", json!({ "driver": "file", "node-name": "f", "filename": path }));
+    let qcow2 = |more: Value| {
+        let mut options = json!({ "driver": "qcow2", "file": "f", "size": SIZE });
+        options.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        options
+    };
+    assert_eq!(create(&mut client, qcow2(json!({ "extended-l2": true, "preallocation": "falloc" }))), None);
+    for (options, text) in [
+        (json!({ "size": 5 }), "Parameter 'options.driver' is missing"),
+        (json!({ "driver": "nope" }), "Parameter 'driver' does not accept value 'nope'"),
+        (json!({ "driver": "memory" }), "Driver 'memory' does not support blockdev-create"),
+        (json!({ "driver": "file", "filename": "x" }), "Parameter 'options.size' is missing"),
+        (
+            json!({ "driver": "file", "filename": "/no such/file", "size": 5 }),
+            "Could not create '/no such/file': No such file or directory",
+        ),
+        (qcow2(json!({ "foo": 1 })), "Parameter 'options.foo' is unexpected"),
+        (qcow2(json!({ "file": "nope" })), "Cannot find device='nope' nor node-name='nope'"),
+        (qcow2(json!({ "size": 1000 })), "Image size must be a multiple of 512 bytes"),
+        (qcow2(json!({ "cluster-size": 256 })), "Cluster size must be a power of two between 512 and 2048k"),
+        (qcow2(json!({ "backing-fmt": "raw" })), "Backing format cannot be used without backing file"),
+        (
+            qcow2(json!({ "encrypt": { "format": "luks" } })),
+            "Encrypted images are not supported: neither AES nor LUKS",
+        ),
+    ] {
+        assert_eq!(create(&mut client, options.clone()).as_deref(), Some(text), "{options}");
+    }
+    // A node that is defined in place goes again; the image is good for use.
+    let inline = qcow2(json!({ "file": { "driver": "file", "filename": world.path("made") } }));
+    let text = create(&mut client, inline.clone());
+    assert_eq!(text, None, "nobody writes to the file: {text:?}");
+    client.ok("blockdev-add", json!({ "driver": "qcow2", "node-name": "q", "file": "f" }));
+    assert!(create(&mut client, inline).is_some(), "it is in use");
+    let text = create(&mut client, qcow2(json!({}))).unwrap();
+    assert!(text.contains("'q'") || text.contains("write"), "{text}");
+    assert_eq!(client.ok("query-jobs", json!({})), json!([]));
+}
