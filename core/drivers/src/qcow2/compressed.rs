@@ -1,6 +1,10 @@
 //! Reading compressed clusters.
 
-use super::{Qcow2, header::Compression, io::Io};
+use super::{
+    Qcow2, event,
+    header::Compression,
+    io::{FILE, Io},
+};
 use driveline_op::{Error, Result};
 use std::{io::Read, sync::Arc};
 
@@ -27,6 +31,7 @@ impl Qcow2 {
         }
         let (offset, length) = self.geometry.compressed(entry);
         let mut packed = vec![0; length as usize];
+        io.tell(FILE, event::READ_COMPRESSED).await;
         self.file.read(io, offset, &mut packed).await?;
         let mut data = vec![0; self.geometry.cluster_bytes() as usize];
         unpack(self.compression, &packed, &mut data)

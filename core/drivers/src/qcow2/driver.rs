@@ -245,9 +245,11 @@ impl OpenNode for Qcow2Node {
         let qcow2 = &self.0.driver;
         let read_only = if qcow2.read_only.load(Relaxed) { info::READ_ONLY } else { 0 };
         let fast_zero = if qcow2.geometry.version >= 3 { info::FAST_ZERO } else { 0 };
+        // What is in another file is there as it is.
+        let compresses = if qcow2.geometry.data_file { 0 } else { info::COMPRESSES };
         Info {
             size_bytes: qcow2.size_bytes(),
-            flags: read_only | fast_zero | info::DISCARD,
+            flags: read_only | fast_zero | compresses | info::DISCARD,
             cluster_bytes: qcow2.geometry.cluster_bytes() as u32,
             memory_alignment: children.iter().map(|child| child.memory_alignment).max().unwrap_or(1),
             ..Info::default()

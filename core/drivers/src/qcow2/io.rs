@@ -53,6 +53,23 @@ impl Io<'_, '_> {
         }
     }
 
+    /// Does anybody below a child listen to events?
+    #[inline]
+    pub(crate) fn listens(&self, child: usize) -> bool {
+        match self {
+            Io::Next(next) => next.listens(child),
+            Io::Edges(edges) => edges.get(child).is_some_and(|edge| !edge.refuses(op::EVENT)),
+        }
+    }
+
+    pub(crate) async fn tell_listener(&mut self, child: usize, event: u64) {
+        match self {
+            Io::Next(next) => next.tell(child, event).await,
+            // An event has no outcome.
+            Io::Edges(edges) => drop(ask(&edges[child], op::EVENT, event..event, 0).await),
+        }
+    }
+
     pub(crate) async fn flush(&mut self) -> Result<()> {
         self.flush_child(FILE).await
     }

@@ -1,7 +1,7 @@
 //! Changing metadata in memory, and writing it back in an order that a crash cannot hurt. See the module above.
 
 use super::{
-    Qcow2,
+    Qcow2, event,
     header::Header,
     io::{FILE, Io},
     layout::{COMPRESSED, COPIED, Entry, Mapping, OFFSET_MASK, corrupt, encode_words},
@@ -166,6 +166,7 @@ impl Qcow2 {
         fewer: bool,
     ) -> Result<Taken<'_>> {
         self.reclaim(meta, io).await;
+        io.tell(FILE, event::CLUSTER_ALLOC).await;
         loop {
             match meta.refcounts.take(&self.file, io, wanted, fewer).await? {
                 Space::Found(first, length) => {
@@ -186,6 +187,7 @@ impl Qcow2 {
         let larger = meta.refcounts.write_larger(&self.file, io, entries).await?;
         self.sync(io).await?;
         let (offset, clusters) = (larger.offset, larger.clusters as u32);
+        io.tell(FILE, event::REFBLOCK_ALLOC_SWITCH_TABLE).await;
         self.change_header(io, |header| {
             (header.reftable_offset, header.reftable_clusters) = (offset, clusters)
         })
@@ -242,8 +244,10 @@ impl Qcow2 {
         let mut table = vec![0; cluster_bytes as usize];
         if old != 0 {
             // Nobody changes a table that is shared, so what is on disk is what it is.
+            io.tell(FILE, event::L2_ALLOC_COW_READ).await;
             self.file.read(io, old, &mut table).await?;
         }
+        io.tell(FILE, event::L2_ALLOC_WRITE).await;
         self.file.write(io, offset, &table).await?;
         {
             let mut map = self.map.lock();
@@ -372,6 +376,7 @@ impl Qcow2 {
         let mut bytes = vec![0; self.geometry.slice_bytes() as usize];
         for slice in slices {
             encode_words(self.map.lock().entries(slice).expect("dirty slices stay"), &mut bytes);
+            io.tell(FILE, event::L2_UPDATE).await;
             self.file.write(io, slice, &bytes).await?;
             self.map.lock().mark_clean(slice);
         }
@@ -384,6 +389,7 @@ impl Qcow2 {
                 bytes.truncate(entries.len() * 8);
                 encode_words(entries, &mut bytes);
             }
+            io.tell(FILE, event::L1_UPDATE).await;
             self.file.write(io, l1_offset + (part * L1_PART * 8) as u64, &bytes).await?;
             meta.l1_dirty.remove(&part);
         }
@@ -457,6 +463,7 @@ impl Qcow2 {
 
     async fn lower(&self, meta: &mut Meta, io: &mut Io<'_, '_>, given: &GivenUp) -> Result<()> {
         let bits = self.geometry.cluster_bits;
+        io.tell(FILE, event::CLUSTER_FREE).await;
         if given.discard {
             let mut free = given.clusters.start..given.clusters.start;
             for cluster in given.clusters.clone() {

@@ -43,11 +43,13 @@
 mod bitmaps;
 mod check;
 mod compressed;
+mod compressing;
 mod create;
 mod creation;
 mod damaged;
 mod driver;
 mod epoch;
+mod event;
 #[doc(hidden)]
 pub mod fuzz;
 mod header;
@@ -80,7 +82,7 @@ pub use self::{
 use self::{
     epoch::Epoch,
     header::Header,
-    io::{DATA, File, Io},
+    io::{DATA, FILE, File, Io},
     layout::Geometry,
     map::{Found, Load, Map, Run},
     meta::Meta,
@@ -224,6 +226,7 @@ impl Qcow2 {
                 Load::Go(slot) => {
                     let mut loading = Loading(&self.map, Some(slot));
                     let mut bytes = vec![0; self.geometry.slice_bytes() as usize];
+                    io.tell(FILE, event::L2_LOAD).await;
                     self.file.read(io, slice, &mut bytes).await?;
                     loading.1 = None;
                     self.map.lock().end_load(slot, Some(&bytes));

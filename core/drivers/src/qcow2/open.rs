@@ -5,6 +5,7 @@ use super::{
     bitmaps::Bitmaps,
     check::check,
     epoch::Epoch,
+    event,
     header::{AUTOCLEAR_RAW_EXTERNAL, Compression, Header, LAZY_REFCOUNTS, incompatible},
     io::{DATA, FILE, File, Io},
     layout::decode_words,
@@ -20,6 +21,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 /// Reads and checks the header.
 pub(crate) async fn read_header(io: &mut Io<'_, '_>) -> Result<Header> {
+    // Whoever listens knows from now on that we say what we do.
+    io.tell(FILE, event::NONE).await;
     let file = File::of(io, FILE);
     if file.end() < 72 {
         return Err(Error::new(
@@ -59,6 +62,7 @@ impl Loaded {
         snapshots.iter().try_for_each(|snapshot| snapshot.check(&header))?;
         let l1 = read_table(io, file, header.l1_offset, header.l1_entries as usize).await?;
         let reftable_entries = u64::from(header.reftable_clusters) * geometry.cluster_bytes() / 8;
+        io.tell(FILE, event::REFTABLE_LOAD).await;
         let reftable = read_table(io, file, header.reftable_offset, reftable_entries as usize).await?;
         let mut map = Map::new(geometry, l1, header.metadata(), cache_bytes / 2);
         map.protect_all(&reftable, &snapshots, header.snapshots_offset);

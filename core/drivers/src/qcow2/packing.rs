@@ -1,9 +1,9 @@
 //! Writing compressed clusters: packed one after the other into host clusters, which then count each of them.
 
 use super::{
-    Qcow2,
+    Qcow2, event,
     header::Compression,
-    io::Io,
+    io::{FILE, Io},
     layout::{COMPRESSED, Entry, Geometry},
     meta::{Meta, Taken},
     write::Payload,
@@ -12,7 +12,7 @@ use driveline_graph::{Error, Kind, Result};
 use std::{io::Write, ops::Range};
 
 /// Packs a cluster. `None`: it would not become smaller.
-fn pack(compression: Compression, data: &[u8]) -> std::io::Result<Option<Vec<u8>>> {
+pub(crate) fn pack(compression: Compression, data: &[u8]) -> std::io::Result<Option<Vec<u8>>> {
     let packed = match compression {
         Compression::Zlib => {
             let mut encoder = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::default());
@@ -78,7 +78,12 @@ impl Qcow2 {
         Ok(self.judge(io, written).await?)
     }
 
-    async fn write_packed(&self, io: &mut Io<'_, '_>, guest: u64, packed: &[u8]) -> driveline_op::Result<()> {
+    pub(crate) async fn write_packed(
+        &self,
+        io: &mut Io<'_, '_>,
+        guest: u64,
+        packed: &[u8],
+    ) -> driveline_op::Result<()> {
         let cluster_bytes = self.geometry.cluster_bytes();
         let _held = self.ranges.hold(guest..guest + cluster_bytes).await;
         let mut meta = self.lock(io).await?;
@@ -87,9 +92,11 @@ impl Qcow2 {
         let entry = self.geometry.compressed_entry(offset..offset + length);
         let entry = entry
             .ok_or_else(|| driveline_op::Error::new(27, "compressed data is too far from the beginning"))?;
+        io.tell(FILE, event::WRITE_COMPRESSED).await;
         self.file.write(io, offset, packed).await?;
         // Should it be the same entry as that of something else before.
         *self.unpacked.lock() = None;
+        io.tell(FILE, event::L2_UPDATE_COMPRESSED).await;
         self.remap(&mut meta, io, guest, 1, false, |_, _| Ok(Entry::of(entry))).await?;
         taken.into_iter().for_each(Taken::keep);
         meta.packed_end = offset + length;

@@ -1,6 +1,11 @@
 //! Reads, and what is allocated where.
 
-use super::{Qcow2, io::Io, layout::Mapping, map::Run};
+use super::{
+    Qcow2, event,
+    io::{FILE, Io},
+    layout::Mapping,
+    map::Run,
+};
 use driveline_op::{BlockStatus, BlockStatusRequest, Error, Next, ReadRequest, Result, status};
 use std::ops::Range;
 
@@ -19,6 +24,7 @@ impl Qcow2 {
                 Mapping::Data { .. } => {
                     let file = self.data();
                     let inside = file.end().saturating_sub(run.host).min(run.length);
+                    Io::Next(next).tell(file.child, event::READ_AIO).await;
                     if inside == length {
                         return next.child(file.child).read(&request.at(run.host)).await;
                     }
@@ -33,6 +39,7 @@ impl Qcow2 {
                     let start = request.offset() + at;
                     let inside = self.in_backing(&Io::Next(next), start..start + run.length);
                     if inside > 0 {
+                        Io::Next(next).tell(FILE, event::READ_BACKING_AIO).await;
                         let memory = request.part(at..at + inside);
                         next.child(self.backing()).read(&memory.read_request(start)).await?;
                     }
@@ -71,6 +78,7 @@ impl Qcow2 {
                 Mapping::Unallocated => {
                     let inside = self.in_backing(io, start..start + run.length) as usize;
                     if inside > 0 {
+                        io.tell(FILE, event::READ_BACKING_AIO).await;
                         io.read(self.backing(), start, &mut part[..inside]).await?;
                     }
                     part[inside..].fill(0);

@@ -4,8 +4,9 @@
 //! lowered after what pointed to it is gone from the disk.
 
 use super::{
+    event,
     header::REFTABLE_BYTES_MAX,
-    io::{File, Io},
+    io::{FILE, File, Io},
     layout::{Geometry, REFTABLE_MASK, corrupt, encode_words},
     map::ByOffset,
 };
@@ -99,6 +100,7 @@ impl Refcounts {
         } else {
             self.make_room(file, io).await?;
             let mut bytes = vec![0; self.geometry.slice_bytes() as usize].into_boxed_slice();
+            io.tell(FILE, event::REFBLOCK_LOAD).await;
             file.read(io, slice, &mut bytes).await?;
             self.slots.insert(slice, Slot { bytes, dirty: false, used: self.tick });
         }
@@ -111,6 +113,7 @@ impl Refcounts {
         }
         let (&oldest, slot) = self.slots.iter().min_by_key(|(_, slot)| slot.used).expect("the cache is full");
         if slot.dirty {
+            io.tell(FILE, event::REFBLOCK_UPDATE_PART).await;
             file.write(io, oldest, &slot.bytes).await?;
         }
         self.slots.remove(&oldest);
@@ -292,6 +295,8 @@ impl Refcounts {
             }
             let offset = place * cluster_bytes;
             // Nothing points to it yet. What is dirty in the cache is written later, before the table is.
+            io.tell(FILE, event::REFBLOCK_ALLOC).await;
+            io.tell(FILE, event::REFBLOCK_ALLOC_WRITE).await;
             file.zero(io, offset..offset + cluster_bytes).await?;
             self.forget(offset);
             self.adding.push(index as usize);
@@ -326,6 +331,7 @@ impl Refcounts {
         dirty.sort_unstable();
         for slice in dirty {
             let slot = self.slots.get_mut(&slice).expect("nothing leaves the cache meanwhile");
+            io.tell(FILE, event::REFBLOCK_UPDATE_PART).await;
             file.write(io, slice, &slot.bytes).await?;
             slot.dirty = false;
         }
@@ -337,6 +343,7 @@ impl Refcounts {
             let entries = part * TABLE_PART..((part + 1) * TABLE_PART).min(self.table.len());
             let mut bytes = vec![0; entries.len() * 8];
             encode_words(&self.table[entries.clone()], &mut bytes);
+            io.tell(FILE, event::REFBLOCK_ALLOC_HOOKUP).await;
             file.write(io, self.table_offset + entries.start as u64 * 8, &bytes).await?;
             self.table_dirty.remove(&part);
         }
@@ -373,6 +380,7 @@ impl Refcounts {
         if bytes > REFTABLE_BYTES_MAX || (start + clusters + blocks) * cluster_bytes >= 1 << 56 {
             return Err(Error::new(27, "the refcount table of the qcow2 image cannot become larger"));
         }
+        io.tell(FILE, event::REFTABLE_GROW).await;
         let mut table = self.table.clone();
         table.resize((clusters * per_cluster) as usize, 0);
         let offset = start * cluster_bytes;
@@ -384,11 +392,13 @@ impl Refcounts {
                 set(&mut block, self.geometry.refcount_order, entry, 1);
             }
             self.forget(at);
+            io.tell(FILE, event::REFBLOCK_ALLOC_WRITE_BLOCKS).await;
             file.write(io, at, &block).await?;
             table[(old + i) as usize] = at;
         }
         let mut words = vec![0; bytes as usize];
         encode_words(&table, &mut words);
+        io.tell(FILE, event::REFBLOCK_ALLOC_WRITE_TABLE).await;
         file.write(io, offset, &words).await?;
         Ok(Larger { table, offset, clusters, hint: start + clusters + blocks })
     }

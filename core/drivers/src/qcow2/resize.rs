@@ -1,9 +1,9 @@
 //! Another size, no data, another backing file: changes while nothing is in flight.
 
 use super::{
-    Qcow2,
+    Qcow2, event,
     header::{Header, L1_BYTES_MAX},
-    io::Io,
+    io::{FILE, Io},
     layout::{OFFSET_MASK, decode_words, encode_words},
     meta::Meta,
 };
@@ -123,6 +123,7 @@ impl Qcow2 {
         self.flush_locked(meta, io).await?;
         let cluster_bytes = self.geometry.cluster_bytes();
         let clusters = (entries as u64 * 8).div_ceil(cluster_bytes);
+        io.tell(FILE, event::L1_GROW_ALLOC_TABLE).await;
         let taken = self.take(meta, io, clusters, false).await?;
         let mut l1 = self.map.lock().l1.clone();
         let old_clusters = (l1.len() as u64 * 8).div_ceil(cluster_bytes);
@@ -130,10 +131,12 @@ impl Qcow2 {
         let mut bytes = vec![0; (clusters * cluster_bytes) as usize];
         encode_words(&l1, &mut bytes);
         let offset = taken.clusters.start * cluster_bytes;
+        io.tell(FILE, event::L1_GROW_WRITE_TABLE).await;
         self.file.write(io, offset, &bytes).await?;
         meta.refcounts.write(&self.file, io).await?;
         self.sync(io).await?;
         let old_offset = self.header.lock().l1_offset;
+        io.tell(FILE, event::L1_GROW_ACTIVATE_TABLE).await;
         self.change_header(io, |header| {
             header.l1_offset = offset;
             header.l1_entries = entries as u32;

@@ -1,8 +1,8 @@
 //! Writes: in place where that is possible, else to clusters that are allocated for them.
 
 use super::{
-    Qcow2,
-    io::Io,
+    Qcow2, event,
+    io::{FILE, Io},
     layout::{COPIED, Entry, Mapping},
     meta::Taken,
 };
@@ -64,7 +64,12 @@ impl Qcow2 {
         if self.bitmaps_need_flags() {
             Box::pin(self.flag_bitmaps(&mut Io::Next(next))).await?;
         }
-        let written = self.write_checked(next, request).await;
+        let compresses = request.flags() & flag::COMPRESSED != 0 && !self.geometry.data_file;
+        let written = if compresses {
+            Box::pin(self.write_compressing(&mut Io::Next(next), request)).await
+        } else {
+            self.write_checked(next, request).await
+        };
         self.judge(&mut Io::Next(next), written).await
     }
 
@@ -86,6 +91,7 @@ impl Qcow2 {
                 };
                 if let Mapping::Data { copied: true, .. } = run.mapping {
                     let child = self.data().child;
+                    Io::Next(next).tell(child, event::WRITE_AIO).await;
                     if run.length == length {
                         next.child(child)
                             .write(&request.at(run.host).with_flags(flags).with_scope(0))
@@ -167,15 +173,19 @@ impl Qcow2 {
             let mut buffer = vec![0; (to - from) as usize];
             let (before, rest) = buffer.split_at_mut((offset - from) as usize);
             let (data, after) = rest.split_at_mut(length as usize);
+            io.tell(FILE, event::COW_READ).await;
             self.read_old(io, from, before).await?;
             payload.copy_to(data);
             self.read_old(io, offset + length, after).await?;
+            io.tell(self.data().child, event::WRITE_AIO).await;
             self.data().write(io, at(from), &buffer).await?;
         } else {
             for (range, skip) in [(head, skip_head), (tail, skip_tail)] {
                 if !skip {
                     let mut buffer = vec![0; (range.end - range.start) as usize];
+                    io.tell(FILE, event::COW_READ).await;
                     self.read_old(io, range.start, &mut buffer).await?;
+                    io.tell(self.data().child, event::COW_WRITE).await;
                     self.data().write(io, at(range.start), &buffer).await?;
                 }
             }
@@ -256,6 +266,7 @@ impl Qcow2 {
         host: u64,
         length: u64,
     ) -> Result<()> {
+        io.tell(self.data().child, event::WRITE_AIO).await;
         match (payload, io) {
             (Payload::Of(request, at), Io::Next(next)) => {
                 self.data().touch(host + length);

@@ -3,6 +3,7 @@
 mod bitmaps;
 mod changes;
 mod check;
+mod compressing;
 mod crash;
 mod damage;
 mod data_file;
