@@ -41,6 +41,13 @@ const ERRNO_MAX: u64 = 4095;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Errno(pub(crate) i32);
 
+impl Errno {
+    /// A number; 0 is no error.
+    pub(crate) fn of_number(number: i64) -> Option<Self> {
+        i32::try_from(number).ok().filter(|number| (0..=ERRNO_MAX as i32).contains(number)).map(Self)
+    }
+}
+
 struct Either;
 
 impl Visitor<'_> for Either {

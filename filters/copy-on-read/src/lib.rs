@@ -1,5 +1,7 @@
 //! What is read from below an image is kept in it, so that it is read from there the next time.
-use driveline_sdk::{BlockStatus, Buffer, RangeLock, WriteZeroesRequest, flag, info, prelude::*, status};
+use driveline_sdk::{
+    BlockStatus, Buffer, RangeLock, WriteZeroesRequest, event, flag, info, prelude::*, status,
+};
 use std::{
     ops::Range,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
@@ -183,12 +185,16 @@ async fn status_of(next: &mut Next<'_>, range: Range<u64>) -> Result<BlockStatus
     found.ok().filter(|extent| extent.length > 0).ok_or(Failure::Source)
 }
 
+/// What a filter for tests may be told to wait for.
+const COR_WRITE: u64 = event::number("cor_write");
+
 async fn copy_extent(next: &mut Next<'_>, range: Range<u64>, is_zero: bool) -> Result<(), Failure> {
     let mut data = Buffer::default();
     if !is_zero {
         data = Buffer::new((range.end - range.start) as usize);
         next.read_at(0, range.start, &mut data).await.map_err(|_| Failure::Source)?;
     }
+    next.tell(0, COR_WRITE).await;
     // Zeroes take no space in most images, so they are looked for.
     let written = if data.iter().all(|byte| *byte == 0) {
         next.write_zeroes(&WriteZeroesRequest::new(range, flag::UNCHANGED)).await

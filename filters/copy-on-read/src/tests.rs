@@ -153,7 +153,7 @@ fn zeroes_are_kept_as_zeroes() {
     base.set_data(0, &[0; 4096]);
     testing::block_on(async {
         assert_eq!(node.read(0..512).await.unwrap(), [0; 512]);
-        assert_eq!(image.seen(), ["write_zeroes 0+512 unchanged", "read 0+512"]);
+        assert_eq!(image.seen(), ["event cor_write", "write_zeroes 0+512 unchanged", "read 0+512"]);
     });
 }
 

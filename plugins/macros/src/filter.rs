@@ -35,7 +35,7 @@ pub(crate) fn expand(arguments: &Arguments, block: &ItemImpl) -> syn::Result<Tok
     let (has_size, has_info, has_permissions) = (has("size"), has("info"), has("permissions"));
     let begin = has("begin").then(|| quote! { .flush(<#this as ::driveline_sdk::Filter>::begin) });
     let settle = has("settle").then(|| quote! { .flush(<#this as ::driveline_sdk::Filter>::settle) });
-    if has("object") != !objects.is_empty() {
+    if has("object") == objects.is_empty() {
         let text = "objects(..) names the kinds of objects that the method `object` is for: both, or neither";
         return Err(syn::Error::new_spanned(path, text));
     }
