@@ -11,7 +11,7 @@ use driveline_graph::BoxFuture;
 use driveline_nbd::ServerOptions;
 use driveline_qmp::{
     Address as QmpAddress, Applied, ApplyWish, BitmapPlace, BitmapStore, Control, Error, Event, ExportInfo,
-    Listener, NbdExport, NbdServer, RecoveredBitmap, RemoveMode, Result,
+    Listener, NbdExport, NbdServer, Objects, RecoveredBitmap, RemoveMode, Result,
 };
 use std::{
     io,
@@ -30,6 +30,10 @@ impl Program {
 }
 
 impl Control for Program {
+    fn objects(&self) -> Option<Objects> {
+        self.inner().ok().map(|inner| inner.objects.clone())
+    }
+
     fn exports(&self) -> Vec<ExportInfo> {
         let list = self.inner().map(|inner| inner.exports.list()).unwrap_or_default();
         let info = |export: crate::exports::ExportView| ExportInfo {
@@ -48,6 +52,7 @@ impl Control for Program {
                 name: export.name,
                 description: export.description.unwrap_or_default(),
                 writable: export.writable,
+                writethrough: export.writethrough,
                 bitmaps: export.bitmaps,
                 allocation_depth: export.allocation_depth,
             };
@@ -64,6 +69,9 @@ impl Control for Program {
 
     fn start_nbd_server(&self, server: NbdServer) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
+            if server.tls.is_some() {
+                return Err(Error::generic("this NBD server does not know TLS"));
+            }
             let address = match server.address {
                 // Relative to where the program was started, as in QEMU.
                 QmpAddress::Unix(path) => Address::Unix(absolute(&path).unwrap_or(path)),

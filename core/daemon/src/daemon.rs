@@ -11,7 +11,7 @@ use crate::{
 use driveline_engine::{Engine, Handle, JoinHandle};
 use driveline_graph::{Change, Error, Graph, GraphOptions, Kind, NewBitmap, Result};
 use driveline_jobs::{HOLDER_DRIVER, Jobs};
-use driveline_qmp::{Event, Monitor, Reason};
+use driveline_qmp::{Event, Monitor, Objects, Reason};
 use parking_lot::Mutex;
 use std::{
     fmt,
@@ -51,6 +51,8 @@ pub struct Daemon {
 pub(crate) struct Inner {
     pub(crate) graph: Graph,
     pub(crate) jobs: Jobs,
+    /// What users create by name beside the graph: secrets, certificates, threads.
+    pub(crate) objects: Objects,
     pub(crate) exports: Exports,
     /// What keeps persistent bitmaps.
     pub(crate) stores: Arc<Stores>,
@@ -105,11 +107,13 @@ impl Daemon {
         }
         let engine = start_engine(config).map_err(StartError::World)?;
         let jobs = Jobs::new(graph.clone(), Arc::new(EngineRuntime::new(engine.handle())));
+        let objects = Objects::new(engine.handle().threads());
         let exports = Exports::new(engine.handle(), graph.clone());
         let stores = Stores::new(&graph).map_err(|error| StartError::World(error.to_string()))?;
         let (monitor, quit, applying) = Default::default();
         let started = Mutex::new(config.clone());
-        let inner = Arc::new(Inner { graph, jobs, exports, stores, monitor, quit, started, applying });
+        let inner =
+            Arc::new(Inner { graph, jobs, objects, exports, stores, monitor, quit, started, applying });
         let daemon = Self { engine, inner };
         match daemon.engine.block_on_local(|| daemon.inner.open(config, daemon.engine.handle())) {
             Ok(()) => Ok(daemon),

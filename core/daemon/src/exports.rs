@@ -26,6 +26,8 @@ pub struct NewExport {
     pub description: String,
     /// May clients write?
     pub writable: bool,
+    /// Is what they write on stable storage before it is reported?
+    pub writethrough: bool,
     /// Bitmaps that clients may look at: the drive or node (the export's own, if none is said), and the name.
     pub bitmaps: Vec<(Option<String>, String)>,
     /// May clients ask in which layer data is?
@@ -41,6 +43,7 @@ impl NewExport {
             name: section.name.get_ref().clone(),
             description: section.description.clone(),
             writable: section.writable,
+            writethrough: false,
             bitmaps: section.bitmaps.iter().map(|bitmap| (None, bitmap.get_ref().clone())).collect(),
             allocation_depth: section.allocation_depth,
         }
@@ -335,6 +338,10 @@ async fn add(graph: &Graph, server: &Server, new: &NewExport) -> Result<Shown> {
     let options = if new.writable { RootOptions::writer(user) } else { RootOptions::reader(user) };
     let root = graph.open_following_root(&new.target, options).await?;
     let place = root.place();
+    root.count();
+    if new.writethrough {
+        root.write_through();
+    }
     let export = Export {
         storage: root,
         writable: new.writable,

@@ -11,6 +11,7 @@ use crate::{
     node::{Node, NodeId},
     permission::{self, Granted},
     root::{Root, RootOptions, RootShared},
+    stats::AllStats,
     topology::{Attached, Attachment, Topology, nearest},
     wiring::{Wired, wire},
 };
@@ -39,6 +40,8 @@ pub(crate) struct Inner {
     next_name: AtomicU64,
     listeners: RwLock<Vec<Listener>>,
     pub(crate) keeper: RwLock<Option<Arc<dyn Keeper>>>,
+    /// What roots that count have counted.
+    pub(crate) stats: Mutex<AllStats>,
 }
 
 type Listener = Box<dyn Fn(&Event) + Send + Sync>;
@@ -103,6 +106,7 @@ impl Graph {
             next_name: AtomicU64::new(0),
             listeners: RwLock::default(),
             keeper: RwLock::default(),
+            stats: Mutex::default(),
         }));
         driveline_op::set_panic_hook(node_failed);
         driveline_op::set_name_hook(node_name);

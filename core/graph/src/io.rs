@@ -19,20 +19,20 @@ use driveline_op::{
     Answer, Ask, BlockStatusRequest, Buffer, CacheRequest, Call, DiscardRequest, Error, FlushRequest, Info,
     Next, OpTable, ReadRequest, Result, WriteRequest, WriteZeroesRequest, flag, info, op,
 };
-use std::{future::poll_fn, ops::Range, sync::Arc};
+use std::{future::poll_fn, ops::Range, sync::Arc, time::Instant};
 
 /// Takes a request from outside to its end.
 pub(crate) async fn submit(root: &Arc<RootShared>, ask: Ask, buffer: Buffer) -> Answer {
     let size_bytes = root.size_bytes();
     if let Err(error) = check(size_bytes, &ask, &buffer) {
-        return refuse(error, buffer);
+        return refuse(root, &ask, error, buffer);
     }
     let flight = begin(root).await;
     // Between the two the drive may have been resized: what counts is the wiring that the request runs on.
     if flight.edge_info().size_bytes != size_bytes
         && let Err(error) = check(flight.edge_info().size_bytes, &ask, &buffer)
     {
-        return refuse(error, buffer);
+        return refuse(root, &ask, error, buffer);
     }
     run(flight, ask, buffer).await
 }
@@ -40,7 +40,7 @@ pub(crate) async fn submit(root: &Arc<RootShared>, ask: Ask, buffer: Buffer) -> 
 /// The same, for one who is inside already (see [`Unit`](crate::Unit)).
 pub(crate) async fn submit_in(inside: &InFlight, ask: Ask, buffer: Buffer) -> Answer {
     if let Err(error) = check(inside.edge_info().size_bytes, &ask, &buffer) {
-        return refuse(error, buffer);
+        return refuse(inside.root(), &ask, error, buffer);
     }
     run(begin_again(inside), ask, buffer).await
 }
@@ -75,18 +75,28 @@ fn begin_again(inside: &InFlight) -> InFlight {
 }
 
 /// From its begin to its end.
-async fn run(flight: InFlight, ask: Ask, buffer: Buffer) -> Answer {
+async fn run(flight: InFlight, mut ask: Ask, buffer: Buffer) -> Answer {
     if let Err(error) = permit(flight.root(), &ask) {
-        return refuse(error, buffer);
+        return refuse(flight.root(), &ask, error, buffer);
+    }
+    if matches!(ask.op, op::WRITE | op::WRITE_ZEROES | op::DISCARD) && flight.root().writes_through() {
+        ask.flags |= flag::FUA;
     }
     tracing::trace!(target: "driveline::io", stage = "drive", root = flight.root().user(), id = ask.trace_id);
     let root = flight.root().clone();
+    let began = root.stats().map(|_| Instant::now());
     let answer = Call::new(flight, ask, buffer).await;
+    if let (Some(stats), Some(began)) = (root.stats(), began) {
+        stats.ended(&ask, &answer, began);
+    }
     finish(&root, &ask, &answer);
     answer
 }
 
-fn refuse(error: Error, buffer: Buffer) -> Answer {
+fn refuse(root: &RootShared, ask: &Ask, error: Error, buffer: Buffer) -> Answer {
+    if let Some(stats) = root.stats() {
+        stats.refused(ask);
+    }
     Answer { result: Err(error), buffer, status: Default::default() }
 }
 

@@ -68,6 +68,7 @@ mod change;
 mod create;
 mod definition;
 mod driver;
+mod edges;
 mod error;
 mod event;
 mod fit;
@@ -82,6 +83,7 @@ mod object;
 mod permission;
 mod ranges;
 mod root;
+mod stats;
 mod stored;
 mod topology;
 mod wiring;
@@ -94,6 +96,7 @@ pub use driver::{
     BoxFuture, ChildSpec, Description, Driver, DriverKind, ImpliedChild, Missing, OpenArgs, OpenChild,
     OpenNode, Options, Permissions, Role, Snapshot, parse_options,
 };
+pub use edges::{EdgeParent, EdgeView};
 pub use error::{Error, Kind, Result};
 pub use event::Event;
 pub use graph::{Graph, GraphOptions, node_failed};
@@ -103,5 +106,6 @@ pub use node::{Node, NodeId};
 pub use object::ObjectCall;
 pub use ranges::{Hold, Ranges};
 pub use root::{RangeLock, Root, RootOptions, RootPlace, Unit};
+pub use stats::{Count, Statistics};
 pub use stored::{BitmapLimits, BitmapToStore, StoredBitmap, StoredBitmaps, Witness};
 pub use topology::nearest;

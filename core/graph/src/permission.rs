@@ -9,7 +9,7 @@ use crate::{
     driver::{Permissions as P, Role},
     error::{Error, Kind, Result},
     node::NodeId,
-    topology::{Parent, Topology},
+    topology::{ChildEdge, Parent, Placed, Topology},
 };
 use std::collections::BTreeMap;
 
@@ -51,18 +51,23 @@ pub(crate) fn compute(topology: &Topology) -> Result<BTreeMap<NodeId, Granted>> 
         granted.insert(id, Granted { needs, shares });
         let placed = topology.at(id);
         for (number, child) in placed.children.iter().enumerate() {
-            let (mut needs, mut shares) = on_child(child.role, needs, shares, placed.read_only);
-            let own_writes = placed.node.driver.description().effects & driveline_op::effect::OWN_WRITES != 0;
-            if own_writes && child.role == Role::Filtered && needs != P::NONE {
-                needs = needs.or(P::WRITE_UNCHANGED);
-            }
-            let (takes, denies) = placed.node.open.claim(number);
-            (needs, shares) = (needs.or(takes), shares.without(denies));
+            let (needs, shares) = on_child_of(placed, number, child, Granted { needs, shares });
             let parent = Parent::Node(id, child.name.clone());
             claims.entry(child.node).or_default().push(Claim { parent, needs, shares });
         }
     }
     Ok(granted)
+}
+
+/// What a node puts on one of its children, its `number`th, when it is granted this itself.
+pub(crate) fn on_child_of(placed: &Placed, number: usize, child: &ChildEdge, granted: Granted) -> (P, P) {
+    let (mut needs, shares) = on_child(child.role, granted.needs, granted.shares, placed.read_only);
+    let own_writes = placed.node.driver.description().effects & driveline_op::effect::OWN_WRITES != 0;
+    if own_writes && child.role == Role::Filtered && needs != P::NONE {
+        needs = needs.or(P::WRITE_UNCHANGED);
+    }
+    let (takes, denies) = placed.node.open.claim(number);
+    (needs.or(takes), shares.without(denies))
 }
 
 /// What a node puts on a child, from what its own users need and share.

@@ -7,6 +7,7 @@ use crate::{
     graph::Graph,
     io,
     ranges::{Hold, Ranges},
+    stats::Stats,
 };
 use arc_swap::ArcSwap;
 use driveline_op::{Answer, Ask, BlockStatus, Buffer, Edge, Info, op};
@@ -16,7 +17,7 @@ use std::{
     fmt,
     ops::Range,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
 };
@@ -61,6 +62,10 @@ pub(crate) struct RootShared {
     ranges: Mutex<Arc<Ranges>>,
     /// The last handle is gone.
     pub(crate) gone: AtomicBool,
+    /// Every write is to be on stable storage when it is reported.
+    write_through: AtomicBool,
+    /// Where its requests are counted, if they are.
+    stats: OnceLock<Arc<Stats>>,
 }
 
 impl RootShared {
@@ -73,7 +78,24 @@ impl RootShared {
             edge: ArcSwap::from_pointee(edge),
             ranges: Mutex::new(ranges),
             gone: AtomicBool::new(false),
+            write_through: AtomicBool::new(false),
+            stats: OnceLock::new(),
         })
+    }
+
+    #[inline]
+    pub(crate) fn writes_through(&self) -> bool {
+        self.write_through.load(Relaxed)
+    }
+
+    #[inline]
+    pub(crate) fn stats(&self) -> Option<&Stats> {
+        self.stats.get().map(|stats| &**stats)
+    }
+
+    /// Counts here from now on. It counts in one place for its life.
+    pub(crate) fn count_in(&self, stats: Arc<Stats>) {
+        let _ = self.stats.set(stats);
     }
 
     pub(crate) fn user(&self) -> &str {
@@ -193,6 +215,11 @@ impl Root {
     /// Tells where it leads to, without keeping it open.
     pub fn place(&self) -> RootPlace {
         RootPlace { graph: self.0.graph.clone(), id: self.id() }
+    }
+
+    /// From now on every write of this root is on stable storage when it is reported, as if each had `FUA`.
+    pub fn write_through(&self) {
+        self.0.shared.write_through.store(true, Relaxed);
     }
 
     /// Sends a request. `buffer` is what a write stores, or what a read fills (its whole length); other operations

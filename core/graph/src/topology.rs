@@ -53,7 +53,7 @@ pub(crate) struct Attached {
 }
 
 /// What a root is attached to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Attachment {
     /// A drive: follows its root node.
     Drive(Arc<str>),

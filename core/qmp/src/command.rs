@@ -4,7 +4,7 @@
 #[allow(unused_imports, reason = "for replies that are only written")]
 use crate::schema::Opaque as _;
 use crate::{
-    apply, arguments, bitmaps, checkpoints, create,
+    apply, arguments, bitmaps, checkpoints, create, debug,
     error::{Class, Error, Result},
     exports,
     jobs::{self, BlockJobById, ByDevice, ById},
@@ -13,7 +13,7 @@ use crate::{
     nodes,
     objects::commands as objects,
     schema::{self, Readable as _, Signature},
-    session, snapshots, stores, transaction,
+    session, snapshots, stats, stores, transaction,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -65,6 +65,8 @@ commands! {
     "quit" => monitor::quit,
 
     "query-block" => nodes::query_block,
+    "query-blockstats" => stats::query_blockstats,
+    "x-debug-query-block-graph" => debug::query_block_graph,
     "query-named-block-nodes" => nodes::query_named_block_nodes,
     "blockdev-add" => nodes::blockdev_add,
     "blockdev-del" => nodes::blockdev_del,
@@ -84,6 +86,7 @@ commands! {
     "block-dirty-bitmap-enable" => bitmaps::enable,
     "block-dirty-bitmap-disable" => bitmaps::disable,
     "block-dirty-bitmap-merge" => bitmaps::merge,
+    "x-debug-block-dirty-bitmap-sha256" => debug::bitmap_sha256,
     "x-driveline-block-dirty-bitmap-move" => bitmaps::move_to,
     "x-driveline-block-dirty-bitmap-rename" => bitmaps::rename,
     "x-driveline-block-dirty-bitmap-populate" => bitmaps::populate,

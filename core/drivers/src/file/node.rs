@@ -64,7 +64,9 @@ impl OpenNode for FileNode {
 
     fn details(&self) -> serde_json::Value {
         let file = &self.body.driver;
+        let (ok, failed, ok_bytes) = file.ways.discarded();
         json!({
+            "discards": { "ok": ok, "failed": failed, "ok-bytes": ok_bytes },
             "filename": self.path.to_string_lossy(),
             "kind": if file.file.is_block_device() { "block device" } else { "regular file" },
             "cache": if file.file.is_direct() { "none" } else { "writeback" },

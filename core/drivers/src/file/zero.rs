@@ -9,7 +9,7 @@ use std::{
     os::fd::AsRawFd,
     sync::{
         LazyLock,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
 };
 
@@ -30,6 +30,15 @@ pub(super) struct Ways {
     zeroes_ranges: AtomicBool,
     allocates: AtomicBool,
     discards_sectors: AtomicBool,
+    discarded: Discarded,
+}
+
+/// What became of discards that were to give space back.
+#[derive(Debug, Default)]
+struct Discarded {
+    ok: AtomicU64,
+    ok_bytes: AtomicU64,
+    failed: AtomicU64,
 }
 
 impl Ways {
@@ -41,6 +50,7 @@ impl Ways {
             zeroes_ranges: hoped(),
             allocates: hoped(),
             discards_sectors: hoped(),
+            discarded: Discarded::default(),
         }
     }
 
@@ -48,6 +58,12 @@ impl Ways {
     pub(super) fn discards(&self, device: bool) -> bool {
         let works = if device { &self.discards_sectors } else { &self.punches };
         self.discard && works.load(Relaxed)
+    }
+
+    /// How many discards succeeded and failed so far, and the bytes of those that succeeded.
+    pub(super) fn discarded(&self) -> (u64, u64, u64) {
+        let Discarded { ok, ok_bytes, failed } = &self.discarded;
+        (ok.load(Relaxed), failed.load(Relaxed), ok_bytes.load(Relaxed))
     }
 
     /// Can zeroes be had without writing them, as far as is known?
@@ -65,7 +81,18 @@ pub(super) async fn write_zeroes(
 }
 
 pub(super) async fn discard(file: &File, _: &mut Next<'_>, request: &DiscardRequest<'_>) -> Result<()> {
-    file.give_up(request.offset(), request.length(), request.flags()).await
+    let result = file.give_up(request.offset(), request.length(), request.flags()).await;
+    if file.ways.discard {
+        let Discarded { ok, ok_bytes, failed } = &file.ways.discarded;
+        match &result {
+            Ok(()) => {
+                ok.fetch_add(1, Relaxed);
+                ok_bytes.fetch_add(request.length(), Relaxed);
+            }
+            Err(_) => drop(failed.fetch_add(1, Relaxed)),
+        }
+    }
+    result
 }
 
 impl File {

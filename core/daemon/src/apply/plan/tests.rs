@@ -50,6 +50,7 @@ fn export(random: &mut StdRng, id: &str) -> ExportShape {
         name: id.to_owned(),
         description: String::new(),
         writable: random.random_bool(0.5),
+        writethrough: false,
         bitmaps: Vec::new(),
         allocation_depth: false,
     };
