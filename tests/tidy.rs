@@ -75,12 +75,14 @@ fn dependencies_run_downwards_only() {
         ("core/bitmap", &[]),
         ("core/store", &["bitmap"]),
         ("core/engine", &[]),
+        ("core/wire", &[]),
+        ("core/transport", &["engine"]),
         ("core/graph", &["bitmap", "op"]),
         ("plugins/loader", &["abi", "graph", "op"]),
-        ("core/drivers", &["abi", "bitmap", "engine", "graph", "op"]),
+        ("core/drivers", &["abi", "bitmap", "engine", "graph", "op", "transport", "wire"]),
         ("core/checkpoints", &["bitmap", "graph"]),
         ("core/jobs", &["bitmap", "graph", "op"]),
-        ("core/nbd", &["bitmap", "engine", "graph", "op"]),
+        ("core/nbd", &["bitmap", "engine", "graph", "op", "transport", "wire"]),
         ("core/qmp", &["bitmap", "checkpoints", "engine", "graph", "jobs", "op"]),
         // The only one that knows everyone; but filters are loaded.
         (

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use driveline_bitmap::Bitmap;
 
 use crate::export::Export;
-use crate::wire::ContextId;
+use driveline_wire::ContextId;
 
 /// The number of the first bitmap; those before are the contexts that every export may have.
 const FIRST_BITMAP: u32 = 2;

@@ -13,7 +13,7 @@ use futures::task::AtomicWaker;
 use parking_lot::Mutex;
 use slab::Slab;
 
-use crate::wire::{BlockSizes, PAYLOAD_LENGTH_MAX, STRING_LENGTH_MAX, TransmissionFlags};
+use driveline_wire::{BlockSizes, PAYLOAD_LENGTH_MAX, STRING_LENGTH_MAX, TransmissionFlags};
 
 /// Where the requests of a session go: a root of a graph, or memory in a test.
 ///

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::wire::{Malformed, OptionCode};
+use driveline_wire::{Malformed, OptionCode};
 
 /// What a client did, or what happened to its connection. Nobody but the log is interested.
 #[derive(Debug, thiserror::Error)]

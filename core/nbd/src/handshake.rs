@@ -7,10 +7,10 @@ use crate::contexts::{Purpose, Selected, matching};
 use crate::export::{Attached, Entry, Exports, Storage};
 use crate::fault::Fault;
 use crate::limits::{OPTION_BYTES_MAX, SKIP_BYTES_MAX};
-use crate::receive::Receive;
 use crate::session::Terms;
-use crate::transport::Transport;
-use crate::wire::{
+use driveline_transport::Receive;
+use driveline_transport::Transport;
+use driveline_wire::{
     ClientFlags, ContextId, ExportNameReply, Greeting, HandshakeFlags, Headers, Info, InfoRequest, InfoType,
     Malformed, MetaContextRequest, OptionCode, OptionHeader, OptionReply, OptionRequest, ReplyCode,
     TransmissionFlags,

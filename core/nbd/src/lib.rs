@@ -66,16 +66,14 @@ mod export;
 mod fault;
 mod handshake;
 mod limits;
-mod receive;
 mod serve;
 mod server;
 mod session;
-mod transport;
-pub mod wire;
 
+pub use driveline_transport::Transport;
+pub use driveline_wire as wire;
 pub use export::{AddError, Export, Exports, Removed, Storage};
 pub use fault::Fault;
 pub use limits::{PAYLOAD_BYTES_MAX, REQUESTS_MAX};
 pub use serve::serve;
 pub use server::{Address, Server, ServerOptions};
-pub use transport::Transport;

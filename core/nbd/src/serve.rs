@@ -7,9 +7,9 @@ use std::task::Poll;
 use crate::export::{Exports, Storage};
 use crate::fault::Fault;
 use crate::handshake::handshake;
-use crate::receive::Receive;
 use crate::session;
-use crate::transport::Transport;
+use driveline_transport::Receive;
+use driveline_transport::Transport;
 
 /// Serves one client: handshake, then requests, until it leaves, breaks the protocol, or its export is removed.
 ///

@@ -5,7 +5,7 @@ use std::io::{self, IoSlice};
 use driveline_op::Buffer;
 
 use super::pool::Pool;
-use crate::transport::Transport;
+use driveline_transport::Transport;
 
 /// Parts of one write.
 const PARTS_MAX: usize = 128;

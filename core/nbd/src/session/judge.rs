@@ -1,6 +1,6 @@
 //! Whether a request may be done at all. Pure: it sees the terms of the session and the request, nothing else.
 
-use crate::wire::{Command, CommandFlags, Errno, Headers, PAYLOAD_LENGTH_MAX, Request};
+use driveline_wire::{Command, CommandFlags, Errno, Headers, PAYLOAD_LENGTH_MAX, Request};
 
 /// What was agreed for a session, as far as requests are measured by it.
 #[derive(Clone, Copy, Debug)]
@@ -100,7 +100,7 @@ fn flags_allowed(terms: &Terms, command: Command) -> Option<CommandFlags> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::Cookie;
+    use driveline_wire::Cookie;
 
     const TERMS: Terms = Terms {
         headers: Headers::Compact,

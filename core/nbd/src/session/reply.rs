@@ -6,8 +6,8 @@ use driveline_op::Buffer;
 
 use super::Session;
 use crate::export::Storage;
-use crate::transport::Transport;
-use crate::wire::{
+use driveline_transport::Transport;
+use driveline_wire::{
     Chunk, ChunkHeader, ChunkType, Command, Errno, Headers, ReplyFlags, Request, STRING_LENGTH_MAX,
     SimpleReply,
 };

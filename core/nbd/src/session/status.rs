@@ -12,7 +12,7 @@ use super::reply::Failure;
 use crate::contexts::{Context, Selected};
 use crate::export::Storage;
 use crate::limits::STATUS_BYTES_MAX;
-use crate::wire::{
+use driveline_wire::{
     AllocationFlags, Chunk, EXTENTS_MAX, Errno, Extent, ExtentWidth, Extents, Headers, ReplyFlags, Request,
 };
 

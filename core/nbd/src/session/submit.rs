@@ -10,9 +10,9 @@ use super::{Session, status};
 use crate::export::Storage;
 use crate::fault::Fault;
 use crate::limits::{SKIP_BYTES_MAX, STATUS_BYTES_MAX};
-use crate::receive::Receive;
-use crate::transport::Transport;
-use crate::wire::{self, Command, CommandFlags, Errno, Request, StatusPayload};
+use driveline_transport::Receive;
+use driveline_transport::Transport;
+use driveline_wire::{self, Command, CommandFlags, Errno, Request, StatusPayload};
 
 /// A request that was found good, with all that it needs.
 #[derive(Debug)]
@@ -44,7 +44,7 @@ impl<T: Transport, S: Storage> Session<'_, T, S> {
             let Some(bytes) = receive.take(self.transport, headers.request_length()).await? else {
                 return Ok(());
             };
-            let request = wire::parse(headers, bytes)?;
+            let request = driveline_wire::parse(headers, bytes)?;
             if request.command == Command::DISC {
                 return Ok(());
             }

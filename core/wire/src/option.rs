@@ -5,7 +5,6 @@ use super::{InfoType, OptionCode, OptionHeader};
 
 /// An option with its data understood.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum OptionRequest<'a> {
     /// Start transmission with this export.
     ExportName(&'a str),

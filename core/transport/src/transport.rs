@@ -1,4 +1,4 @@
-//! What a session needs of a connection.
+//! What is needed of a connection.
 
 use std::future::Future;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -27,5 +27,15 @@ impl Transport for Stream {
 
     fn write_all(&self, parts: &[IoSlice<'_>]) -> impl Future<Output = io::Result<()>> {
         self.write_all_vectored(parts)
+    }
+}
+
+impl<T: Transport> Transport for &T {
+    fn read(&self, parts: &mut [IoSliceMut<'_>]) -> impl Future<Output = io::Result<usize>> {
+        (**self).read(parts)
+    }
+
+    fn write_all(&self, parts: &[IoSlice<'_>]) -> impl Future<Output = io::Result<()>> {
+        (**self).write_all(parts)
     }
 }

@@ -12,7 +12,7 @@
 //!   data from the bytes they were decoded from.
 //!
 //! ```
-//! use driveline_nbd::wire::{self, Command, CommandFlags, Cookie, Headers, Request};
+//! use driveline_wire::{Command, CommandFlags, Cookie, Headers, Request};
 //!
 //! let request = Request {
 //!     flags: CommandFlags::FUA,
@@ -24,11 +24,13 @@
 //! let mut bytes = Vec::new();
 //! request.encode(Headers::Compact, &mut bytes);
 //! assert_eq!(bytes.len(), Headers::Compact.request_length());
-//! assert_eq!(wire::parse(Headers::Compact, &bytes), Ok(request));
+//! assert_eq!(driveline_wire::parse(Headers::Compact, &bytes), Ok(request));
 //! ```
 //!
 //! Source: `doc/proto.md` of the NBD project, and its branch `extension-ext-header` for what is called
 //! *extended* here.
+
+#![forbid(unsafe_code)]
 
 mod chunk;
 mod code;

@@ -1,6 +1,6 @@
 //! Properties of the codec: what is encoded decodes to the same, and no bytes at all make it panic.
 
-use driveline_nbd::wire::*;
+use driveline_wire::*;
 use proptest::prelude::*;
 
 fn text() -> impl Strategy<Value = String> {

@@ -5,7 +5,7 @@
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::{Duration, Instant};
 
-use driveline_nbd::wire::{fuzz::decode_everything, *};
+use driveline_wire::{fuzz::decode_everything, *};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 

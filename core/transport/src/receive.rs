@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSliceMut};
 
-use crate::transport::Transport;
+use crate::Transport;
 
 /// The buffer. Several pipelined requests fit, and little enough that copying payload out of it is cheap.
 const BUFFER_BYTES: usize = 32 << 10;
@@ -13,7 +13,7 @@ const LARGE_BYTES: usize = 16 << 10;
 
 /// The received bytes that nobody has looked at yet.
 #[derive(Debug)]
-pub(crate) struct Receive {
+pub struct Receive {
     buffer: Box<[u8]>,
     start: usize,
     end: usize,
@@ -23,23 +23,31 @@ pub(crate) struct Receive {
     drained: bool,
 }
 
+impl Default for Receive {
+    fn default() -> Receive {
+        Receive::new()
+    }
+}
+
 impl Receive {
-    pub(crate) fn new() -> Receive {
+    /// One that has received nothing.
+    pub fn new() -> Receive {
         let buffer = vec![0; BUFFER_BYTES].into_boxed_slice();
         Receive { buffer, start: 0, end: 0, ahead: BUFFER_BYTES, drained: false }
     }
 
+    /// Whether everything that was received has been taken.
+    pub fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
     /// Whether at least `length` bytes are here, or more could come without waiting.
-    pub(crate) fn may_have(&self, length: usize) -> bool {
+    pub fn may_have(&self, length: usize) -> bool {
         self.end - self.start >= length || !self.drained
     }
 
     /// The next `length` bytes, at most the size of the buffer; `None` if the stream ends before the first of them.
-    pub(crate) async fn take(
-        &mut self,
-        transport: &impl Transport,
-        length: usize,
-    ) -> io::Result<Option<&[u8]>> {
+    pub async fn take(&mut self, transport: &impl Transport, length: usize) -> io::Result<Option<&[u8]>> {
         assert!(length <= self.buffer.len());
         while self.end - self.start < length {
             if self.start > 0 {
@@ -63,7 +71,7 @@ impl Receive {
     }
 
     /// Fills `into`. What the buffer does not hold is read without a copy, and the next message's beginning with it.
-    pub(crate) async fn fill(&mut self, transport: &impl Transport, into: &mut [u8]) -> io::Result<()> {
+    pub async fn fill(&mut self, transport: &impl Transport, into: &mut [u8]) -> io::Result<()> {
         let buffered = into.len().min(self.end - self.start);
         into[..buffered].copy_from_slice(&self.buffer[self.start..self.start + buffered]);
         self.start += buffered;
@@ -89,7 +97,7 @@ impl Receive {
     }
 
     /// Reads `length` bytes and forgets them.
-    pub(crate) async fn skip(&mut self, transport: &impl Transport, mut length: u64) -> io::Result<()> {
+    pub async fn skip(&mut self, transport: &impl Transport, mut length: u64) -> io::Result<()> {
         self.ahead = self.buffer.len();
         while length > 0 {
             // One byte of what is missing is enough to ask for: `take` reads ahead by itself.

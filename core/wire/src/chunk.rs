@@ -115,7 +115,6 @@ impl ChunkHeader {
 
 /// The payload of a chunk, understood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum Chunk<'a> {
     /// Nothing; the reply is complete.
     None,

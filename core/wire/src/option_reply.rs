@@ -5,7 +5,6 @@ use super::{ContextId, InfoType, OptionCode, OptionReplyHeader, ReplyCode, Trans
 
 /// An option reply with its data understood.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum OptionReply<'a> {
     /// Done.
     Ack,
@@ -38,7 +37,6 @@ pub enum OptionReply<'a> {
 
 /// An aspect of an export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum Info<'a> {
     /// Size and abilities.
     Export {

@@ -1,4 +1,0 @@
-//! `cargo +nightly fuzz run wire` in `core/nbd`: any bytes through every decoder.
-#![no_main]
-
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| driveline_nbd::wire::fuzz::decode_everything(bytes));
