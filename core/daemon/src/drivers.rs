@@ -1,6 +1,6 @@
 //! The drivers of a program: those built in, and filters from plugins.
 
-use driveline_drivers::{FileDriver, MemoryDriver, NullDriver, RawDriver, qcow2::Qcow2Driver};
+use driveline_drivers::{FileDriver, MemoryDriver, NbdDriver, NullDriver, RawDriver, qcow2::Qcow2Driver};
 use driveline_graph::{Driver, Graph};
 use driveline_loader::{Loader, PluginDriver, Problem, search_path};
 use std::{
@@ -11,9 +11,10 @@ use std::{
 
 /// Makes the built-in drivers known to a graph.
 pub fn register_builtin(graph: &Graph) {
-    let drivers: [Arc<dyn Driver>; 5] = [
+    let drivers: [Arc<dyn Driver>; 6] = [
         Arc::new(FileDriver::default()),
         Arc::new(MemoryDriver::default()),
+        Arc::new(NbdDriver::default()),
         Arc::new(NullDriver::default()),
         Arc::new(RawDriver::default()),
         Arc::new(Qcow2Driver::default()),

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | [`file`](mod@file) | protocol | a regular file or a block device |
 //! | [`memory`] | protocol | bytes in memory, sparse |
+//! | [`nbd`] | protocol | an export of an NBD server |
 //! | [`null`] | protocol | takes all writes and keeps none |
 //! | [`raw`] | format | its file as it is, or a window of it |
 //! | [`qcow2`] | format | an image with a backing chain |
@@ -23,6 +24,7 @@ pub mod conformance;
 #[allow(unsafe_code)] // memory is lent to the kernel here
 pub mod file;
 pub mod memory;
+pub mod nbd;
 pub mod null;
 mod options;
 pub mod qcow2;
@@ -31,6 +33,7 @@ pub mod raw;
 
 pub use file::FileDriver;
 pub use memory::MemoryDriver;
+pub use nbd::NbdDriver;
 pub use null::NullDriver;
 pub use options::{Bytes, NotBytes};
 pub use raw::RawDriver;
