@@ -73,6 +73,7 @@ mod engine;
 mod epoll;
 mod executor;
 pub mod file;
+pub mod inherited;
 pub mod net;
 mod ops;
 mod pool;

@@ -13,16 +13,16 @@ static PENDING: AtomicU64 = AtomicU64::new(0);
 /// The eventfd of the one [`Signals`] there is, or -1.
 static WAKE: AtomicI32 = AtomicI32::new(-1);
 
-/// SIGINT and SIGTERM, caught for as long as this lives. There is one at a time in a process.
+/// SIGINT, SIGTERM and SIGHUP, caught for as long as this lives. There is one at a time in a process.
 pub struct Signals {
     wake: OwnedFd,
     before: Vec<(i32, libc::sigaction)>,
 }
 
 impl Signals {
-    /// Catches SIGINT (Ctrl-C) and SIGTERM, instead of what they did.
+    /// Catches SIGINT (Ctrl-C), SIGTERM and SIGHUP (the terminal is gone), instead of what they did.
     pub fn terminate() -> io::Result<Signals> {
-        Signals::of(&[libc::SIGINT, libc::SIGTERM])
+        Signals::of(&[libc::SIGINT, libc::SIGTERM, libc::SIGHUP])
     }
 
     /// Catches signals by number (1 to 63).
@@ -49,6 +49,11 @@ impl Signals {
             // SAFETY: both are on the stack, and `handle` does only what a handler may.
             if unsafe { libc::sigaction(signal, &raw const action, &raw mut before) } != 0 {
                 return Err(io::Error::last_os_error());
+            }
+            if signal == libc::SIGHUP && before.sa_sigaction == libc::SIG_IGN {
+                // nohup said so. SAFETY: it is what sigaction gave.
+                unsafe { libc::sigaction(signal, &raw const before, std::ptr::null_mut()) };
+                continue;
             }
             this.before.push((signal, before));
         }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use driveline_engine::net::{Stream, TcpListener, UnixListener};
+use driveline_engine::net::{Listener, Stream, TcpListener, UnixListener};
 use driveline_engine::{Handle, JoinHandle, sleep};
 use driveline_graph::Root;
 use driveline_op::{Answer, Ask, Buffer, Info};
@@ -126,20 +126,20 @@ impl<S: Storage> Server<S> {
     ///
     /// Errors: the address is in use, or cannot be had for another reason.
     pub fn listen(&self, address: &Address) -> io::Result<Address> {
-        let shared = Arc::clone(&self.shared);
-        let engine = self.shared.engine.clone();
-        let (bound, task) = match address {
-            Address::Unix(path) => {
-                let listener = UnixListener::bind(path)?;
-                let bound = Address::Unix(listener.path().to_owned());
-                (bound, engine.spawn_on(0, move || shared.accept_all(Listener::Unix(listener))))
-            }
-            Address::Tcp(address) => {
-                let listener = TcpListener::bind(address)?;
-                let bound = Address::Tcp(listener.local_addr()?);
-                (bound, engine.spawn_on(0, move || shared.accept_all(Listener::Tcp(listener))))
-            }
+        self.accept_from(match address {
+            Address::Unix(path) => UnixListener::bind(path)?.into(),
+            Address::Tcp(address) => TcpListener::bind(address)?.into(),
+        })
+    }
+
+    /// Accepts connections on a socket that listens already. Returns its address, as [`Server::listen`] does.
+    pub fn accept_from(&self, listener: Listener) -> io::Result<Address> {
+        let bound = match &listener {
+            Listener::Unix(listener) => Address::Unix(listener.path().to_owned()),
+            Listener::Tcp(listener) => Address::Tcp(listener.local_addr()?),
         };
+        let shared = Arc::clone(&self.shared);
+        let task = self.shared.engine.spawn_on(0, move || shared.accept_all(listener));
         tracing::info!(target: "driveline::nbd", address = %bound, "listening");
         self.listeners.lock().push(task);
         Ok(bound)
@@ -202,20 +202,6 @@ impl<S> Drop for Server<S> {
     fn drop(&mut self) {
         for mut listener in std::mem::take(&mut *self.listeners.lock()) {
             listener.abort();
-        }
-    }
-}
-
-enum Listener {
-    Unix(UnixListener),
-    Tcp(TcpListener),
-}
-
-impl Listener {
-    async fn accept(&self) -> io::Result<Stream> {
-        match self {
-            Listener::Unix(listener) => listener.accept().await,
-            Listener::Tcp(listener) => listener.accept().await,
         }
     }
 }

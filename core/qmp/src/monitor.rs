@@ -1,7 +1,7 @@
 //! All monitors together: what they control, where they connect, and what they all hear of.
 
 use crate::{
-    command::{Done, Nothing},
+    command::{self, Done, Nothing},
     control::Control,
     error::Result,
     events::{Event, Reason},
@@ -127,6 +127,13 @@ impl Monitor {
                 }
             }
         }
+    }
+
+    /// Does one command, as a client's would be done: for a program whose command line says what commands say.
+    ///
+    /// Errors: those of the command. `quit` and the negotiation are a client's business, and do nothing here.
+    pub async fn execute(&self, name: &str, arguments: Value) -> Result<Value> {
+        command::execute(self, name, arguments).await
     }
 
     /// Serves one connection until it ends.

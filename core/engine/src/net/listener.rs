@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -18,8 +18,8 @@ use crate::driver::Ready;
 pub struct UnixListener {
     listener: std::os::unix::net::UnixListener,
     path: PathBuf,
-    /// Device and inode of the socket file.
-    identity: (u64, u64),
+    /// Device and inode of the socket file, if it goes with this.
+    identity: Option<(u64, u64)>,
 }
 
 impl UnixListener {
@@ -39,7 +39,7 @@ impl UnixListener {
         let found = std::fs::symlink_metadata(path)?;
         // Absolute, so that a later change of directory does not make it name something else.
         let path = std::path::absolute(path)?;
-        Ok(UnixListener { listener, path, identity: (found.dev(), found.ino()) })
+        Ok(UnixListener { listener, path, identity: Some((found.dev(), found.ino())) })
     }
 
     /// Waits for the next connection.
@@ -54,7 +54,7 @@ impl UnixListener {
         }
     }
 
-    /// Where it listens.
+    /// Where it listens; empty if it was inherited and has no path.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -63,7 +63,7 @@ impl UnixListener {
 impl Drop for UnixListener {
     fn drop(&mut self) {
         let ours = std::fs::symlink_metadata(&self.path)
-            .is_ok_and(|found| (found.dev(), found.ino()) == self.identity);
+            .is_ok_and(|found| Some((found.dev(), found.ino())) == self.identity);
         if ours {
             let _ = std::fs::remove_file(&self.path);
         }
@@ -147,6 +147,64 @@ impl TcpListener {
 impl AsFd for TcpListener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.listener.as_fd()
+    }
+}
+
+/// A socket that accepts connections, of either kind.
+#[derive(Debug)]
+pub enum Listener {
+    /// A unix socket.
+    Unix(UnixListener),
+    /// TCP.
+    Tcp(TcpListener),
+}
+
+impl Listener {
+    /// A socket that somebody else made and listens on already, as systemd does. Its path is left alone in the end.
+    ///
+    /// Errors: `InvalidInput` for what is no such socket.
+    pub fn inherited(fd: OwnedFd) -> io::Result<Listener> {
+        let wrong = |what| io::Error::new(io::ErrorKind::InvalidInput, what);
+        let listens = rustix::net::sockopt::socket_acceptconn(&fd);
+        if !listens.map_err(|_| wrong("it is no socket"))? {
+            return Err(wrong("the socket does not listen"));
+        }
+        match rustix::net::sockopt::socket_domain(&fd)? {
+            AddressFamily::UNIX => {
+                let listener = std::os::unix::net::UnixListener::from(fd);
+                listener.set_nonblocking(true)?;
+                let path = listener.local_addr()?.as_pathname().map(Path::to_owned).unwrap_or_default();
+                Ok(Listener::Unix(UnixListener { listener, path, identity: None }))
+            }
+            AddressFamily::INET | AddressFamily::INET6 => {
+                let listener = std::net::TcpListener::from(fd);
+                listener.set_nonblocking(true)?;
+                Ok(Listener::Tcp(TcpListener { listener }))
+            }
+            _ => Err(wrong("the socket is neither a unix socket nor TCP")),
+        }
+    }
+
+    /// Waits for the next connection.
+    ///
+    /// Errors: as for [`UnixListener::accept`].
+    pub async fn accept(&self) -> io::Result<Stream> {
+        match self {
+            Listener::Unix(listener) => listener.accept().await,
+            Listener::Tcp(listener) => listener.accept().await,
+        }
+    }
+}
+
+impl From<UnixListener> for Listener {
+    fn from(listener: UnixListener) -> Listener {
+        Listener::Unix(listener)
+    }
+}
+
+impl From<TcpListener> for Listener {
+    fn from(listener: TcpListener) -> Listener {
+        Listener::Tcp(listener)
     }
 }
 
