@@ -89,7 +89,7 @@ mod topology;
 mod wiring;
 
 pub use bitmaps::NewBitmap;
-pub use change::{Change, Internal};
+pub use change::{Change, Internal, Made};
 pub use create::{CreateArgs, CreateTarget, Created, CreatedImage, NewImage, Preallocation};
 pub use definition::{ChildDefinition, Definition, check_name, in_order};
 pub use driver::{

@@ -247,7 +247,8 @@ impl Jobs {
             for member in members {
                 member.work.end(&member.job, end, &mut into).await?;
             }
-            into.change.commit().await?;
+            // It is made, whatever becomes of nodes that are closed now.
+            let _made = into.change.make().await?;
             *holders = into.holders;
         }
         members.iter().for_each(|member| member.work.ended(end));

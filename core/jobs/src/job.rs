@@ -111,7 +111,7 @@ pub(crate) struct Job {
 struct State {
     status: JobStatus,
     speed: u64,
-    pauses_by_user: u32,
+    paused_by_user: bool,
     paused_by_error: bool,
     cancel: Option<Force>,
     /// Its user wants it to end without its effect, and to have copied all.
@@ -124,6 +124,13 @@ struct State {
     error: Option<Error>,
     io_status: IoStatus,
     actively_synced: Option<bool>,
+}
+
+impl State {
+    /// An error that stops a job is a pause, too: the user resumes it.
+    fn paused(&self) -> bool {
+        self.paused_by_user || self.paused_by_error
+    }
 }
 
 /// Is a cancel to end a ready job in any case?
@@ -150,7 +157,7 @@ impl Job {
         let state = State {
             status: JobStatus::Undefined,
             speed: common.speed,
-            pauses_by_user: 0,
+            paused_by_user: false,
             paused_by_error: false,
             cancel: None,
             end_softly: false,
@@ -177,7 +184,7 @@ impl Job {
             total_progress: state.total,
             error: state.error.as_ref().map(Error::to_string),
             speed: state.speed,
-            paused: state.pauses_by_user > 0 || state.paused_by_error,
+            paused: state.paused(),
             busy: state.status == JobStatus::Running,
             ready: matches!(state.status, JobStatus::Ready | JobStatus::Standby),
             io_status: state.io_status,
@@ -201,15 +208,15 @@ impl Job {
             return Err(self.refusal(verb, state.status));
         }
         match verb {
-            Verb::Pause => state.pauses_by_user += 1,
-            Verb::Resume if state.pauses_by_user > 0 || state.paused_by_error => {
-                state.pauses_by_user = state.pauses_by_user.saturating_sub(1);
-                state.paused_by_error = false;
-                state.io_status = IoStatus::Ok;
+            Verb::Pause if state.paused() => return Err(Error::new(Kind::Busy, "Job is already paused")),
+            Verb::Pause => state.paused_by_user = true,
+            Verb::Resume if !state.paused() => {
+                return Err(Error::new(Kind::Invalid, "Can't resume a job that was not paused"));
             }
             Verb::Resume => {
-                let message = format_args!("Can't resume a job that was not paused: '{}'", self.common.id);
-                return Err(Error::new(Kind::Invalid, message));
+                state.paused_by_user = false;
+                state.paused_by_error = false;
+                state.io_status = IoStatus::Ok;
             }
             // All is copied: a soft cancel ends the job as a success, but nothing takes the source's place.
             Verb::Cancel if !force.0 && matches!(state.status, JobStatus::Ready | JobStatus::Standby) => {
@@ -319,7 +326,7 @@ impl Job {
 
     pub(crate) fn wants_pause(&self) -> bool {
         let state = self.state.lock();
-        state.cancel.is_none() && (state.pauses_by_user > 0 || state.paused_by_error)
+        state.cancel.is_none() && state.paused()
     }
 
     /// Waits here while the job is paused. Call it with nothing in flight.
@@ -328,10 +335,7 @@ impl Job {
             let at_work = self.info().status;
             let paused = if at_work == JobStatus::Ready { JobStatus::Standby } else { JobStatus::Paused };
             self.set_status(paused);
-            self.until(|state| {
-                state.cancel.is_some() || (state.pauses_by_user == 0 && !state.paused_by_error)
-            })
-            .await;
+            self.until(|state| state.cancel.is_some() || !state.paused()).await;
             self.set_status(at_work);
         }
         if self.is_cancelled() { Err(Stopped::Cancelled) } else { Ok(()) }

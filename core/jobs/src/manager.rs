@@ -97,7 +97,7 @@ impl Jobs {
         self.find(id)?.verb(Verb::Pause, Force(false))
     }
 
-    /// Undoes one pause, or goes on after an error that stopped the job.
+    /// Undoes a pause, or goes on after an error that stopped the job.
     pub fn resume(&self, id: &str) -> Result<()> {
         self.find(id)?.verb(Verb::Resume, Force(false))
     }

@@ -79,19 +79,22 @@ impl Start {
     /// Makes the change, and lets all staged jobs live: when this returns they can be seen and steered. Their ids are in
     /// the order of staging.
     ///
-    /// Errors: those of [`Change::commit`]; then nothing of it ever was.
+    /// Errors: those of [`Change::make`]; then nothing of it ever was. Without jobs also those of [`Change::commit`].
     pub async fn make(mut self, completion: Completion) -> Result<Vec<String>> {
         let change = self.change.take().expect("it is made once");
-        change.commit().await?;
+        let made = change.make().await?;
         *self.committed = std::mem::take(&mut self.holders);
         let staged = std::mem::take(&mut self.staged);
-        let ids = staged.iter().map(|member| member.job.common.id.clone()).collect();
+        let ids: Vec<String> = staged.iter().map(|member| member.job.common.id.clone()).collect();
         let groups = match completion {
             Completion::Grouped if !staged.is_empty() => vec![staged],
             _ => staged.into_iter().map(|member| vec![member]).collect(),
         };
         for group in groups {
             self.jobs.let_live(Group::new(group, self.changed.clone()));
+        }
+        if let (Err(error), true) = (made.closed, ids.is_empty()) {
+            return Err(error);
         }
         Ok(ids)
     }

@@ -88,6 +88,8 @@ fn each_verb_is_taken_where_qemu_takes_it_and_the_job_ends_all_the_same() {
             if !allows(status).contains(&verb) {
                 let expected = format!("Job 'j' in state '{status}' cannot accept command verb '{verb}'");
                 assert_eq!(said, Some(expected));
+            } else if verb == "pause" && matches!(status, Paused | Standby) {
+                assert_eq!(said.as_deref(), Some("Job is already paused"));
             } else if verb == "resume" && !matches!(status, Paused | Standby) {
                 assert!(said.is_some_and(|said| said.contains("not paused")), "{status} {verb}");
             } else {

@@ -208,3 +208,55 @@ fn a_task_finalizes_by_itself_and_is_dismissed_by_its_user() {
     bench.sleep(5000);
     assert!(bench.jobs.list().is_empty());
 }
+
+#[test]
+fn a_header_that_cannot_be_written_leaves_those_that_were_as_they_were() {
+    // All overlays of `a1` refer to `a0` afterwards; the header of one of them cannot be written.
+    for fails in 0..=3 {
+        let bench = Bench::new(fails);
+        let graph = bench.graph.clone();
+        bench.sim.run(async move {
+            let mut change = graph.change().await;
+            for name in ["x", "y"] {
+                let node = serde_json::json!({ "driver": "cow", "node-name": name, "size": SIZE,
+                    "backing": "a1", "read-only": name == "y" });
+                change.add_node(graph.parse(object(node), &[]).unwrap()).await.unwrap();
+            }
+            for name in ["a2", "x", "y"] {
+                change.set_backing(name, Some("a1"), Some(("/a1", "cow"))).unwrap();
+            }
+            change.commit().await.unwrap();
+        });
+        let before = ["drive-a", "x", "y"].map(|node| (bench.chain(node), bench.read(node)));
+        let headers = || {
+            ["a2", "x", "y"].map(|node| bench.graph.node(node).unwrap().open_node().backing_file().unwrap().0)
+        };
+        bench.world.header_fault.store(fails, SeqCst);
+        let args = CommitArgs {
+            job_id: Some("j".into()),
+            device: "drive-a".into(),
+            top_node: Some("a1".into()),
+            backing_file: Some("/a0".into()),
+            manual_dismiss: true,
+            ..CommitArgs::default()
+        };
+        bench.start(Completion::Individual, |start| Box::pin(start.commit(args))).unwrap();
+        let error = bench.wait("j");
+        if fails == 0 {
+            assert_eq!((error, headers()), (None, ["/a0"; 3].map(String::from)));
+            assert_eq!((bench.chain("x"), bench.chain("drive-a")), ("x a0".into(), "a2 a0".into()));
+        } else {
+            assert!(error.is_some_and(|error| error.contains("writing the header")), "{fails}");
+            assert_eq!(headers(), ["/a1"; 3].map(String::from), "{fails}");
+            assert_eq!(
+                ["drive-a", "x", "y"].map(|node| bench.chain(node)),
+                before.clone().map(|(chain, _)| chain)
+            );
+        }
+        assert_eq!(["drive-a", "x", "y"].map(|node| bench.read(node)), before.map(|(_, data)| data));
+        assert!(
+            bench.graph.view_node("y").unwrap().read_only && bench.graph.view_node("a0").unwrap().read_only
+        );
+        bench.check_clean();
+    }
+}

@@ -19,10 +19,7 @@ use kit::{
 use parking_lot::Mutex;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::SeqCst},
-    },
+    sync::{Arc, atomic::Ordering::SeqCst},
 };
 
 const GUESTS: u64 = 3;
@@ -72,7 +69,7 @@ fn object(value: serde_json::Value) -> Options {
 impl Run {
     fn new(seed: u64) -> Self {
         let sim = Sim::new(seed);
-        let world = World { sim: sim.clone(), faults: Arc::new(AtomicU64::new(0)) };
+        let world = World::new(&sim);
         let graph = Graph::new(GraphOptions::default());
         register(&graph, &world);
         let jobs = Jobs::new(graph.clone(), Arc::new(sim.clone()));

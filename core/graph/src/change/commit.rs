@@ -18,9 +18,22 @@ use std::{
     sync::Arc,
 };
 
+/// A change that was made.
+#[derive(Debug)]
+#[must_use = "a node that was closed may have failed to write what it held back"]
+pub struct Made {
+    /// The first error of a node that was closed afterwards. It has been logged.
+    pub closed: Result<()>,
+}
+
 impl Change {
+    /// Makes the change, or nothing of it; but an error of a node that is closed after it was made is an error, too.
+    pub async fn commit(self) -> Result<()> {
+        self.make().await?.closed
+    }
+
     /// Makes the change, or nothing of it.
-    pub async fn commit(mut self) -> Result<()> {
+    pub async fn make(mut self) -> Result<Made> {
         let mut gone: Vec<NodeId> = self.topology.collect_unused();
         let kept = |id: &&NodeId| !self.topology.nodes.contains_key(id) && !gone.contains(id);
         let removed: Vec<NodeId> = self.before.topology.top_down().iter().filter(kept).copied().collect();
@@ -53,9 +66,9 @@ impl Change {
         self.publish(staged, granted);
         drop(batch);
         drop(drained);
-        let result = self.close_nodes(&gone).await;
+        let closed = self.close_nodes(&gone).await;
         self.graph.emit(&Event::Changed);
-        result
+        Ok(Made { closed })
     }
 
     /// Runs the actions, and takes the permissions last.

@@ -19,6 +19,7 @@ mod shape;
 mod snapshot;
 mod state;
 
+pub use commit::Made;
 pub use internal::Internal;
 
 use crate::{

@@ -7,10 +7,7 @@ use super::{
 use driveline_graph::{BoxFuture, Graph, GraphOptions, NewBitmap, Options, Result, Root, RootOptions};
 use driveline_jobs::{Completion, JobEvent, JobStatus, Jobs, Runtime, Start};
 use parking_lot::Mutex;
-use std::{
-    sync::{Arc, atomic::AtomicU64},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 pub const SIZE: u64 = 16 * CLUSTER;
 
@@ -31,7 +28,7 @@ impl Bench {
     /// when it is told to. Each has a bitmap `daily`.
     pub fn new(seed: u64) -> Self {
         let sim = Sim::new(seed);
-        let world = World { sim: sim.clone(), faults: Arc::new(AtomicU64::new(0)) };
+        let world = World::new(&sim);
         let graph = Graph::new(GraphOptions::default());
         register(&graph, &world);
         let jobs = Jobs::new(graph.clone(), Arc::new(sim.clone()));

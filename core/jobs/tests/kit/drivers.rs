@@ -29,6 +29,15 @@ pub struct World {
     pub sim: Sim,
     /// One write in so many fails, in `fault` nodes; 0: none.
     pub faults: Arc<AtomicU64>,
+    /// So many headers can be written, and then one cannot; 0: all can.
+    pub header_fault: Arc<AtomicU64>,
+}
+
+impl World {
+    pub fn new(sim: &Sim) -> Self {
+        let (faults, header_fault) = Default::default();
+        Self { sim: sim.clone(), faults, header_fault }
+    }
 }
 
 /// Registers the drivers of a world.
@@ -211,6 +220,11 @@ impl OpenNode for CowNode {
         _: &'a [OpenChild],
         backing: Option<(&'a str, &'a str)>,
     ) -> BoxFuture<'a, Result<()>> {
+        let before = self.0.driver.world.header_fault.load(SeqCst);
+        self.0.driver.world.header_fault.store(before.saturating_sub(1), SeqCst);
+        if before == 1 {
+            return Box::pin(async { Err(driveline_graph::Error::io(5, "writing the header")) });
+        }
         *self.0.driver.backing.lock() = backing.map(|(file, format)| (file.to_owned(), format.to_owned()));
         Box::pin(async { Ok(()) })
     }
