@@ -10,7 +10,8 @@ mod kit;
 
 use driveline_graph::{Graph, GraphOptions, Kind, NewBitmap, Options, Root, RootOptions};
 use driveline_jobs::{
-    Base, CommitArgs, CopyMode, JobKind, JobStatus, Jobs, MirrorArgs, MirrorSync, OnError, StreamArgs,
+    Base, CommitArgs, Completion, CopyMode, JobKind, JobStatus, Jobs, MirrorArgs, MirrorSync, OnError,
+    StreamArgs,
 };
 use kit::{
     drivers::{CLUSTER, World, register},
@@ -52,6 +53,8 @@ impl Oracle {
 }
 
 struct Run {
+    /// The drive that it is about.
+    drive: &'static str,
     sim: Sim,
     world: World,
     graph: Graph,
@@ -60,6 +63,15 @@ struct Run {
     oracle: Arc<Mutex<Oracle>>,
     names: u64,
     log: Vec<String>,
+}
+
+/// A job that is about to be started.
+#[derive(Debug)]
+enum Staged {
+    Stream(StreamArgs),
+    Commit(CommitArgs),
+    /// With the image that it goes to.
+    Mirror(Options, MirrorArgs),
 }
 
 fn object(value: serde_json::Value) -> Options {
@@ -73,28 +85,38 @@ impl Run {
         let graph = Graph::new(GraphOptions::default());
         register(&graph, &world);
         let jobs = Jobs::new(graph.clone(), Arc::new(sim.clone()));
+        Self::with_drive("vda", sim, world, graph, jobs)
+    }
+
+    /// Another drive in the same world.
+    fn beside(&self, drive: &'static str) -> Self {
+        let Self { sim, world, graph, jobs, .. } = self;
+        Self::with_drive(drive, sim.clone(), world.clone(), graph.clone(), jobs.clone())
+    }
+
+    fn with_drive(drive: &'static str, sim: Sim, world: World, graph: Graph, jobs: Jobs) -> Self {
         let size = CLUSTER * (16 + sim.below(32));
         let guest = sim.run({
             let graph = graph.clone();
             async move {
                 let mut change = graph.change().await;
-                let mut below = None;
+                let mut below = None::<String>;
                 for (at, name) in ["base", "mid", "active"].into_iter().enumerate() {
-                    let mut node = serde_json::json!({ "driver": "cow", "node-name": name, "size": size,
+                    let mut node = serde_json::json!({ "driver": "cow", "node-name": format!("{drive}-{name}"), "size": size,
                         "fill-every": at + 2, "fill-byte": at + 1, "read-only": name != "active" });
                     if let Some(below) = below {
                         node["backing"] = serde_json::json!(below);
                     }
-                    below = Some(name);
+                    below = Some(format!("{drive}-{name}"));
                     change.add_node(graph.parse(object(node), &[]).unwrap()).await.unwrap();
                 }
-                change.set_drive("vda", "active").unwrap();
+                change.set_drive(drive, &format!("{drive}-active")).unwrap();
                 change.commit().await.unwrap();
-                graph.open_root("vda", RootOptions::writer("the guest")).await.unwrap()
+                graph.open_root(drive, RootOptions::writer("the guest")).await.unwrap()
             }
         });
         let oracle = Arc::new(Mutex::new(Oracle::default()));
-        let run = Self { sim, world, graph, jobs, guest, oracle, names: 0, log: Vec::new() };
+        let run = Self { drive, sim, world, graph, jobs, guest, oracle, names: 0, log: Vec::new() };
         let content = run.read_all();
         run.oracle.lock().content = content.iter().step_by(SECTOR as usize).map(|byte| Some(*byte)).collect();
         run
@@ -102,7 +124,7 @@ impl Run {
 
     fn name(&mut self, kind: &str) -> String {
         self.names += 1;
-        format!("{kind}{}", self.names)
+        format!("{kind}{}-{}", self.names, self.drive)
     }
 
     fn read_all(&self) -> Vec<u8> {
@@ -172,16 +194,19 @@ impl Run {
     }
 
     fn change_graph(&mut self) -> String {
-        let graph = self.graph.clone();
+        let (graph, drive) = (self.graph.clone(), self.drive);
         match self.sim.below(16) {
-            14 | 15 => self.start_mirror(),
+            14 | 15 => {
+                let mirror = self.mirror();
+                self.start(vec![mirror], Completion::Individual)
+            }
             0 | 1 => {
                 let drivers = ["pass", "fault", "pass", "bitmap-holder"];
                 let (name, driver) = (self.name("f"), drivers[self.sim.below(4) as usize]);
                 let nodes: Vec<String> =
                     graph.nodes().iter().map(|view| view.node.name().to_owned()).collect();
                 let above = match self.sim.chance(2) {
-                    true => "vda".to_owned(),
+                    true => self.drive.to_owned(),
                     false => nodes[self.sim.below(nodes.len() as u64) as usize].clone(),
                 };
                 let definition = object(serde_json::json!({ "driver": driver, "node-name": name }));
@@ -213,13 +238,13 @@ impl Run {
             }
             3 | 4 => {
                 let (jobs, id) = (self.jobs.clone(), self.name("job"));
-                let chain = graph.chain("vda").unwrap();
+                let chain = graph.chain(self.drive).unwrap();
                 let base =
                     (chain.len() > 2 && self.sim.chance(2)).then(|| Base::Node(chain[2].name().into()));
                 let said = format!("stream {id} to {base:?}");
                 let args = StreamArgs {
                     job_id: Some(id),
-                    device: "vda".into(),
+                    device: self.drive.into(),
                     base,
                     on_error: self.policy(),
                     speed: self.sim.below(2) * 200_000,
@@ -229,11 +254,11 @@ impl Run {
             }
             5 | 6 => {
                 let (jobs, id) = (self.jobs.clone(), self.name("job"));
-                let chain = graph.chain("vda").unwrap();
+                let chain = graph.chain(self.drive).unwrap();
                 let top = self.sim.below(chain.len() as u64) as usize;
                 let args = CommitArgs {
                     job_id: Some(id.clone()),
-                    device: "vda".into(),
+                    device: self.drive.into(),
                     top_node: Some(chain[top].name().to_owned()),
                     on_error: self.policy(),
                     speed: self.sim.below(2) * 200_000,
@@ -246,7 +271,7 @@ impl Run {
                 let size = self.guest.info().size_bytes + CLUSTER * (1 + self.sim.below(4));
                 let result = self.sim.run(async move {
                     let mut change = graph.change().await;
-                    change.resize("vda", size)?;
+                    change.resize(drive, size)?;
                     change.commit().await
                 });
                 if result.is_ok() {
@@ -267,10 +292,9 @@ impl Run {
     }
 
     /// A new image is made and becomes the target; with the drive's backing, if only the top image is to be copied.
-    fn start_mirror(&mut self) -> String {
-        let (jobs, graph, id, target) =
-            (self.jobs.clone(), self.graph.clone(), self.name("job"), self.name("m"));
-        let chain = graph.chain("vda").unwrap();
+    fn mirror(&mut self) -> Staged {
+        let (id, target) = (self.name("job"), self.name("m"));
+        let chain = self.graph.chain(self.drive).unwrap();
         let mut node = serde_json::json!({ "driver": "cow", "node-name": target,
             "size": self.guest.info().size_bytes });
         let sync = match chain.get(1).filter(|_| self.sim.chance(2)) {
@@ -281,9 +305,9 @@ impl Run {
             None => MirrorSync::Full,
         };
         let args = MirrorArgs {
-            job_id: Some(id.clone()),
-            device: "vda".into(),
-            target: target.clone(),
+            job_id: Some(id),
+            device: self.drive.into(),
+            target,
             sync,
             granularity: Some(512 << self.sim.below(6)),
             copy_mode: self.copy_mode(),
@@ -292,16 +316,45 @@ impl Run {
             speed: self.sim.below(2) * 200_000,
             ..Default::default()
         };
+        Staged::Mirror(object(node), args)
+    }
+
+    /// A job that may start together with that of another drive.
+    fn any_job(&mut self) -> Staged {
+        let (job_id, device) = (Some(self.name("job")), self.drive.to_owned());
+        let (on_error, speed) = (self.policy(), self.sim.below(2) * 200_000);
+        match self.sim.below(3) {
+            0 => Staged::Stream(StreamArgs { job_id, device, on_error, speed, ..Default::default() }),
+            1 => Staged::Commit(CommitArgs { job_id, device, on_error, speed, ..Default::default() }),
+            _ => self.mirror(),
+        }
+    }
+
+    fn start(&self, staged: Vec<Staged>, completion: Completion) -> String {
+        let (jobs, graph) = (self.jobs.clone(), self.graph.clone());
+        let said = format!("start {staged:?} ({completion:?})");
         let result = self.sim.run(async move {
             let mut start = jobs.begin().await;
-            let beside: Vec<_> = graph.nodes().iter().map(|v| v.node.name().to_owned()).collect();
-            let beside: Vec<&str> = beside.iter().map(String::as_str).collect();
-            let node = graph.parse(object(node), &beside)?;
-            start.change().add_node(node).await?;
-            start.mirror(args).await?;
-            start.make(Default::default()).await
+            for staged in staged {
+                match staged {
+                    Staged::Stream(args) => start.stream(args).await?,
+                    Staged::Commit(args) => start.commit(args).await?,
+                    Staged::Mirror(node, args) => {
+                        start.change().add_node(graph.parse(node, &[])?).await?;
+                        start.mirror(args).await?
+                    }
+                };
+            }
+            start.make(completion).await
         });
-        format!("mirror {id} ({sync:?}) to {target}: {result:?}")
+        format!("{said}: {result:?}")
+    }
+
+    /// A job of each drive; they end together or not at all, sometimes.
+    fn start_together(&mut self, other: &mut Run) -> String {
+        let jobs = vec![self.any_job(), other.any_job()];
+        let completion = if self.sim.chance(3) { Completion::Individual } else { Completion::Grouped };
+        self.start(jobs, completion)
     }
 
     fn copy_mode(&self) -> CopyMode {
@@ -345,12 +398,12 @@ impl Run {
     fn change_bitmaps(&mut self) -> String {
         let names: Vec<String> = self.oracle.lock().bitmaps.keys().cloned().collect();
         let pick = || names[self.sim.below(names.len() as u64) as usize].clone();
-        let graph = self.graph.clone();
+        let (graph, drive) = (self.graph.clone(), self.drive);
         if names.is_empty() || (names.len() < 4 && self.sim.chance(3)) {
             let granularity = 512 << self.sim.below(6);
             let name = self.name("bitmap");
             let new = NewBitmap { granularity: Some(granularity), ..NewBitmap::named(&name) };
-            self.change(&graph, move |change| change.add_bitmap("vda", new)).unwrap();
+            self.change(&graph, move |change| change.add_bitmap(drive, new)).unwrap();
             let expected =
                 Expected { granularity, recording: true, dirty: BTreeSet::new(), maybe: BTreeSet::new() };
             self.oracle.lock().bitmaps.insert(name.clone(), expected);
@@ -360,20 +413,20 @@ impl Run {
         let said = name.clone();
         match self.sim.below(6) {
             0 => {
-                self.change(&graph, move |change| change.remove_bitmap("vda", &name)).unwrap();
+                self.change(&graph, move |change| change.remove_bitmap(drive, &name)).unwrap();
                 self.oracle.lock().bitmaps.remove(&said);
                 format!("remove {said}")
             }
             1 => {
-                self.change(&graph, move |change| change.clear_bitmap("vda", &name)).unwrap();
+                self.change(&graph, move |change| change.clear_bitmap(drive, &name)).unwrap();
                 self.oracle.lock().bitmaps.get_mut(&said).unwrap().dirty.clear();
                 format!("clear {said}")
             }
             2 => {
                 let recording = self.sim.chance(2);
                 let result = self.change(&graph, move |change| match recording {
-                    true => change.enable_bitmap("vda", &name),
-                    false => change.disable_bitmap("vda", &name),
+                    true => change.enable_bitmap(drive, &name),
+                    false => change.disable_bitmap(drive, &name),
                 });
                 result.unwrap();
                 self.oracle.lock().bitmaps.get_mut(&said).unwrap().recording = recording;
@@ -382,7 +435,7 @@ impl Run {
             3 => {
                 let new = self.name("renamed");
                 let to = new.clone();
-                self.change(&graph, move |change| change.rename_bitmap("vda", &name, &to)).unwrap();
+                self.change(&graph, move |change| change.rename_bitmap(drive, &name, &to)).unwrap();
                 let mut oracle = self.oracle.lock();
                 let expected = oracle.bitmaps.remove(&said).unwrap();
                 oracle.bitmaps.insert(new.clone(), expected);
@@ -393,8 +446,8 @@ impl Run {
                 if source == name {
                     return "no merge with itself".into();
                 }
-                let from = vec![("vda".to_owned(), source.clone())];
-                self.change(&graph, move |change| change.merge_bitmaps("vda", &name, from)).unwrap();
+                let from = vec![(self.drive.to_owned(), source.clone())];
+                self.change(&graph, move |change| change.merge_bitmaps(drive, &name, from)).unwrap();
                 let mut oracle = self.oracle.lock();
                 let (fine, from) = (oracle.content.len() as u64 * SECTOR, oracle.bitmaps[&source].clone());
                 let target = oracle.bitmaps.get_mut(&said).unwrap();
@@ -409,9 +462,9 @@ impl Run {
                 // A transaction whose last step cannot be done leaves nothing of the others.
                 let extra = self.name("never");
                 let result = self.change(&graph, move |change| {
-                    change.add_bitmap("vda", NewBitmap::named(extra))?;
-                    change.clear_bitmap("vda", &name)?;
-                    change.remove_bitmap("vda", "not there")
+                    change.add_bitmap(drive, NewBitmap::named(extra))?;
+                    change.clear_bitmap(drive, &name)?;
+                    change.remove_bitmap(drive, "not there")
                 });
                 assert_eq!(result.unwrap_err().kind(), Kind::NotFound);
                 "a transaction that fails".into()
@@ -446,7 +499,7 @@ impl Run {
         }
         let found: BTreeSet<String> = self
             .graph
-            .bitmaps("vda")
+            .bitmaps(self.drive)
             .unwrap()
             .iter()
             .map(|b| b.name().to_string())
@@ -454,7 +507,7 @@ impl Run {
             .collect();
         assert_eq!(found, oracle.bitmaps.keys().cloned().collect());
         for (name, expected) in &mut oracle.bitmaps {
-            let bitmap = self.graph.bitmap("vda", name).unwrap();
+            let bitmap = self.graph.bitmap(self.drive, name).unwrap();
             assert_eq!(bitmap.is_recording(), expected.recording);
             let granularity = expected.granularity;
             let dirty: BTreeSet<u64> = bitmap
@@ -497,20 +550,59 @@ fn world(seed: u64, steps: usize) {
         }
         run.end();
     }));
-    if let Err(panic) = result {
-        eprintln!("world {seed} (replay with WORLDS_SEED={seed}):");
-        run.log.iter().for_each(|step| eprintln!("  {step}"));
-        std::panic::resume_unwind(panic);
+    run.judge(seed, result);
+}
+
+/// Two drives, whose jobs start together and end together.
+fn two_drives(seed: u64, steps: usize) {
+    let mut run = Run::new(seed);
+    let mut other = run.beside("vdb");
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        for drive in [&mut run, &mut other] {
+            drive.change_bitmaps();
+        }
+        for _ in 0..steps {
+            let guests = [run.start_guests(), other.start_guests()];
+            let said = match run.sim.below(4) {
+                0 => run.start_together(&mut other),
+                1 => other.change_graph(),
+                _ => run.change_graph(),
+            };
+            run.log.push(said);
+            guests.into_iter().for_each(|guests| run.finish_guests(guests));
+            run.check();
+            other.check();
+        }
+        run.end();
+        other.end();
+    }));
+    run.judge(seed, result);
+}
+
+impl Run {
+    fn judge(&self, seed: u64, result: std::thread::Result<()>) {
+        if let Err(panic) = result {
+            eprintln!("world {seed} (replay with WORLDS_SEED={seed}):");
+            self.log.iter().for_each(|step| eprintln!("  {step}"));
+            std::panic::resume_unwind(panic);
+        }
     }
+}
+
+fn each_seed(worlds: u64, world: fn(u64, usize)) {
+    if let Ok(seed) = std::env::var("WORLDS_SEED") {
+        return world(seed.parse().unwrap(), 60);
+    }
+    let worlds = std::env::var("WORLDS").map_or(worlds, |worlds| worlds.parse().unwrap());
+    (0..worlds).for_each(|seed| world(seed, 60));
 }
 
 #[test]
 fn drive_bitmaps_and_content_are_exact_in_random_worlds() {
-    if let Ok(seed) = std::env::var("WORLDS_SEED") {
-        return world(seed.parse().unwrap(), 60);
-    }
-    let worlds = std::env::var("WORLDS").map_or(60, |worlds| worlds.parse().unwrap());
-    for seed in 0..worlds {
-        world(seed, 60);
-    }
+    each_seed(30, world);
+}
+
+#[test]
+fn two_drives_stay_exact_while_their_jobs_start_and_end_together() {
+    each_seed(20, two_drives);
 }
