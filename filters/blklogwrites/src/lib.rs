@@ -1,7 +1,7 @@
 //! Logs every write, in the format of the kernel's dm-log-writes, so that any state between two flushes can be made again.
 //!
 //! Two parts: `format` is what stands in a log, and here is when it is written.
-use driveline_sdk::{Buffer, Claim, Info, Memory, flag, permission, prelude::*};
+use driveline_sdk::{Buffer, Claim, Info, Memory, RangeLock, flag, permission, prelude::*};
 use format::{Entry, SUPER_BYTES, Super};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -29,8 +29,8 @@ pub struct Blklogwrites {
     append: bool,
     super_update_interval: u64,
     state: Mutex<State>,
-    /// Super blocks are written one after the other.
-    supers: driveline_sdk::RangeLock,
+    /// Entries share it while they are written: a super block tells only of entries that are there.
+    writing: RangeLock,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -76,7 +76,7 @@ impl Filter for Blklogwrites {
             append: options.log_append,
             super_update_interval: options.log_super_update_interval,
             state: Mutex::new(State { sector_bytes, next_sector: 1, entries: 0, told: 0 }),
-            supers: driveline_sdk::RangeLock::new(),
+            writing: RangeLock::new(),
         })
     }
 
@@ -125,9 +125,8 @@ impl Filter for Blklogwrites {
 
     fn permissions(&self, child: ChildId) -> Claim {
         if child == self.log {
-            // The log is ours, whether or not anybody writes just now.
-            let takes = permission::WRITE | permission::RESIZE;
-            return Claim { takes, denies: permission::WRITE | permission::RESIZE };
+            // Whether or not anybody writes just now, nobody else may.
+            return Claim { takes: 0, denies: permission::WRITE | permission::RESIZE };
         }
         Claim::default()
     }
@@ -192,6 +191,7 @@ impl Blklogwrites {
         data: Option<&[u8]>,
     ) -> Result<()> {
         let has_data = flags & Entry::DISCARD == 0;
+        let written = self.writing.lock_shared(0..1).await;
         let (at, sector_bytes, entries) = {
             let mut state = self.state();
             let at = state.next_sector;
@@ -214,6 +214,7 @@ impl Blklogwrites {
             (logged, _) => logged,
         };
         logged?;
+        drop(written);
         if flags & Entry::FLUSH != 0 || entries.is_multiple_of(self.super_update_interval) {
             self.write_super(next).await?;
         }
@@ -221,7 +222,7 @@ impl Blklogwrites {
     }
 
     async fn write_super(&self, next: &mut Next<'_>) -> Result<()> {
-        let _turn = self.supers.lock(0..1).await;
+        let _alone = self.writing.lock(0..1).await;
         let state = *self.state();
         let told = Super { entries: state.entries, sector_bytes: state.sector_bytes as u32 };
         let mut block = Buffer::new(state.sector_bytes as usize);

@@ -128,18 +128,23 @@ fn the_super_block_is_written_at_flushes_and_now_and_then() {
 fn a_log_that_cannot_be_gone_on_with_is_refused() {
     let disk = testing::memory(SIZE);
     let log = testing::growing(4096);
-    let refusal = |log: &Leaf| open(json!({ "log-append": true }), &disk, log).unwrap_err().code();
-    assert_eq!(refusal(&log), 22, "no magic");
+    let refusal = |log: &Leaf| {
+        let error = open(json!({ "log-append": true }), &disk, log).unwrap_err();
+        (error.code(), error.message().unwrap().to_owned())
+    };
+    let invalid = |text: &str| (22, text.to_owned());
+    assert_eq!(refusal(&log), invalid("Invalid log superblock magic"));
     log.set_data(0, &0x6a_7366_7773_6872_u64.to_le_bytes());
     log.set_data(8, &2_u64.to_le_bytes());
-    assert_eq!(refusal(&log), 22, "another version");
+    assert_eq!(refusal(&log), invalid("Unsupported log version 2"));
     log.set_data(8, &1_u64.to_le_bytes());
-    assert_eq!(refusal(&log), 22, "sectors of no bytes");
+    assert_eq!(refusal(&log), invalid("Invalid log sector size 0"));
     log.set_data(24, &512_u32.to_le_bytes());
     open(json!({ "log-append": true }), &disk, &log).unwrap();
     log.set_data(16, &100_u64.to_le_bytes());
     log.set_data(512 + 8, &u64::MAX.to_le_bytes());
-    assert_eq!(refusal(&log), 22, "an entry that is too long");
+    let (code, text) = refusal(&log);
+    assert!(code == 22 && text.ends_with("which is too long"), "{text}");
 }
 
 #[test]

@@ -151,6 +151,9 @@ pub struct FilterDesc {
         call: u32,
         properties: RStr<'_>,
     ) -> RResult<RString, FfiError>,
+    /// Why `begin` or `settle` of a filter of this library failed that just ended on this thread; empty: it said only the
+    /// number. Since 1.2.
+    pub last_failure: extern "C" fn() -> RString,
 }
 
 /// The root of a plugin library.

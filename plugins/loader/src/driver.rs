@@ -1,6 +1,6 @@
 //! A filter of a plugin, as a driver of the graph.
 
-use abi_stable::std_types::{RNone, RSlice, RStr};
+use abi_stable::std_types::{RNone, RSlice, RStr, RString};
 use driveline_abi::{
     ChildArg, FfiError, FilterDescRef, FilterOpsRef, FilterPtr, OpVt, OpenArgs as AbiOpenArgs, default,
     effect, object,
@@ -165,6 +165,7 @@ impl PluginDriver {
             path: self.path.clone(),
             slots: self.slots,
             lacks: self.lacks(),
+            last_failure: self.filter.last_failure(),
             cookie: args.cookie,
             children: children.len(),
             opened,
@@ -282,6 +283,7 @@ struct PluginNode {
     path: Arc<Path>,
     slots: Slots,
     lacks: u32,
+    last_failure: Option<extern "C" fn() -> RString>,
     cookie: u64,
     /// How many it was opened with.
     children: usize,
@@ -311,7 +313,14 @@ impl PluginNode {
         let mut slots = [None; op::COUNT];
         slots[op::FLUSH as usize] = Some(vt);
         let done = self.run(slots, Ask { op: op::FLUSH, ..Ask::default() }, children).await;
-        done.map_err(|error| Error::io(error.code(), doing))
+        done.map_err(|error| {
+            // The operation ended on this thread, just now.
+            let said = self.last_failure.map(|ask| ask()).filter(|said| !said.is_empty());
+            match said {
+                Some(said) => Error::new(Kind::of_errno(error.code()), said),
+                None => Error::io(error.code(), doing),
+            }
+        })
     }
 
     async fn settle(&self, children: &[OpenChild]) -> Result<()> {

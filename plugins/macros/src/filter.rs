@@ -33,8 +33,8 @@ pub(crate) fn expand(arguments: &Arguments, block: &ItemImpl) -> syn::Result<Tok
         quote! { .#name(<#this as ::driveline_sdk::Filter>::#name) }
     });
     let (has_size, has_info, has_permissions) = (has("size"), has("info"), has("permissions"));
-    let begin = has("begin").then(|| quote! { .flush(<#this as ::driveline_sdk::Filter>::begin) });
-    let settle = has("settle").then(|| quote! { .flush(<#this as ::driveline_sdk::Filter>::settle) });
+    let begin = has("begin").then(|| quote! { .flush(::driveline_sdk::export::begin_told::<#this>) });
+    let settle = has("settle").then(|| quote! { .flush(::driveline_sdk::export::settle_told::<#this>) });
     if has("object") == objects.is_empty() {
         let text = "objects(..) names the kinds of objects that the method `object` is for: both, or neither";
         return Err(syn::Error::new_spanned(path, text));

@@ -2,7 +2,7 @@
 //!
 //! Every `extern "C"` function here catches panics: one that crossed the boundary would end the process.
 
-use crate::{Error, Filter, Info, ObjectCall, OpenCx, Result, log, options};
+use crate::{Error, Filter, FlushRequest, Info, Next, ObjectCall, OpenCx, Result, log, options};
 use abi_stable::std_types::{
     RResult::{self, RErr, ROk},
     RSlice, RString,
@@ -81,6 +81,37 @@ pub trait Exported: Filter {
     const SETTLE: OpTable<Self>;
 }
 
+thread_local! {
+    /// See `FilterDesc::last_failure`.
+    static LAST_FAILURE: Cell<String> = const { Cell::new(String::new()) };
+}
+
+fn remember(error: &Error) {
+    LAST_FAILURE.set(error.message().unwrap_or_default().to_owned());
+}
+
+extern "C" fn last_failure() -> RString {
+    LAST_FAILURE.take().into()
+}
+
+/// `begin`, whose error is one that people read.
+pub async fn begin_told<F: Filter>(
+    filter: &F,
+    next: &mut Next<'_>,
+    request: &FlushRequest<'_>,
+) -> Result<()> {
+    filter.begin(next, request).await.inspect_err(remember)
+}
+
+/// `settle`, likewise.
+pub async fn settle_told<F: Filter>(
+    filter: &F,
+    next: &mut Next<'_>,
+    request: &FlushRequest<'_>,
+) -> Result<()> {
+    filter.settle(next, request).await.inspect_err(remember)
+}
+
 /// The first operation of a filter, if it has one.
 pub(crate) const fn begin<F: Exported>() -> Option<&'static OpVt> {
     F::BEGIN.slots()[op::FLUSH as usize]
@@ -137,6 +168,7 @@ impl<F: Exported> Described<F> {
         child_words: RSlice::from_slice(F::DECLARED.child_words),
         objects: RSlice::from_slice(F::DECLARED.objects),
         object: object::<F>,
+        last_failure,
     });
 }
 

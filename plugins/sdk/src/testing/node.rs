@@ -154,7 +154,9 @@ pub fn open_with<F: Exported>(
     };
     if let Some(begin) = export::begin::<F>().map(own) {
         let ask = Ask { op: op::FLUSH, ..Ask::default() };
-        clock::block_on(Call::new(begin, ask, Buffer::default())).result?;
+        let begun = clock::block_on(Call::new(begin, ask, Buffer::default())).result;
+        let said = description.last_failure().map(|ask| ask()).unwrap_or_default();
+        begun.map_err(|error| if said.is_empty() { error } else { error.because(said) })?;
     }
     let settle = export::settle::<F>().map(own);
     Ok(Node { edge: wire(description, &opened, edges), settle, opened, cookie })
