@@ -1,7 +1,8 @@
 use super::Compress;
+use driveline_drivers::conformance::{Check, check};
 use driveline_sdk::{
     info,
-    testing::{self, Leaf, Node, json},
+    testing::{self, Below, Leaf, Node, json},
 };
 
 const CLUSTER: u64 = 64 << 10;
@@ -20,6 +21,11 @@ fn world() -> (Leaf, Node) {
 #[test]
 fn the_readme_is_true() {
     testing::check_readme::<Compress>(include_str!("../README.md"), |text| toml::from_str(text).unwrap());
+}
+
+#[test]
+fn it_conforms() {
+    testing::block_on(check(&world().1.edge(), Check { steps: 40, ..Check::default() }));
 }
 
 #[test]

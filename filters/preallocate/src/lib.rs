@@ -169,20 +169,23 @@ impl Preallocate {
         }
         let _turn = self.growing.lock(0..1).await;
         let from = self.ends().file;
-        let Some(to) = end.checked_add(self.size).and_then(|to| to.checked_next_multiple_of(self.align))
-        else {
-            return;
-        };
-        if end <= from || to > i64::MAX as u64 {
+        if end <= from {
             return;
         }
-        match next.write_zeroes(&WriteZeroesRequest::new(from..to, flag::NO_FALLBACK)).await {
-            Ok(()) => {
-                let mut ends = self.ends();
-                ends.file = ends.file.max(to);
+        let to = end.checked_add(self.size).and_then(|to| to.checked_next_multiple_of(self.align));
+        let reached = match to.filter(|to| *to <= i64::MAX as u64) {
+            Some(to) => {
+                let reserved = next.write_zeroes(&WriteZeroesRequest::new(from..to, flag::NO_FALLBACK)).await;
+                reserved.map(|()| to).unwrap_or_else(|error| {
+                    tracing::debug!(from, to, %error, "no space was reserved");
+                    end
+                })
             }
-            Err(error) => tracing::debug!(from, to, %error, "no space was reserved"),
-        }
+            None => end,
+        };
+        // Where nothing was reserved the write is going to reach `end`: nobody may zero it from now on.
+        let mut ends = self.ends();
+        ends.file = ends.file.max(reached);
     }
 }
 

@@ -1,5 +1,6 @@
 use super::Preallocate;
-use driveline_sdk::testing::{self, Leaf, Node, json};
+use driveline_drivers::conformance::{Check, check};
+use driveline_sdk::testing::{self, Below, Leaf, Node, json};
 
 const KIB: u64 = 1024;
 
@@ -13,6 +14,12 @@ fn world() -> (Leaf, Node) {
 #[test]
 fn the_readme_is_true() {
     testing::check_readme::<Preallocate>(include_str!("../README.md"), |text| toml::from_str(text).unwrap());
+}
+
+#[test]
+fn it_conforms() {
+    let node = testing::open::<Preallocate>(json!({}), &testing::memory(1 << 20)).unwrap();
+    testing::block_on(check(&node.edge(), Check { steps: 40, ..Check::default() }));
 }
 
 #[test]
@@ -73,6 +80,21 @@ fn where_nothing_can_be_reserved_writes_go_on() {
     below.fail("write_zeroes", 0..u64::MAX, 95, 1);
     testing::block_on(node.write(64 * KIB, &[2; 1024])).unwrap();
     assert_eq!(below.size_bytes(), 65 * KIB);
+}
+
+/// What was not reserved by one write, the next one must not reserve over it while it is on its way.
+#[test]
+fn a_reservation_never_zeroes_what_a_write_before_it_stores() {
+    let (below, node) = world();
+    below.set_latency(std::time::Duration::from_millis(1));
+    below.fail("write_zeroes", 0..u64::MAX, 28, 1);
+    let node = &node;
+    testing::block_on(testing::join((0..4).map(|i| async move {
+        node.write((64 + i) * KIB, &[i as u8 + 1; 1024]).await.unwrap();
+    })));
+    for i in 0..4 {
+        assert_eq!(below.data((64 + i) * KIB..(65 + i) * KIB), vec![i as u8 + 1; 1024]);
+    }
 }
 
 #[test]
