@@ -78,8 +78,9 @@ impl Check<'_> {
             }
         }
         for spec in description.children.iter().filter(|spec| spec.required) {
-            let also = if spec.role == Role::Filtered { "file" } else { "" };
-            if get(table, &spec.name).is_none() && get(table, also).is_none() {
+            let words = description.child_words.iter().map(|word| &**word).chain(["file"]);
+            let mut also = words.filter(|_| spec.role == Role::Filtered);
+            if get(table, &spec.name).is_none() && !also.any(|word| get(table, word).is_some()) {
                 let message =
                     format_args!("{what} has no '{}', and driver '{}' needs it", spec.name, description.name);
                 let value = if may_be_path(description, spec) { "disk.img" } else { "NODE" };
@@ -223,11 +224,11 @@ impl Check<'_> {
     }
 }
 
-/// The child that a key means. QEMU calls a filter's child `file`; both words are taken.
+/// The child that a key means. QEMU calls a filter's child `file`, or by a word that the driver has; all are taken.
 fn child_spec<'d>(description: &'d Description, name: &str) -> Option<&'d ChildSpec> {
     description.children.iter().find(|spec| spec.name == name).or_else(|| {
         let filtered = description.children.iter().find(|spec| spec.role == Role::Filtered);
-        filtered.filter(|_| name == "file")
+        filtered.filter(|_| name == "file" || description.child_words.iter().any(|word| word == name))
     })
 }
 
