@@ -1,5 +1,7 @@
 //! The shipped filters in the running program: their libraries, its threads and its clock.
 
+mod qemu;
+
 use crate::harness::{Daemon, Guest, have, run};
 use std::{
     fs,
