@@ -231,6 +231,33 @@ impl Log {
 }
 
 #[test]
+fn a_throttle_group_is_made_named_changed_and_ended_as_in_qemu() {
+    let place = Place::new();
+    let daemon = place.serve(
+        "[monitor]\nqmp = \"qmp.sock\"\n[node.top]\ndriver = \"memory\"\nsize = \"1MiB\"\n\
+         [node.below]\ndriver = \"memory\"\nsize = \"1MiB\"\n",
+    );
+    let mut qmp = daemon.qmp();
+    let throttle =
+        json!({ "driver": "throttle", "node-name": "slow", "file": "below", "throttle-group": "tenant" });
+    let refused = |answer: Result<Value, Value>| answer.unwrap_err()["desc"].as_str().unwrap().to_owned();
+    let missing = refused(qmp.try_run("blockdev-add", throttle.clone()));
+    assert!(missing.contains("Throttle group 'tenant' does not exist"), "{missing}");
+    let group = json!({ "qom-type": "throttle-group", "id": "tenant", "limits": { "iops-total": 5 } });
+    qmp.run("object-add", group);
+    qmp.run("blockdev-add", throttle);
+    let limits = json!({ "path": "/objects/tenant", "property": "limits", "value": { "iops-total": 1000 } });
+    qmp.run("qom-set", limits);
+    let found = qmp.run("qom-get", json!({ "path": "/objects/tenant", "property": "limits" }));
+    assert_eq!(found["iops-total"], 1000);
+    let busy = refused(qmp.try_run("object-del", json!({ "id": "tenant" })));
+    assert_eq!(busy, "object 'tenant' is in use, can not be deleted");
+    qmp.run("blockdev-del", json!({ "node-name": "slow" }));
+    qmp.run("object-del", json!({ "id": "tenant" }));
+    assert!(daemon.terminate().success());
+}
+
+#[test]
 fn blkverify_finds_what_differs_and_names_it() {
     if !have("blkverify_finds_what_differs_and_names_it", &["qemu-img"]) {
         return;

@@ -87,6 +87,9 @@ impl Monitor {
     pub fn new(graph: Graph, jobs: Jobs, control: Arc<dyn Control>) -> Self {
         let (sessions, before, ending) = (Mutex::default(), Mutex::default(), AtomicBool::new(false));
         let objects = control.objects().unwrap_or_default();
+        if let Err(error) = objects.keep_in(&graph) {
+            tracing::error!("objects that drivers do not take: {error}");
+        }
         let monitor = Self(Arc::new(Inner { graph, jobs, control, objects, sessions, before, ending }));
         let weak = Arc::downgrade(&monitor.0);
         monitor.0.graph.on_event(move |event| {

@@ -7,6 +7,7 @@
 //! QEMU's other types are refused by name. `tls-creds-psk` and `tls-creds-anon` are among them: TLS here has certificates only.
 
 pub(crate) mod commands;
+mod kept;
 mod limits;
 
 pub use limits::{Limit, ThrottleLimits};
@@ -20,7 +21,12 @@ use limits::GivenLimits;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use std::{collections::BTreeMap, fmt, fs, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fmt, fs,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+};
 
 /// An object, as it is now.
 #[derive(Clone, Debug, PartialEq)]
@@ -198,6 +204,8 @@ struct Inner {
     threads: usize,
     state: Mutex<State>,
     listeners: Mutex<Vec<Listener>>,
+    /// Whose drivers keep objects for their nodes.
+    graph: OnceLock<driveline_graph::Graph>,
 }
 
 #[derive(Default)]
@@ -242,8 +250,8 @@ impl Drop for ObjectUse {
 impl Objects {
     /// None yet, in a program whose engine has so many threads.
     pub fn new(threads: usize) -> Self {
-        let (state, listeners) = Default::default();
-        Self(Arc::new(Inner { threads: threads.max(1), state, listeners }))
+        let (state, listeners, graph) = Default::default();
+        Self(Arc::new(Inner { threads: threads.max(1), state, listeners, graph }))
     }
 
     /// Hears of every change, in their order. It is called with the registry unlocked.
@@ -299,6 +307,10 @@ impl Objects {
             state.objects.insert(id.clone(), Entry { object: object.clone(), users: 0 });
             object
         };
+        if let Err(error) = self.create_kept(&id, &object) {
+            self.0.state.lock().objects.remove(&id);
+            return Err(error);
+        }
         self.tell(&id, &ObjectChange::Added(object));
         Ok(())
     }
@@ -307,6 +319,9 @@ impl Objects {
     ///
     /// Errors: there is none of that id, or it is in use.
     pub fn remove(&self, id: &str) -> Result<()> {
+        if let Some(object) = self.get(id).filter(|_| !self.is_used(id)) {
+            self.delete_kept(id, &object)?;
+        }
         {
             let mut state = self.0.state.lock();
             match state.objects.get(id) {
@@ -324,6 +339,10 @@ impl Objects {
     /// One as it is now.
     pub fn get(&self, id: &str) -> Option<Object> {
         self.0.state.lock().objects.get(id).map(|entry| entry.object.clone())
+    }
+
+    fn is_used(&self, id: &str) -> bool {
+        self.0.state.lock().objects.get(id).is_some_and(|entry| entry.users > 0)
     }
 
     /// One as it is now, which is not deleted before what comes with it is dropped.
@@ -391,7 +410,7 @@ impl Objects {
             let mut given = Map::new();
             given.insert(property.to_owned(), value);
             let given = Value::Object(given);
-            entry.object = match &entry.object {
+            match &entry.object {
                 Object::IoThread(thread) => {
                     Object::IoThread(arguments::parse::<IoThreadArguments>(given, "")?.over(thread.clone())?)
                 }
@@ -399,9 +418,13 @@ impl Objects {
                     Object::ThrottleGroup(limits.with(&arguments::parse(given, "")?)?)
                 }
                 _ => return Err(Error::generic("Property cannot be set after initialization")),
-            };
-            entry.object.clone()
+            }
         };
+        // Who keeps it may refuse; then nothing has changed.
+        self.change_kept(id, &object)?;
+        if let Some(entry) = self.0.state.lock().objects.get_mut(id) {
+            entry.object = object.clone();
+        }
         self.tell(id, &ObjectChange::Changed(object));
         Ok(())
     }
