@@ -36,6 +36,12 @@ pub enum Fault {
         /// Why.
         why: &'static str,
     },
+    /// The client sent something between its wish for TLS and the answer.
+    #[error("data in the clear before TLS")]
+    BeforeTls,
+    /// The client and we did not come to TLS.
+    #[error("TLS handshake")]
+    Tls(#[source] io::Error),
     /// The client took too long to choose an export.
     #[error("handshake took too long")]
     HandshakeTimeout,

@@ -24,24 +24,61 @@ pub(crate) struct Negotiated<S> {
     pub(crate) contexts: Vec<Selected>,
 }
 
-/// Haggles until the client has chosen (`Some`) or left in good order (`None`).
+/// Where TLS stands on a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Security {
+    /// There is none, and will be none.
+    None,
+    /// It has to come before anything else.
+    Required,
+    /// It is on.
+    On,
+}
+
+/// How haggling ends, if not with a fault.
+#[derive(Debug)]
+pub(crate) enum Haggled<S> {
+    /// The client left in good order.
+    Left,
+    /// The connection is to be upgraded; then haggling begins anew.
+    StartTls(ClientFlags),
+    /// The client has chosen.
+    Chosen(Box<Negotiated<S>>),
+}
+
+/// Shows the server, and haggles.
 pub(crate) async fn handshake<T: Transport, S: Storage>(
     transport: &T,
     receive: &mut Receive,
     exports: &Exports<S>,
-) -> Result<Option<Negotiated<S>>, Fault> {
+    security: Security,
+) -> Result<Haggled<S>, Fault> {
     let mut out = Vec::new();
     Greeting { flags: HandshakeFlags::KNOWN }.encode(&mut out);
     transport.write_all(&[IoSlice::new(&out)]).await?;
-    let Some(bytes) = receive.take(transport, ClientFlags::LENGTH).await? else { return Ok(None) };
+    let Some(bytes) = receive.take(transport, ClientFlags::LENGTH).await? else { return Ok(Haggled::Left) };
     let flags = ClientFlags::decode(bytes)?;
     if !flags.beyond(ClientFlags::KNOWN).is_empty() {
         return Err(Fault::ClientFlags { flags: flags.0 });
     }
-    let mut haggling = Haggling { exports, flags, mode: Mode::default(), selection: None, out };
+    haggle(transport, receive, exports, security, flags).await
+}
+
+/// Haggles until the client has chosen, or wants to do so in private. Nothing is agreed yet but `flags`.
+pub(crate) async fn haggle<T: Transport, S: Storage>(
+    transport: &T,
+    receive: &mut Receive,
+    exports: &Exports<S>,
+    security: Security,
+    flags: ClientFlags,
+) -> Result<Haggled<S>, Fault> {
+    let mode = Mode::default();
+    let mut haggling = Haggling { exports, security, flags, mode, selection: None, out: Vec::new() };
     let mut data = Vec::new();
     loop {
-        let Some(bytes) = receive.take(transport, OptionHeader::LENGTH).await? else { return Ok(None) };
+        let Some(bytes) = receive.take(transport, OptionHeader::LENGTH).await? else {
+            return Ok(Haggled::Left);
+        };
         let header = OptionHeader::decode(bytes)?;
         haggling.out.clear();
         let next = if header.length as usize <= OPTION_BYTES_MAX {
@@ -57,8 +94,11 @@ pub(crate) async fn handshake<T: Transport, S: Storage>(
         transport.write_all(&[IoSlice::new(&haggling.out)]).await?;
         match next {
             Next::Option => {}
-            Next::Leave => return Ok(None),
-            Next::Transmission(negotiated) => return Ok(Some(*negotiated)),
+            Next::Leave => return Ok(Haggled::Left),
+            // What came before its answer came in the clear: nobody knows from whom.
+            Next::StartTls if !receive.is_empty() => return Err(Fault::BeforeTls),
+            Next::StartTls => return Ok(Haggled::StartTls(flags)),
+            Next::Transmission(negotiated) => return Ok(Haggled::Chosen(negotiated)),
         }
     }
 }
@@ -67,6 +107,7 @@ pub(crate) async fn handshake<T: Transport, S: Storage>(
 enum Next<S> {
     Option,
     Leave,
+    StartTls,
     Transmission(Box<Negotiated<S>>),
 }
 
@@ -81,6 +122,7 @@ enum Mode {
 
 struct Haggling<'a, S> {
     exports: &'a Exports<S>,
+    security: Security,
     flags: ClientFlags,
     mode: Mode,
     /// The contexts that were selected last, and for which export.
@@ -93,6 +135,15 @@ impl<S: Storage> Haggling<'_, S> {
     fn option(&mut self, option: OptionCode, data: &[u8]) -> Result<Next<S>, Fault> {
         if !self.flags.contains(ClientFlags::FIXED_NEWSTYLE) && option != OptionCode::EXPORT_NAME {
             return Err(Fault::Option { option, why: "the client did not agree to fixed newstyle" });
+        }
+        let open = [OptionCode::STARTTLS, OptionCode::ABORT].contains(&option);
+        if self.security == Security::Required && !open {
+            // This option has no reply that could say no.
+            if option == OptionCode::EXPORT_NAME {
+                return Err(Fault::Option { option, why: "not permitted before TLS" });
+            }
+            let message = format!("Option {:#x} not permitted before TLS", option.0);
+            return Ok(self.refuse(option, ReplyCode::ERR_TLS_REQD, &message));
         }
         let request = match OptionRequest::decode(option, data) {
             Ok(request) => request,
@@ -138,7 +189,14 @@ impl<S: Storage> Haggling<'_, S> {
             OptionRequest::Info(request) | OptionRequest::Go(request) => self.info(option, &request),
             OptionRequest::ListMetaContext(request) => self.contexts(option, &request, Purpose::List),
             OptionRequest::SetMetaContext(request) => self.contexts(option, &request, Purpose::Select),
-            OptionRequest::StartTls => self.refuse(option, ReplyCode::ERR_UNSUP, "TLS is not supported"),
+            OptionRequest::StartTls => match self.security {
+                Security::Required => {
+                    self.reply(option, &OptionReply::Ack);
+                    Next::StartTls
+                }
+                Security::On => self.refuse(option, ReplyCode::ERR_INVALID, "TLS already enabled"),
+                Security::None => self.refuse(option, ReplyCode::ERR_POLICY, "TLS not configured"),
+            },
             OptionRequest::Unknown(_) => self.refuse(option, ReplyCode::ERR_UNSUP, "unknown option"),
         })
     }

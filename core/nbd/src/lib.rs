@@ -2,7 +2,7 @@
 //!
 //! It is fixed newstyle with everything that clients use today: structured replies and extended headers, block sizes, FUA,
 //! fast zeroes, many connections, and block status with `base:allocation`, `qemu:allocation-depth` and
-//! `qemu:dirty-bitmap:NAME`. It is not a client, and it has no TLS: `STARTTLS` is refused.
+//! `qemu:dirty-bitmap:NAME`. It is not a client (that is a driver).
 //!
 //! Three nouns:
 //! * [`wire`]: the bytes and nothing else; no socket, no storage, no thread. A client can use it as well.
@@ -52,6 +52,12 @@
 //! The size of an export is what it was when the session began: NBD has no way to tell of a change. Requests beyond the end of
 //! an export that has shrunk fail, and what has grown is seen by those who connect anew.
 //!
+//! # TLS
+//!
+//! With [`ServerOptions::tls`] a client has to upgrade before it is told anything: other options are answered with
+//! `ERR_TLS_REQD`, and `EXPORT_NAME` ends the connection. What was agreed before is forgotten then, and what was sent between the wish
+//! and its answer ends the connection. Credentials are x509 certificates only, see [`TlsCreds`].
+//!
 //! # What it costs
 //!
 //! A session is one task. Requests are begun where they are read, 32 pipelined ones out of a single `recv`; those that storage
@@ -70,10 +76,10 @@ mod serve;
 mod server;
 mod session;
 
-pub use driveline_transport::Transport;
+pub use driveline_transport::{Endpoint, ServerTls, TlsCreds, TlsError, TlsRegistry, Transport};
 pub use driveline_wire as wire;
 pub use export::{AddError, Export, Exports, Removed, Storage};
 pub use fault::Fault;
 pub use limits::{PAYLOAD_BYTES_MAX, REQUESTS_MAX};
-pub use serve::serve;
+pub use serve::{serve, serve_tls};
 pub use server::{Address, Server, ServerOptions};

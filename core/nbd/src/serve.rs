@@ -1,15 +1,15 @@
 //! One connection from its first byte to its last.
 
 use std::future::{Future, poll_fn};
-use std::pin::pin;
-use std::task::Poll;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, Waker};
+
+use driveline_transport::{Receive, ServerTls, TlsStream, Transport};
 
 use crate::export::{Exports, Storage};
 use crate::fault::Fault;
-use crate::handshake::handshake;
+use crate::handshake::{Haggled, Security, haggle, handshake};
 use crate::session;
-use driveline_transport::Receive;
-use driveline_transport::Transport;
 
 /// Serves one client: handshake, then requests, until it leaves, breaks the protocol, or its export is removed.
 ///
@@ -21,22 +21,64 @@ pub async fn serve<T: Transport, S: Storage>(
     handshake_limit: impl Future<Output = ()>,
 ) -> Result<(), Fault> {
     let mut receive = Receive::new();
-    let negotiated = {
-        let mut handshake = pin!(handshake(transport, &mut receive, exports));
-        let mut limit = pin!(handshake_limit);
-        poll_fn(|cx| {
-            if let Poll::Ready(outcome) = handshake.as_mut().poll(cx) {
-                return Poll::Ready(outcome);
-            }
-            limit.as_mut().poll(cx).map(|()| Err(Fault::HandshakeTimeout))
-        })
-        .await?
+    let haggled = {
+        let handshake = pin!(handshake(transport, &mut receive, exports, Security::None));
+        limited(handshake, pin!(handshake_limit)).await?
     };
-    match negotiated {
-        Some(negotiated) => {
-            tracing::debug!(target: "driveline::nbd", export = negotiated.attached.entry.name, "session begins");
-            session::run(transport, &mut receive, &negotiated).await
+    transmit(transport, receive, haggled).await
+}
+
+/// As [`serve`], but to whoever upgrades to TLS only: no export is named or shown before. The limit holds for all of it.
+pub async fn serve_tls<T: Transport, S: Storage>(
+    transport: &T,
+    exports: &Exports<S>,
+    tls: &ServerTls,
+    handshake_limit: impl Future<Output = ()>,
+) -> Result<(), Fault> {
+    let mut limit = pin!(handshake_limit);
+    let mut receive = Receive::new();
+    let haggled = {
+        let handshake = pin!(handshake(transport, &mut receive, exports, Security::Required));
+        limited(handshake, limit.as_mut()).await?
+    };
+    let Haggled::StartTls(flags) = haggled else { return Ok(()) };
+    let stream = {
+        let accept = pin!(async { TlsStream::accept(transport, tls).await.map_err(Fault::Tls) });
+        limited(accept, limit.as_mut()).await?
+    };
+    // Nothing that was received before counts any more.
+    let mut receive = Receive::new();
+    let haggled = {
+        let haggling = pin!(haggle(&stream, &mut receive, exports, Security::On, flags));
+        limited(haggling, limit).await?
+    };
+    let outcome = transmit(&stream, receive, haggled).await;
+    // A courtesy: as much of it as can be done without waiting for a client that may be gone.
+    let _ = pin!(stream.finish()).poll(&mut Context::from_waker(Waker::noop()));
+    outcome
+}
+
+async fn limited<T>(
+    mut future: Pin<&mut impl Future<Output = Result<T, Fault>>>,
+    mut limit: Pin<&mut impl Future<Output = ()>>,
+) -> Result<T, Fault> {
+    poll_fn(|cx| {
+        if let Poll::Ready(outcome) = future.as_mut().poll(cx) {
+            return Poll::Ready(outcome);
         }
-        None => Ok(()),
+        limit.as_mut().poll(cx).map(|()| Err(Fault::HandshakeTimeout))
+    })
+    .await
+}
+
+async fn transmit<T: Transport, S: Storage>(
+    transport: &T,
+    mut receive: Receive,
+    haggled: Haggled<S>,
+) -> Result<(), Fault> {
+    if let Haggled::Chosen(negotiated) = haggled {
+        tracing::debug!(target: "driveline::nbd", export = negotiated.attached.entry.name, "session begins");
+        session::run(transport, &mut receive, &negotiated).await?;
     }
+    Ok(())
 }

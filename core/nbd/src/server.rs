@@ -14,11 +14,12 @@ use driveline_engine::net::{Listener, Stream, TcpListener, UnixListener};
 use driveline_engine::{Handle, JoinHandle, sleep};
 use driveline_graph::Root;
 use driveline_op::{Answer, Ask, Buffer, Info};
+use driveline_transport::ServerTls;
 use parking_lot::Mutex;
 
 use crate::export::{AddError, Export, Exports, Storage};
 use crate::fault::Fault;
-use crate::serve::serve;
+use crate::serve::{serve, serve_tls};
 
 /// After an accept that failed, for lack of descriptors say, this long nothing is accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -45,6 +46,8 @@ pub struct ServerOptions {
     pub connections_max: usize,
     /// When an export is removed, how long its clients may take to fetch the answers that they wait for. Default: 2 s.
     pub farewell: Duration,
+    /// With it, clients have to upgrade to TLS before they are told of any export. Default: none, and who asks for TLS is refused.
+    pub tls: Option<ServerTls>,
 }
 
 impl Default for ServerOptions {
@@ -53,6 +56,7 @@ impl Default for ServerOptions {
             handshake_limit: Duration::from_secs(10),
             connections_max: 100,
             farewell: Duration::from_secs(2),
+            tls: None,
         }
     }
 }
@@ -296,7 +300,13 @@ impl<S: Storage> Connected<S> {
             }
         };
         let closing = self.shared.wait(|connections| connections.closing);
-        match serve(&stream, exports, either(too_long, closing)).await {
+        let limit = either(too_long, closing);
+        let outcome = match &options.tls {
+            // Two that are built apart: what one costs the other does not.
+            None => serve(&stream, exports, limit).await,
+            Some(tls) => serve_tls(&stream, exports, tls, limit).await,
+        };
+        match outcome {
             Ok(()) => tracing::debug!(target: "driveline::nbd", peer, "disconnected"),
             Err(Fault::Io(error)) => {
                 tracing::debug!(target: "driveline::nbd", peer, %error, "connection lost")

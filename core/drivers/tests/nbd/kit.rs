@@ -91,7 +91,7 @@ impl Folder {
 
     /// Options of a node at the socket. It waits for the server to be there.
     pub(crate) fn options(&self, more: Value) -> Value {
-        let mut options = json!({ "server": { "type": "unix", "path": self.socket() }, "open-timeout": 60 });
+        let mut options = json!({ "server": { "type": "unix", "path": self.socket() }, "open-timeout": 30 });
         for (key, value) in more.as_object().unwrap() {
             options[key] = value.clone();
         }
@@ -100,7 +100,11 @@ impl Folder {
 }
 
 pub(crate) async fn open(options: Value) -> Result<OpenChild> {
-    open_node(&NbdDriver::default(), options, vec![]).await
+    open_with(&NbdDriver::default(), options).await
+}
+
+pub(crate) async fn open_with(driver: &NbdDriver, options: Value) -> Result<OpenChild> {
+    open_node(driver, options, vec![]).await
 }
 
 pub(crate) async fn open_read_only(options: Value) -> Result<OpenChild> {

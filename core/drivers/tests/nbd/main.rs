@@ -5,3 +5,4 @@ mod malformed;
 mod options;
 mod reconnect;
 mod servers;
+mod tls;

@@ -150,7 +150,7 @@ fn options_of_any_wrong_shape_are_refused_and_the_next_one_works() {
         let mut client = Client::greet(pipe).await;
         let cases: [(OptionCode, &[u8], ReplyCode); 13] = [
             (OptionCode::LIST, b"x", ReplyCode::ERR_INVALID),
-            (OptionCode::STARTTLS, b"", ReplyCode::ERR_UNSUP),
+            (OptionCode::STARTTLS, b"", ReplyCode::ERR_POLICY),
             (OptionCode::STARTTLS, b"x", ReplyCode::ERR_INVALID),
             (OptionCode::STRUCTURED_REPLY, b"x", ReplyCode::ERR_INVALID),
             (OptionCode::EXTENDED_HEADERS, b"x", ReplyCode::ERR_INVALID),

@@ -28,31 +28,29 @@ pub(super) struct Own {
 
 impl Files {
     pub(super) fn of_server(dir: &Path) -> Result<Files, TlsError> {
-        let (cert, key) = (dir.join("server-cert.pem"), dir.join("server-key.pem"));
-        let own = Own::read(cert.clone(), key)?.ok_or_else(|| missing(cert))?;
-        let revoked = read_optional(&dir.join("ca-crl.pem"))?;
-        let revoked = match revoked {
-            Some(bytes) => import("CRL", &dir.join("ca-crl.pem"), &bytes)?,
+        let (ca_path, ca) = authority(dir)?;
+        let list = dir.join("ca-crl.pem");
+        let revoked = match read_optional(&list)? {
+            Some(bytes) => import("CRL", &list, &bytes)?,
             None => Vec::new(),
         };
-        Files::with(dir, revoked, Some(own))
+        let (cert, key) = (dir.join("server-cert.pem"), dir.join("server-key.pem"));
+        let own = Own::read(cert.clone(), key)?.ok_or_else(|| missing(cert))?;
+        Ok(Files { ca_path, ca, revoked, own: Some(own) })
     }
 
     pub(super) fn of_client(dir: &Path) -> Result<Files, TlsError> {
+        let (ca_path, ca) = authority(dir)?;
         let own = Own::read(dir.join("client-cert.pem"), dir.join("client-key.pem"))?;
-        Files::with(dir, Vec::new(), own)
+        Ok(Files { ca_path, ca, revoked: Vec::new(), own })
     }
+}
 
-    fn with(
-        dir: &Path,
-        revoked: Vec<CertificateRevocationListDer<'static>>,
-        own: Option<Own>,
-    ) -> Result<Files, TlsError> {
-        let ca_path = dir.join("ca-cert.pem");
-        let bytes = read_optional(&ca_path)?.ok_or_else(|| missing(ca_path.clone()))?;
-        let ca = import("CA certificate", &ca_path, &bytes)?;
-        Ok(Files { ca_path, ca, revoked, own })
-    }
+fn authority(dir: &Path) -> Result<(PathBuf, Vec<CertificateDer<'static>>), TlsError> {
+    let path = dir.join("ca-cert.pem");
+    let bytes = read_optional(&path)?.ok_or_else(|| missing(path.clone()))?;
+    let found = import("CA certificate", &path, &bytes)?;
+    Ok((path, found))
 }
 
 impl Own {

@@ -62,7 +62,8 @@ fn check_own(
         Error::RequiredEkuNotFoundContext(_) => {
             format!("Certificate {path} purpose does not allow use with a TLS {role}")
         }
-        Error::UnknownIssuer => format!(
+        // An authority of the same name that did not sign it is another one.
+        Error::UnknownIssuer | Error::InvalidSignatureForPublicKey => format!(
             "Our own certificate {path} failed validation against {}: The certificate hasn't got a known issuer",
             files.ca_path.display()
         ),

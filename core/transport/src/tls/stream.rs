@@ -213,7 +213,10 @@ fn broken(error: &Error) -> io::Error {
                 "The certificate is not yet activated".to_owned()
             }
             CertificateError::Revoked => "The certificate has been revoked".to_owned(),
-            CertificateError::UnknownIssuer => "The certificate hasn't got a known issuer".to_owned(),
+            // An authority of the same name that did not sign it is another one.
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+                "The certificate hasn't got a known issuer".to_owned()
+            }
             CertificateError::NotValidForName => "Certificate does not match the hostname".to_owned(),
             CertificateError::NotValidForNameContext { expected, .. } => {
                 format!("Certificate does not match the hostname {}", expected.to_str())
