@@ -87,7 +87,19 @@ fn dependencies_run_downwards_only() {
         // The only one that knows everyone; but filters are loaded.
         (
             "core/daemon",
-            &["bitmap", "drivers", "engine", "graph", "jobs", "loader", "nbd", "op", "qmp", "store"],
+            &[
+                "bitmap",
+                "drivers",
+                "engine",
+                "graph",
+                "jobs",
+                "loader",
+                "nbd",
+                "op",
+                "qmp",
+                "store",
+                "transport",
+            ],
         ),
     ];
     let manifests = manifests();

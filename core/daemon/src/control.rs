@@ -55,6 +55,7 @@ impl Control for Program {
                 writethrough: export.writethrough,
                 bitmaps: export.bitmaps,
                 allocation_depth: export.allocation_depth,
+                tls: None,
             };
             Ok(self.inner()?.exports.add(new).await?)
         })

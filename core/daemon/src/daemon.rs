@@ -12,6 +12,7 @@ use driveline_engine::{Engine, Handle, JoinHandle};
 use driveline_graph::{Change, Error, Graph, GraphOptions, Kind, NewBitmap, Result};
 use driveline_jobs::{HOLDER_DRIVER, Jobs};
 use driveline_qmp::{Event, Monitor, Objects, Reason};
+use driveline_transport::TlsRegistry;
 use parking_lot::Mutex;
 use std::{
     fmt,
@@ -100,7 +101,7 @@ impl Quit {
 impl Daemon {
     /// Starts what a configuration says. It has been read without mistakes. If anything fails, all of it is undone.
     pub fn start(config: &Config, mut mistakes: Mistakes) -> Result<Self, StartError> {
-        let graph = graph_for(config, &mut mistakes);
+        let (graph, tls) = graph_and_tls(config, &mut mistakes);
         config.check(&graph, &mut mistakes);
         if !mistakes.is_empty() {
             return Err(StartError::Config(mistakes));
@@ -108,7 +109,7 @@ impl Daemon {
         let engine = start_engine(config).map_err(StartError::World)?;
         let jobs = Jobs::new(graph.clone(), Arc::new(EngineRuntime::new(engine.handle())));
         let objects = Objects::new(engine.handle().threads());
-        let exports = Exports::new(engine.handle(), graph.clone());
+        let exports = Exports::new(engine.handle(), graph.clone(), tls);
         let stores = Stores::new(&graph).map_err(|error| StartError::World(error.to_string()))?;
         let (monitor, quit, applying) = Default::default();
         let started = Mutex::new(config.clone());
@@ -267,8 +268,19 @@ impl Inner {
 /// A graph without nodes that knows all drivers that `config` can use. Filters that it names and that cannot be used
 /// are mistakes; others are only warned of.
 pub(crate) fn graph_for(config: &Config, mistakes: &mut Mistakes) -> Graph {
+    graph_and_tls(config, mistakes).0
+}
+
+/// The same, with the credentials that it names. What is wrong with those is a mistake, too.
+fn graph_and_tls(config: &Config, mistakes: &mut Mistakes) -> (Graph, TlsRegistry) {
     let graph = Graph::new(GraphOptions { trace: logging::traces_requests() });
-    drivers::register_builtin(&graph);
+    let tls = TlsRegistry::default();
+    for section in &config.tls {
+        if let Err(error) = tls.add(section.name.get_ref(), &section.creds) {
+            mistakes.add(Mistake::new(section.name.span(), error));
+        }
+    }
+    drivers::register_builtin_with(&graph, &tls);
     let given: Vec<_> = config.plugins.iter().map(|path| path.get_ref().clone()).collect();
     let mut filters = drivers::load_filters(&given);
     drivers::register_filters(&graph, &mut filters);
@@ -280,7 +292,7 @@ pub(crate) fn graph_for(config: &Config, mistakes: &mut Mistakes) -> Graph {
     for warning in &filters.warnings {
         tracing::warn!("{warning}");
     }
-    graph
+    (graph, tls)
 }
 
 /// Starts the engine that the configuration asks for.

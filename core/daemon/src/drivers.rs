@@ -3,6 +3,7 @@
 use driveline_drivers::{FileDriver, MemoryDriver, NbdDriver, NullDriver, RawDriver, qcow2::Qcow2Driver};
 use driveline_graph::{Driver, Graph};
 use driveline_loader::{Loader, PluginDriver, Problem, search_path};
+use driveline_transport::TlsRegistry;
 use std::{
     env,
     path::{Path, PathBuf},
@@ -11,10 +12,15 @@ use std::{
 
 /// Makes the built-in drivers known to a graph.
 pub fn register_builtin(graph: &Graph) {
+    register_builtin_with(graph, &TlsRegistry::default());
+}
+
+/// The same; nodes find credentials for TLS in `tls`.
+pub fn register_builtin_with(graph: &Graph, tls: &TlsRegistry) {
     let drivers: [Arc<dyn Driver>; 6] = [
         Arc::new(FileDriver::default()),
         Arc::new(MemoryDriver::default()),
-        Arc::new(NbdDriver::default()),
+        Arc::new(NbdDriver::new(tls.clone())),
         Arc::new(NullDriver::default()),
         Arc::new(RawDriver::default()),
         Arc::new(Qcow2Driver::default()),

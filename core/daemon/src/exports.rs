@@ -5,9 +5,10 @@ use driveline_bitmap::Keep;
 use driveline_engine::Handle;
 use driveline_graph::{Error, Graph, Kind, Result, RootOptions, RootPlace};
 use driveline_nbd::{Address as Socket, Export, Server, ServerOptions};
+use driveline_transport::{ServerTls, TlsRegistry};
 use parking_lot::Mutex;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry as Slot},
     fmt,
     net::{SocketAddr, ToSocketAddrs},
     sync::Arc,
@@ -32,6 +33,8 @@ pub struct NewExport {
     pub bitmaps: Vec<(Option<String>, String)>,
     /// May clients ask in which layer data is?
     pub allocation_depth: bool,
+    /// What its socket is to be protected with. (For a monitor's server that is said when it is started.)
+    pub tls: Option<String>,
 }
 
 impl NewExport {
@@ -46,6 +49,7 @@ impl NewExport {
             writethrough: false,
             bitmaps: section.bitmaps.iter().map(|bitmap| (None, bitmap.get_ref().clone())).collect(),
             allocation_depth: section.allocation_depth,
+            tls: section.tls.as_ref().map(|name| name.get_ref().clone()),
         }
     }
 }
@@ -71,6 +75,7 @@ pub struct ExportView {
 pub struct Exports {
     engine: Handle,
     graph: Graph,
+    tls: TlsRegistry,
     /// Whoever adds or removes something waits for its turn.
     turn: futures::lock::Mutex<()>,
     state: Mutex<State>,
@@ -88,6 +93,17 @@ struct Listening {
     server: Server,
     /// As it is bound: port 0 is a real one here.
     socket: Socket,
+}
+
+impl Listening {
+    /// Where clients find an export.
+    fn uri(&self, name: &str) -> String {
+        let uri = uri(&self.socket, name);
+        match uri.strip_prefix("nbd") {
+            Some(rest) if self.server.is_tls() => format!("nbds{rest}"),
+            _ => uri,
+        }
+    }
 }
 
 struct Entry {
@@ -112,9 +128,9 @@ impl fmt::Debug for Exports {
 }
 
 impl Exports {
-    /// None yet, of this graph.
-    pub fn new(engine: Handle, graph: Graph) -> Self {
-        Self { engine, graph, turn: Default::default(), state: Mutex::default() }
+    /// None yet, of this graph, with credentials that exports may name.
+    pub fn new(engine: Handle, graph: Graph, tls: TlsRegistry) -> Self {
+        Self { engine, graph, tls, turn: Default::default(), state: Mutex::default() }
     }
 
     /// Serves all of these at once, or none: on a new socket nobody can connect before all are there.
@@ -127,16 +143,20 @@ impl Exports {
         let (late, early): (Vec<_>, Vec<_>) = exports.into_iter().partition(|(address, _)| is_there(address));
         for (address, new) in early {
             self.check_id(&new.id)?;
-            let server = servers
-                .entry(address.clone())
-                .or_insert_with(|| Server::new(self.engine.clone(), ServerOptions::default()));
+            let server = match servers.entry(address.clone()) {
+                Slot::Occupied(there) => there.into_mut(),
+                Slot::Vacant(free) => {
+                    let options = ServerOptions { tls: self.server_tls(&new)?, ..ServerOptions::default() };
+                    free.insert(Server::new(self.engine.clone(), options))
+                }
+            };
             let shown = add(&self.graph, server, &new).await?;
             entries.push((new.id.clone(), Entry::new(&new, address, true, shown)));
         }
         let mut added: Vec<(Arc<Listening>, String)> = Vec::new();
         for (address, new) in late {
             let listening = self.state.lock().servers[&address].clone();
-            let offered = match self.check_id(&new.id) {
+            let offered = match self.check_id(&new.id).and_then(|()| self.check_tls(&address, &new)) {
                 Ok(()) => add(&self.graph, &listening.server, &new).await,
                 Err(error) => Err(error),
             };
@@ -193,6 +213,34 @@ impl Exports {
         let state = self.state.lock();
         let configured = state.exports.values().filter(|entry| entry.configured);
         configured.map(|entry| (entry.at.clone(), entry.new.clone())).collect()
+    }
+
+    /// What a new socket is protected with.
+    fn server_tls(&self, new: &NewExport) -> Result<Option<ServerTls>> {
+        let found = new.tls.as_ref().map(|name| self.tls.server(name)).transpose();
+        found.map_err(|error| Error::new(Kind::Invalid, format_args!("export '{}': {error}", new.id)))
+    }
+
+    /// A socket that is there stays as it is protected: nobody is to be served in the clear who was promised otherwise.
+    fn check_tls(&self, address: &Address, new: &NewExport) -> Result<()> {
+        let state = self.state.lock();
+        let protected = state.servers.get(address).is_some_and(|there| there.server.is_tls());
+        if protected != new.tls.is_some() {
+            let how = if protected { "with" } else { "without" };
+            let message = format_args!("export '{}': {address} is served {how} TLS already", new.id);
+            return Err(Error::new(Kind::Invalid, message));
+        }
+        let differs = |entry: &&Entry| entry.at == *address && entry.configured && entry.new.tls != new.tls;
+        match state.exports.values().find(differs) {
+            None => Ok(()),
+            Some(other) => {
+                let message = format_args!(
+                    "export '{}' cannot have another 'tls' than export '{}' on the same socket",
+                    new.id, other.new.id
+                );
+                Err(Error::new(Kind::Invalid, message))
+            }
+        }
     }
 
     /// Adds an export for a monitor: on the server that a monitor started, or else on the only one there is.
@@ -314,7 +362,7 @@ impl Exports {
                 .node_name()
                 .map_or_else(|| entry.new.target.clone(), |node| node.to_string()),
             name: entry.new.name.clone(),
-            uri: state.servers.get(&entry.at).map(|l| uri(&l.socket, &entry.new.name)).unwrap_or_default(),
+            uri: state.servers.get(&entry.at).map(|l| l.uri(&entry.new.name)).unwrap_or_default(),
             shutting_down: entry.shutting_down,
         };
         state.exports.iter().map(view).collect()

@@ -181,6 +181,11 @@ impl<S: Storage> Server<S> {
         &self.shared.exports
     }
 
+    /// Whether it is for clients of TLS only.
+    pub fn is_tls(&self) -> bool {
+        self.shared.options.tls.is_some()
+    }
+
     /// How many clients are connected.
     pub fn connections(&self) -> usize {
         self.shared.connections.lock().counts.iter().sum()

@@ -11,7 +11,7 @@ use self::{
     state::{ExportShape, State},
 };
 use crate::{
-    config::{Config, Mistakes},
+    config::{Config, Mistakes, TlsSection},
     daemon::Inner,
 };
 use driveline_jobs::JobStatus;
@@ -88,6 +88,11 @@ impl Inner {
         note("engine", started.engine != config.engine);
         let monitor = |config: &Config| config.monitor.as_ref().map(|monitor| monitor.get_ref().clone());
         note("monitor", monitor(&started) != monitor(config));
+        let tls = |config: &Config| {
+            let pair = |section: &TlsSection| (section.name.get_ref().clone(), section.creds.clone());
+            config.tls.iter().map(pair).collect::<Vec<_>>()
+        };
+        note("tls", tls(&started) != tls(config));
         let plugins =
             |config: &Config| config.plugins.iter().map(|path| path.get_ref().clone()).collect::<Vec<_>>();
         note("plugins", plugins(&started) != plugins(config));

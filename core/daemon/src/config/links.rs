@@ -6,8 +6,41 @@ use super::{
     sections::{Address, DriveSection, ExportSection, ExportTarget, StorePlace},
     value::{Value, get},
 };
+use driveline_transport::Endpoint;
 use std::collections::BTreeMap;
 use toml::Spanned;
+
+/// What protects a socket is known, made for a server, and the same for all exports there.
+fn check_tls<'c>(
+    config: &'c Config,
+    export: &'c ExportSection,
+    secured: &mut BTreeMap<&'c Address, &'c ExportSection>,
+    mistakes: &mut Mistakes,
+) {
+    let id = export.id.get_ref();
+    let name = |export: &ExportSection| export.tls.as_ref().map(|name| name.get_ref().clone());
+    let first = *secured.entry(export.address.get_ref()).or_insert(export);
+    if name(first) != name(export) {
+        let message =
+            format_args!("exports '{}' and '{id}' share a socket, but not 'tls'", first.id.get_ref());
+        mistakes.add(Mistake::new(export.address.span(), message));
+    }
+    let Some(tls) = &export.tls else { return };
+    match config.tls.iter().find(|section| section.name.get_ref() == tls.get_ref()) {
+        Some(found) if found.creds.endpoint == Endpoint::Server => {}
+        Some(found) => {
+            let message = format_args!("export '{id}' needs credentials for a server");
+            let help = format_args!("write endpoint = \"server\" in [tls.{}]", found.name.get_ref());
+            mistakes.add(Mistake::new(tls.span(), message).help(help));
+        }
+        None => {
+            let message =
+                format_args!("export '{id}' has TLS credentials '{}' that there are not", tls.get_ref());
+            let known = config.tls.iter().map(|section| section.name.get_ref().as_str());
+            mistakes.add(Mistake::new(tls.span(), message).nearest(tls.get_ref(), known));
+        }
+    }
+}
 
 /// Checks drives, exports and the monitor.
 pub(super) fn check(config: &Config, mistakes: &mut Mistakes) {
@@ -32,8 +65,10 @@ pub(super) fn check(config: &Config, mistakes: &mut Mistakes) {
     }
     check_same_store(config, mistakes);
     let mut taken: BTreeMap<(&Address, &str), &str> = BTreeMap::new();
+    let mut secured: BTreeMap<&Address, &ExportSection> = BTreeMap::new();
     for export in &config.exports {
         let id = export.id.get_ref();
+        check_tls(config, export, &mut secured, mistakes);
         let (known, kind, name): (Vec<&str>, _, _) = match &export.target {
             ExportTarget::Drive(name) => (drives.clone().collect(), "drive", name),
             ExportTarget::Node(name) => (nodes.clone().collect(), "node", name),

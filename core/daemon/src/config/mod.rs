@@ -21,6 +21,11 @@
 //! | | `bitmaps` | none | names of the drive's bitmaps that clients may look at |
 //! | | `allocation-depth` | `false` | clients may ask in which layer data is |
 //! | | `description` | none | a text that clients show |
+//! | | `tls` | none | the socket is for clients of TLS, with these credentials; the same for all exports of a socket |
+//! | `[tls.NAME]` | `dir` | required | a directory of certificates, with the names of files that QEMU has |
+//! | | `endpoint` | `"client"` | `"server"`: for exports; `"client"`: for nodes (`tls-creds`) |
+//! | | `verify-peer` | `true` | the other side has to show a certificate of the authority |
+//! | | `sanity-check` | `true` | the certificates are checked when they are loaded |
 //! | `[monitor]` | `qmp` or `listen` | required | a unix socket, or `"host:port"`, where QMP is spoken |
 //!
 //! Persistent bitmaps are kept in the top image of their drive if that is a writable qcow2 image of version 3, else in a file
@@ -42,7 +47,8 @@ mod value;
 
 pub use mistake::{Mistake, Mistakes, Span};
 pub use sections::{
-    Address, BitmapSection, DriveSection, EngineSection, ExportSection, ExportTarget, NodeSection, StorePlace,
+    Address, BitmapSection, DriveSection, EngineSection, ExportSection, ExportTarget, NodeSection,
+    StorePlace, TlsSection,
 };
 pub use toml::Spanned;
 pub use value::{Table, Value};
@@ -68,6 +74,8 @@ pub struct Config {
     pub drives: Vec<DriveSection>,
     /// The exports.
     pub exports: Vec<ExportSection>,
+    /// Credentials for TLS.
+    pub tls: Vec<TlsSection>,
     /// Where QMP is spoken.
     pub monitor: Option<Spanned<Address>>,
 }
@@ -88,7 +96,8 @@ impl Config {
         let root = Value::Table(value::parse(text, &mut mistakes));
         let root = Spanned::new(0..0, root);
         let mut top = Section::new("the file", 0..0, &root, &mut mistakes);
-        let parts = ["plugins", "engine", "node", "drive", "export", "monitor"].map(|name| top.take(name));
+        let parts =
+            ["plugins", "engine", "tls", "node", "drive", "export", "monitor"].map(|name| top.take(name));
         top.finish();
         for (key, value) in parts.into_iter().flatten() {
             config.read_part(key, value, &mut mistakes);

@@ -9,6 +9,7 @@ use super::{
 use driveline_bitmap::{BitmapName, Durability, Granularity, View};
 use driveline_engine::Backend;
 use driveline_graph::check_name;
+use driveline_transport::{Endpoint, TlsCreds};
 use std::{
     fmt,
     path::{Path, PathBuf},
@@ -121,6 +122,17 @@ pub struct ExportSection {
     pub allocation_depth: bool,
     /// A text that clients show.
     pub description: String,
+    /// Whose socket it is: one for clients of TLS, by the name of credentials.
+    pub tls: Option<Spanned<String>>,
+}
+
+/// `[tls.NAME]`.
+#[derive(Clone, Debug)]
+pub struct TlsSection {
+    /// NAME.
+    pub name: Spanned<String>,
+    /// Where the certificates are, and what for.
+    pub creds: TlsCreds,
 }
 
 /// What an export serves.
@@ -192,6 +204,7 @@ impl Config {
         }
         match part {
             "node" => self.nodes.push(NodeSection { name: name.clone(), value: value.clone() }),
+            "tls" => self.tls.extend(read_tls(&self.directory, name, section)),
             "drive" => self.drives.extend(read_drive(&self.directory, name, section)),
             _ => self.exports.extend(read_export(&self.directory, name, section)),
         }
@@ -222,6 +235,20 @@ fn read_drive(
     section.finish();
     let permanent_holder = holder.unwrap_or(false);
     Some(DriveSection { name: name.clone(), root: root?, bitmaps, permanent_holder, store })
+}
+
+fn read_tls(directory: &Path, name: &Spanned<String>, mut section: Section<'_, '_>) -> Option<TlsSection> {
+    let dir = section.string("dir");
+    if dir.is_none() && !section.has("dir") {
+        section.missing("dir", "dir = \"certificates\"");
+    }
+    let endpoint = section.choice("endpoint", &[("server", Endpoint::Server), ("client", Endpoint::Client)]);
+    let verify_peer = section.boolean("verify-peer").is_none_or(Spanned::into_inner);
+    let sanity_check = section.boolean("sanity-check").is_none_or(Spanned::into_inner);
+    section.finish();
+    let dir = directory.join(dir?.get_ref());
+    let creds = TlsCreds { dir, endpoint: endpoint.unwrap_or_default(), verify_peer, sanity_check };
+    Some(TlsSection { name: name.clone(), creds })
 }
 
 fn read_store(
@@ -321,8 +348,10 @@ fn read_export(
     let writable = section.boolean("writable").is_some_and(Spanned::into_inner);
     let bitmaps = section.strings("bitmaps");
     let allocation_depth = section.boolean("allocation-depth").is_some_and(Spanned::into_inner);
+    let tls = section.string("tls");
     section.finish();
     Some(ExportSection {
+        tls,
         name: name.unwrap_or_else(|| id.clone()),
         id: id.clone(),
         target: target?,
