@@ -10,6 +10,8 @@ use std::{collections::VecDeque, mem, ops::Range, sync::Arc, task::Waker};
 
 /// A request that has been on its way so often is what the server dies of.
 const LOSSES_MAX: u32 = 16;
+/// A server answers in order, more or less: of what follows each other there is one part.
+const PARTS_MAX: usize = 1024;
 /// Buffers that are kept for the next requests.
 const SPARE_BYTES_MAX: usize = 16 << 20;
 /// Smaller requests take a buffer of this size, so that one fits the next.
@@ -146,12 +148,18 @@ impl Calls {
         matches!(call.stage, Stage::Sent | Stage::Abandoned).then_some(call.asked)
     }
 
-    /// The answer, if it is there; else `waker` is woken when it is.
-    pub(super) fn poll(&mut self, id: CallId, waker: &Waker) -> Option<Result<Reply, Errno>> {
+    /// The answer, if it is there; else `waker` is woken when it is. A waker that was known before goes to `old`, to be dropped
+    /// once no lock is held: dropping it may run anything.
+    pub(super) fn poll(
+        &mut self,
+        id: CallId,
+        waker: &Waker,
+        old: &mut Option<Waker>,
+    ) -> Option<Result<Reply, Errno>> {
         let call = self.get(id).expect("a call stays until its answer is taken");
         if !matches!(call.stage, Stage::Answered(_)) {
             if !call.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
-                call.waker = Some(waker.clone());
+                *old = call.waker.replace(waker.clone());
             }
             return None;
         }
@@ -163,15 +171,15 @@ impl Calls {
         }
     }
 
-    /// Nobody waits for the answer any more.
-    pub(super) fn abandon(&mut self, id: CallId) {
-        let Some(call) = self.get(id) else { return };
-        if let Stage::Sent = call.stage {
-            call.stage = Stage::Abandoned;
-            call.waker = None;
-        } else {
-            self.slots.remove(id.key as usize);
+    /// Nobody waits for the answer any more. What is returned is to be dropped once no lock is held.
+    pub(super) fn abandon(&mut self, id: CallId) -> Option<Waker> {
+        let call = self.get(id)?;
+        let waker = call.waker.take();
+        match call.stage {
+            Stage::Sent => call.stage = Stage::Abandoned,
+            _ => drop(self.slots.remove(id.key as usize)),
         }
+        waker
     }
 
     /// Lends the buffer that a read fills; it comes back by [`Calls::filled`].
@@ -198,8 +206,12 @@ impl Calls {
         if call.partial.parts.iter().any(|known| known.start < part.end && part.start < known.end) {
             return Err("the server answers the same bytes twice");
         }
+        let is_full = call.partial.parts.len() >= PARTS_MAX;
         match call.partial.parts.last_mut() {
             Some(last) if last.end == part.start => last.end = part.end,
+            _ if is_full => {
+                return Err("the server answers in too many pieces");
+            }
             _ => call.partial.parts.push(part),
         }
         Ok(())

@@ -143,10 +143,13 @@ impl Link {
     /// Whether the node is closed; if not, the task is woken when it is.
     pub(super) fn is_closed(&self, cx: &Context<'_>) -> bool {
         let mut state = self.state.lock();
-        if !state.task.as_ref().is_some_and(|known| known.will_wake(cx.waker())) {
-            state.task = Some(cx.waker().clone());
-        }
-        state.phase == Phase::Closed
+        let known = state.task.as_ref().is_some_and(|known| known.will_wake(cx.waker()));
+        let old = if known { None } else { state.task.replace(cx.waker().clone()) };
+        let closed = state.phase == Phase::Closed;
+        drop(state);
+        // Outside of the lock: it may run anything.
+        drop(old);
+        closed
     }
 
     /// The calls, for the task.
@@ -354,7 +357,8 @@ impl Future for Pending<'_> {
     type Output = Result<Reply, Errno>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let answer = self.link.state.lock().calls.poll(self.id, cx.waker());
+        let mut old = None;
+        let answer = self.link.state.lock().calls.poll(self.id, cx.waker(), &mut old);
         match answer {
             Some(answer) => {
                 self.taken = true;
@@ -368,7 +372,8 @@ impl Future for Pending<'_> {
 impl Drop for Pending<'_> {
     fn drop(&mut self) {
         if !self.taken {
-            self.link.state.lock().calls.abandon(self.id);
+            let waker = self.link.state.lock().calls.abandon(self.id);
+            drop(waker);
         }
     }
 }
