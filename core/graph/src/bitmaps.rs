@@ -316,7 +316,7 @@ impl Change {
         }
     }
 
-    fn bitmap_action(
+    pub(crate) fn bitmap_action(
         &mut self,
         target: &str,
         name: &str,

@@ -4,7 +4,7 @@
 //! options, what it says about itself, and what is done with it while nothing is in flight.
 
 use crate::{
-    BitmapToStore, CreateArgs, Created, Error, Kind, ObjectCall, Preallocation, Result, StoredBitmaps,
+    BitmapToStore, CreateArgs, Created, Error, Graph, Kind, ObjectCall, Preallocation, Result, StoredBitmaps,
     Witness, stored,
 };
 use driveline_bitmap::Bits;
@@ -64,6 +64,12 @@ pub enum Role {
     Data,
     /// Where unallocated ranges are read from.
     Backing,
+    /// Where a filter copies the old data to that is about to be overwritten. It may be an image whose backing is that
+    /// very data: see `wiring.rs` for how its readers are kept right.
+    Target,
+    /// The point in time that a node shows beside its present (see [`OpenNode::point_in_time`]). Such an edge stays where it
+    /// is, whatever is put on top of the child or takes its place.
+    PointInTime,
 }
 
 /// A child that a driver takes.
@@ -181,6 +187,17 @@ pub trait Driver: Send + Sync + 'static {
 
     /// Opens a node. On an error nothing was changed.
     fn open<'a>(&'a self, args: OpenArgs<'a>) -> BoxFuture<'a, Result<Arc<dyn OpenNode>>>;
+
+    /// As [`Driver::open`], for a driver whose options name other things of the graph (a bitmap). It must not change the
+    /// graph, nor wait for a change of it.
+    fn open_in<'a>(
+        &'a self,
+        graph: &'a Graph,
+        args: OpenArgs<'a>,
+    ) -> BoxFuture<'a, Result<Arc<dyn OpenNode>>> {
+        let _ = graph;
+        self.open(args)
+    }
 
     /// Does something with an object: what nodes of this driver share by name and is no node itself (a throttle group).
     /// `kind` is one of [`Description::objects`]. Returns its properties as they are then; [`ObjectCall::Check`] and
@@ -362,6 +379,12 @@ pub trait OpenNode: Send + Sync {
 
     /// Size and limits, given those of its children. Called again after each change below.
     fn info(&self, children: &[Info]) -> Info;
+
+    /// Its operations on a point in time, over the same children, for parents whose edge has [`Role::PointInTime`]. Those
+    /// that it leaves out are refused.
+    fn point_in_time(&self) -> Option<Instance> {
+        None
+    }
 
     /// The file or device that it is, for people and for images that name their backing file.
     fn filename(&self) -> Option<PathBuf> {

@@ -50,7 +50,7 @@ impl Graph {
             let placed = topology.at(id);
             let Some(granted) = state.granted.get(&id) else { continue };
             for (number, child) in placed.children.iter().enumerate() {
-                let (needs, shares) = on_child_of(placed, number, child, *granted);
+                let (needs, shares) = on_child_of(topology, placed, number, *granted);
                 edges.push(EdgeView {
                     parent: EdgeParent::Node(placed.node.name.clone()),
                     child: topology.name(child.node),

@@ -405,6 +405,7 @@ pub(crate) fn attach(
         needs: options.needs,
         shares: options.shares,
         locks: options.locks,
+        past: false,
         overrules,
     };
     topology.roots.insert(root.id, attached);

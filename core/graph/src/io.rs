@@ -203,6 +203,10 @@ pub(crate) struct Hop {
     /// Changes hold their range while they run: somebody locks ranges of the node, or the node's limits make
     /// read-modify-writes. Not so for the locker's own requests, which lie in what it holds.
     pub(crate) holds: bool,
+    /// Reads share their range: a filter copies old data to this node, and what backs it may change afterwards.
+    pub(crate) reads_hold: bool,
+    /// Changes hold their range alone.
+    pub(crate) alone: bool,
     /// The node's limits, if it has any.
     pub(crate) fit: Option<Fit>,
 }
@@ -219,14 +223,16 @@ pub(crate) static HOP: OpTable<Hop> = OpTable::new()
 impl Hop {
     /// Is marking all there is to do?
     pub(crate) fn only_marks(&self) -> bool {
-        !self.holds && self.fit.is_none()
+        !self.holds && !self.reads_hold && self.fit.is_none()
     }
 
     /// Does anything have to be done for this operation?
     pub(crate) fn wants(&self, op: u32) -> bool {
         let changes = matches!(op, op::WRITE | op::WRITE_ZEROES | op::DISCARD);
         let fits = matches!(op, op::READ | op::BLOCK_STATUS) || changes;
-        changes && (self.holds || !self.marks.bitmaps.is_empty()) || fits && self.fit.is_some()
+        changes && (self.holds || !self.marks.bitmaps.is_empty())
+            || fits && self.fit.is_some()
+            || matches!(op, op::READ | op::BLOCK_STATUS) && self.reads_hold
     }
 
     async fn write(&self, next: &mut Next<'_>, request: &WriteRequest<'_>) -> Result<()> {
@@ -285,7 +291,7 @@ impl Hop {
             return None;
         }
         let blocks = self.fit.as_ref().map_or_else(|| range.clone(), |fit| fit.blocks(range));
-        let exclusive = blocks != *range;
+        let exclusive = self.alone || blocks != *range;
         Some((blocks, exclusive))
     }
 
@@ -296,13 +302,20 @@ impl Hop {
 
     async fn read(&self, next: &mut Next<'_>, request: &ReadRequest<'_>) -> Result<()> {
         tracing::trace!(target: "driveline::io", stage = "drive", node = &*self.node.name, op = "read");
+        let _hold = self.begin_read(request.range()).await;
         match &self.fit {
             None => next.read(request).await,
             Some(fit) => fit.read(next, request).await,
         }
     }
 
+    /// What is found unallocated is read from the backing while nobody copies to the range.
+    async fn begin_read(&self, range: Range<u64>) -> Option<Hold> {
+        if self.reads_hold { Some(self.node.ranges.hold(range, false).await) } else { None }
+    }
+
     async fn block_status(&self, next: &mut Next<'_>, request: &BlockStatusRequest<'_>) -> Result<()> {
+        let _hold = self.begin_read(request.range()).await;
         match &self.fit {
             None => next.block_status(request).await,
             Some(fit) => fit.block_status(next, request).await,

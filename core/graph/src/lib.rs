@@ -80,6 +80,7 @@ mod layout;
 mod lower;
 mod node;
 mod object;
+mod past;
 mod permission;
 mod ranges;
 mod root;

@@ -9,7 +9,7 @@ use crate::{
     driver::{Permissions as P, Role},
     error::{Error, Kind, Result},
     node::NodeId,
-    topology::{ChildEdge, Parent, Placed, Topology},
+    topology::{Parent, Placed, Topology},
 };
 use std::collections::BTreeMap;
 
@@ -51,7 +51,7 @@ pub(crate) fn compute(topology: &Topology) -> Result<BTreeMap<NodeId, Granted>> 
         granted.insert(id, Granted { needs, shares });
         let placed = topology.at(id);
         for (number, child) in placed.children.iter().enumerate() {
-            let (needs, shares) = on_child_of(placed, number, child, Granted { needs, shares });
+            let (needs, shares) = on_child_of(topology, placed, number, Granted { needs, shares });
             let parent = Parent::Node(id, child.name.clone());
             claims.entry(child.node).or_default().push(Claim { parent, needs, shares });
         }
@@ -60,8 +60,20 @@ pub(crate) fn compute(topology: &Topology) -> Result<BTreeMap<NodeId, Granted>> 
 }
 
 /// What a node puts on one of its children, its `number`th, when it is granted this itself.
-pub(crate) fn on_child_of(placed: &Placed, number: usize, child: &ChildEdge, granted: Granted) -> (P, P) {
-    let (mut needs, shares) = on_child(child.role, granted.needs, granted.shares, placed.read_only);
+pub(crate) fn on_child_of(topology: &Topology, placed: &Placed, number: usize, granted: Granted) -> (P, P) {
+    let (id, child) = (placed.node.id, &placed.children[number]);
+    let (mut needs, mut shares) = on_child(child.role, granted.needs, granted.shares, placed.read_only);
+    // What is about to be overwritten is read first, and nobody may write past the filter that does so.
+    if child.role == Role::Filtered && topology.copies(id) {
+        needs = needs.or(P::CONSISTENT_READ);
+        if !topology.parents(id).is_empty() {
+            shares = shares.without(P::WRITE.or(P::RESIZE));
+        }
+    }
+    // What backs a target is what the filter above it protects, so it may change.
+    if child.role == Role::Backing && topology.is_target(id) {
+        shares = shares.or(P::WRITE);
+    }
     let own_writes = placed.node.driver.description().effects & driveline_op::effect::OWN_WRITES != 0;
     if own_writes && child.role == Role::Filtered && needs != P::NONE {
         needs = needs.or(P::WRITE_UNCHANGED);
@@ -86,6 +98,10 @@ fn on_child(role: Role, needs: P, shares: P, read_only: bool) -> (P, P) {
             let needs = needs.and(P::CONSISTENT_READ).or(writes).or(resize);
             (needs, P::CONSISTENT_READ.or(P::WRITE_UNCHANGED).or(shares.and(P::WRITE)))
         }
+        // Only the size is fixed: it was compared once.
+        Role::Target => (P::CONSISTENT_READ.or(P::WRITE), P::ALL.without(P::RESIZE)),
+        // The filter below reads and copies for its own sake; who looks at the past needs nothing of the present.
+        Role::PointInTime => (needs.and(P::CONSISTENT_READ), P::ALL),
         // An overlay that nobody uses minds nothing (what is left after a commit into its backing, say).
         Role::Backing if needs == P::NONE && shares == P::ALL => (P::NONE, P::ALL),
         // What is read through an overlay must not change under it.

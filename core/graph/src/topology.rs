@@ -48,6 +48,8 @@ pub(crate) struct Attached {
     pub(crate) shares: Permissions,
     /// It locks ranges of its node (jobs do).
     pub(crate) locks: bool,
+    /// It wants the node's point in time, not its present.
+    pub(crate) past: bool,
     /// Parents whose claims on the node do not count against this root's, nor this root's against theirs.
     pub(crate) overrules: BTreeSet<NodeId>,
 }
@@ -113,12 +115,14 @@ impl Topology {
         }
     }
 
-    /// Makes an edge, a drive or a root that follows lead to another node. A root that stays at its node is left there.
+    /// Makes an edge, a drive or a root that follows lead to another node. A root that stays at its node is left there, and
+    /// so is who wants the past of that very node.
     pub(crate) fn repoint(&mut self, parent: &Parent, node: NodeId) {
         match parent {
             Parent::Node(id, child) => {
                 let placed = self.nodes.get_mut(id).expect("a parent is a node");
                 let edges = placed.children.iter_mut().filter(|edge| edge.name == *child);
+                let edges = edges.filter(|edge| edge.role != Role::PointInTime);
                 edges.for_each(|edge| edge.node = node);
             }
             Parent::Drive(name) => drop(self.drives.insert(name.clone(), node)),
@@ -209,6 +213,24 @@ impl Topology {
         let placed = self.at(id);
         let child = placed.children.iter().find(|child| child.role == Role::Filtered)?;
         (placed.node.driver.description().kind == DriverKind::Filter).then_some(child.node)
+    }
+
+    /// Does a filter copy old data to this node?
+    pub(crate) fn is_target(&self, id: NodeId) -> bool {
+        self.nodes
+            .values()
+            .flat_map(|placed| &placed.children)
+            .any(|c| c.node == id && c.role == Role::Target)
+    }
+
+    /// Does it copy old data to a target?
+    pub(crate) fn copies(&self, id: NodeId) -> bool {
+        self.at(id).children.iter().any(|child| child.role == Role::Target)
+    }
+
+    /// Is it the edge of a parent that wants a point in time of this very child?
+    pub(crate) fn is_past(&self, parent: NodeId, child: &str) -> bool {
+        self.at(parent).children.iter().any(|edge| edge.name == child && edge.role == Role::PointInTime)
     }
 
     /// A node without the filters on top of it.

@@ -1,7 +1,7 @@
 //! From a topology to edges: where each operation on each edge goes.
 
 use crate::{
-    driver::{DriverKind, Missing, OpenChild},
+    driver::{DriverKind, Missing, OpenChild, Role},
     fit::Fit,
     io::{HOP, Hop, MARK_ONLY, MarkOnly, Marks, without_limits},
     lower::{LOWER, Lower, STRIP, Strip},
@@ -18,6 +18,11 @@ pub(crate) struct Wired {
     pub(crate) edge: Edge,
     /// What a root that locks ranges of it calls.
     pub(crate) edge_of_locker: Edge,
+    /// What a filter calls that copies old data to it: its writes hold their ranges alone, and readers share theirs. One who
+    /// found a range unallocated and reads it from the backing has read it before the data there changes.
+    pub(crate) edge_of_copier: Edge,
+    /// What those call who want its point in time.
+    pub(crate) edge_of_past: Edge,
     /// Its own limits, which the edge has taken care of.
     pub(crate) info: Info,
     /// Its children, for calls outside the data path.
@@ -41,18 +46,45 @@ fn wire_node(topology: &Topology, placed: &Placed, below: &BTreeMap<NodeId, Wire
         .iter()
         .map(|child| OpenChild {
             name: child.name.clone(),
-            edge: below[&child.node].edge.clone(),
+            edge: below[&child.node].edge_for(child.role),
             node: topology.at(child.node).node.open.clone(),
             node_name: topology.name(child.node),
         })
         .collect();
-    let infos: Vec<Info> = placed.children.iter().map(|child| *below[&child.node].edge.info()).collect();
+    let infos: Vec<Info> = children.iter().map(|child| *child.edge.info()).collect();
     let info = node.open.info(&infos);
-    let edges = children.iter().map(|child| child.edge.clone()).collect();
+    let edges: Vec<Edge> = children.iter().map(|child| child.edge.clone()).collect();
+    let edge_of_past = match node.open.point_in_time() {
+        Some(past) => Edge::to(without_limits(info, false), &Target::new(past, edges.clone())),
+        None => Edge::new(info, |_| Route::Refuse),
+    };
     let edge = resolve(placed, info, Target::new(node.open.instance(), edges));
-    let edge_of_locker = interpose(topology, placed, info, &edge, trace, true);
-    let edge = interpose(topology, placed, info, &edge, trace, false);
-    Wired { edge, edge_of_locker, info, children }
+    let edge_of_locker = interpose(topology, placed, info, &edge, trace, User::Locker);
+    let edge_of_copier = interpose(topology, placed, info, &edge, trace, User::Copier);
+    let edge = interpose(topology, placed, info, &edge, trace, User::Other);
+    Wired { edge, edge_of_locker, edge_of_copier, edge_of_past, info, children }
+}
+
+impl Wired {
+    /// What a parent calls to whom the node is that.
+    pub(crate) fn edge_for(&self, role: Role) -> Edge {
+        match role {
+            Role::Target => self.edge_of_copier.clone(),
+            Role::PointInTime => self.edge_of_past.clone(),
+            Role::Filtered | Role::Storage | Role::Data | Role::Backing => self.edge.clone(),
+        }
+    }
+}
+
+/// For whom an edge is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum User {
+    /// A root that locks ranges: its own requests are not kept waiting by what it holds.
+    Locker,
+    /// A filter that copies old data to the node.
+    Copier,
+    /// Everyone else.
+    Other,
 }
 
 /// Where the operations of a node go: to the node, past it where its author said so, or to their lowering.
@@ -95,17 +127,11 @@ fn resolve(placed: &Placed, info: Info, target: Target) -> Edge {
     })
 }
 
-/// Puts a hop before a node that has something to observe. With `locker` it is the edge of one who locks ranges.
-fn interpose(
-    topology: &Topology,
-    placed: &Placed,
-    info: Info,
-    edge: &Edge,
-    trace: bool,
-    locker: bool,
-) -> Edge {
+/// Puts a hop before a node that has something to observe.
+fn interpose(topology: &Topology, placed: &Placed, info: Info, edge: &Edge, trace: bool, user: User) -> Edge {
     let node = &placed.node;
     let fit = Fit::of(&info);
+    let copied_to = topology.is_target(node.id);
     let hop = Hop {
         node: node.clone(),
         marks: Marks {
@@ -113,7 +139,9 @@ fn interpose(
             reach: topology.reach(node.id).into_iter().collect(),
             grows: node.driver.description().kind == DriverKind::Protocol,
         },
-        holds: !locker && (fit.is_some() || is_locked(topology, node.id)),
+        holds: user != User::Locker && (fit.is_some() || copied_to || is_locked(topology, node.id)),
+        reads_hold: user != User::Locker && copied_to,
+        alone: user == User::Copier,
         fit,
     };
     let shown = without_limits(info, placed.read_only);

@@ -110,7 +110,11 @@ impl Change {
         }
         for attached in topology.roots.values() {
             let at = topology.root_node(attached);
-            let edge = if attached.locks { &wired[&at].edge_of_locker } else { &wired[&at].edge };
+            let edge = match attached {
+                Attached { past: true, .. } => &wired[&at].edge_of_past,
+                Attached { locks: true, .. } => &wired[&at].edge_of_locker,
+                _ => &wired[&at].edge,
+            };
             attached.root.rewire(edge.clone(), topology.at(at).node.ranges.clone());
         }
         let here: BTreeSet<BitmapId> = topology

@@ -92,7 +92,7 @@ impl Change {
                 read_only,
                 directory: &self.directory,
             };
-            let open = driver.open(args).await.map_err(at)?;
+            let open = driver.open_in(&self.graph, args).await.map_err(at)?;
             let node = Arc::new(Node {
                 id,
                 name: name.clone(),
@@ -195,7 +195,7 @@ impl Change {
         let wired = wire(&self.topology, self.graph.0.trace);
         let open = |child: &ChildEdge| OpenChild {
             name: child.name.clone(),
-            edge: wired[&child.node].edge.clone(),
+            edge: wired[&child.node].edge_for(child.role),
             node: self.topology.at(child.node).node.open.clone(),
             node_name: self.topology.name(child.node),
         };

@@ -184,13 +184,19 @@ impl Change {
         let Some(below) = self.topology.filtered(id) else {
             return Err(Error::new(Kind::Invalid, "it is no filter").at(name));
         };
-        let stay: Vec<_> = self
+        let mut stay: Vec<_> = self
             .topology
             .roots
             .values()
             .filter(|root| root.to == Attachment::Node(id))
             .map(|root| root.root.user().to_owned())
             .collect();
+        let parents = self.topology.parents(id);
+        let pasts = parents.iter().filter(|parent| match parent {
+            Parent::Node(above, child) => self.topology.is_past(*above, child),
+            Parent::Drive(_) | Parent::Root(_) => false,
+        });
+        stay.extend(pasts.map(|parent| self.topology.describe(parent)));
         if !stay.is_empty() {
             return Err(Error::new(Kind::Busy, format_args!("it is in use by {}", stay.join(", "))).at(name));
         }

@@ -16,7 +16,8 @@ impl Change {
         let mut order = vec![id];
         let below = |id| {
             let children = &self.topology.at(id).children;
-            children.iter().filter(|c| c.role != Role::Backing).map(|c| c.node).collect::<Vec<_>>()
+            let own = |role| !matches!(role, Role::Backing | Role::Target | Role::PointInTime);
+            children.iter().filter(|c| own(c.role)).map(|c| c.node).collect::<Vec<_>>()
         };
         let mut at = 0;
         while at < order.len() {
@@ -146,7 +147,8 @@ impl Change {
                 let unused = granted.get(above).is_some_and(Granted::is_unused);
                 let named = overruled.iter().any(|name| **name == *self.topology.name(*above));
                 match role {
-                    Some(Role::Filtered) => below.push(*above),
+                    // What keeps a point in time keeps its size.
+                    Some(Role::Filtered) if !self.topology.copies(*above) => below.push(*above),
                     Some(Role::Data) => {}
                     Some(Role::Backing) if unused => {}
                     _ if named => {}
