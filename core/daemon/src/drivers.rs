@@ -1,6 +1,10 @@
 //! The drivers of a program: those built in, and filters from plugins.
 
 use driveline_drivers::{FileDriver, MemoryDriver, NbdDriver, NullDriver, RawDriver, qcow2::Qcow2Driver};
+use driveline_drivers::{
+    CopyBeforeWriteDriver, FileDriver, MemoryDriver, NullDriver, RawDriver, SnapshotAccessDriver,
+    qcow2::Qcow2Driver,
+};
 use driveline_graph::{Driver, Graph};
 use driveline_loader::{Loader, PluginDriver, Problem, search_path};
 use driveline_transport::TlsRegistry;
@@ -18,11 +22,14 @@ pub fn register_builtin(graph: &Graph) {
 /// The same; nodes find credentials for TLS in `tls`.
 pub fn register_builtin_with(graph: &Graph, tls: &TlsRegistry) {
     let drivers: [Arc<dyn Driver>; 6] = [
+    let drivers: [Arc<dyn Driver>; 7] = [
         Arc::new(FileDriver::default()),
         Arc::new(MemoryDriver::default()),
         Arc::new(NbdDriver::new(tls.clone())),
         Arc::new(NullDriver::default()),
         Arc::new(RawDriver::default()),
+        Arc::new(CopyBeforeWriteDriver::default()),
+        Arc::new(SnapshotAccessDriver::default()),
         Arc::new(Qcow2Driver::default()),
     ];
     for driver in drivers {

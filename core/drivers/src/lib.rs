@@ -7,6 +7,8 @@
 //! | [`nbd`] | protocol | an export of an NBD server |
 //! | [`null`] | protocol | takes all writes and keeps none |
 //! | [`raw`] | format | its file as it is, or a window of it |
+//! | [`copy_before_write`] | filter | copies data to a target before it is overwritten |
+//! | [`snapshot_access`] | format | the point in time of a copy-before-write node |
 //! | [`qcow2`] | format | an image with a backing chain |
 //!
 //! The crate knows nothing of graphs beyond the contract of a driver ([`driveline_graph::Driver`]), and nothing of
@@ -21,6 +23,7 @@
 #![deny(unsafe_code)]
 
 pub mod conformance;
+pub mod copy_before_write;
 #[allow(unsafe_code)] // memory is lent to the kernel here
 pub mod file;
 pub mod memory;
@@ -30,10 +33,13 @@ mod options;
 pub mod qcow2;
 mod range;
 pub mod raw;
+pub mod snapshot_access;
 
+pub use copy_before_write::CopyBeforeWriteDriver;
 pub use file::FileDriver;
 pub use memory::MemoryDriver;
 pub use nbd::NbdDriver;
 pub use null::NullDriver;
 pub use options::{Bytes, NotBytes};
 pub use raw::RawDriver;
+pub use snapshot_access::SnapshotAccessDriver;

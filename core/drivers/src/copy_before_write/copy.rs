@@ -1,0 +1,148 @@
+//! Old data goes to the target.
+
+use super::state::{CopyBeforeWrite, OnCopyError, Side};
+use driveline_op::{DiscardRequest, Error, Next, Result, WriteZeroesRequest, flag, status};
+use futures::future::{Either, select};
+use std::{ops::Range, pin::pin, sync::atomic::Ordering::Relaxed};
+
+/// How much is copied at once: more does not stay in the processor's cache between its read and its write.
+const PIECE_BYTES: u64 = 256 << 10;
+/// How much is claimed at once when all of it is zeroes.
+const ZEROES_BYTES: u64 = 1 << 30;
+
+/// A copy failed, and at which end.
+pub(super) struct Failure(pub(super) Side, pub(super) Error);
+
+impl CopyBeforeWrite {
+    /// Returns when `range` may be overwritten.
+    ///
+    /// Errors: what it overwrites cannot be copied, and that is to break the write.
+    #[inline]
+    pub(super) async fn before_write(&self, next: &mut Next<'_>, range: Range<u64>) -> Result<()> {
+        if self.is_broken() || self.is_finished(&range) {
+            return Ok(());
+        }
+        // On the heap: only the first write of a cluster comes here, and the others need no room for it.
+        Box::pin(self.copy_for_write(next, range)).await
+    }
+
+    #[cold]
+    async fn copy_for_write(&self, next: &mut Next<'_>, range: Range<u64>) -> Result<()> {
+        let range = self.whole(&range);
+        let copying = self.copy(next, range);
+        let copied = if self.settings.timeout.is_zero() {
+            copying.await
+        } else {
+            let late = pin!(driveline_engine::sleep(self.settings.timeout));
+            match select(pin!(copying), late).await {
+                Either::Left((copied, _)) => copied,
+                Either::Right(_) => Err(Failure(Side::Target, Error::new(110, "the copy takes too long"))),
+            }
+        };
+        match (copied, self.settings.on_error) {
+            (Ok(bytes), _) => {
+                self.by_writes.fetch_add(bytes, Relaxed);
+                Ok(())
+            }
+            (Err(Failure(_, error)), OnCopyError::BreakGuestWrite) => Err(error),
+            (Err(Failure(side, error)), OnCopyError::BreakSnapshot) => {
+                if !self.broken.swap(true, Relaxed) {
+                    tracing::warn!(?side, "a point in time is lost, because a copy failed: {error}");
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Copies `range`, of whole clusters, as far as it is not copied. Returns how many bytes were.
+    pub(super) async fn copy(&self, next: &mut Next<'_>, range: Range<u64>) -> Result<u64, Failure> {
+        let piece_bytes = PIECE_BYTES.max(self.cluster_bytes());
+        let (mut at, mut copied) = (range.start, 0);
+        while let Some(mut run) = self.next_left(at..range.end) {
+            if run.end - run.start > piece_bytes {
+                let ahead = run.start..run.end.min(run.start + ZEROES_BYTES);
+                let found = next.status_at(0, ahead).await.map_err(|error| Failure(Side::Source, error))?;
+                let zeroes = if found.flags & status::ZERO != 0 { found.length } else { 0 };
+                let end = self.whole_end(run.start + zeroes, run.end);
+                // A piece ends on a round offset, so that the next one begins there.
+                let round = (run.start / piece_bytes + 1) * piece_bytes;
+                run.end = run.end.min(end.max(round));
+            }
+            at = run.end;
+            let _claim = self.claims.hold(run.clone(), true).await;
+            // Whoever held it before may have copied some of it.
+            let mut from = run.start;
+            while let Some(part) = self.next_left(from..run.end) {
+                from = part.end;
+                self.copy_claimed(next, part.clone(), piece_bytes).await?;
+                copied += part.end - part.start;
+            }
+        }
+        Ok(copied)
+    }
+
+    /// The last end of a cluster that is not beyond `offset`; `end` is one, too.
+    fn whole_end(&self, offset: u64, end: u64) -> u64 {
+        if offset >= end { end } else { offset & !(self.cluster_bytes() - 1) }
+    }
+
+    async fn copy_claimed(
+        &self,
+        next: &mut Next<'_>,
+        range: Range<u64>,
+        piece_bytes: u64,
+    ) -> Result<(), Failure> {
+        let reading = |error| Failure(Side::Source, error);
+        let mut at = range.start;
+        while at < range.end {
+            let found = next.status_at(0, at..range.end).await.map_err(reading)?;
+            let zeroes = if found.flags & status::ZERO != 0 { at + found.length } else { at };
+            let end = self.whole_end(zeroes, range.end);
+            if end > at {
+                let request = WriteZeroesRequest::new(at..end, flag::MAY_UNMAP);
+                let written = next.child(1).write_zeroes(&request).await;
+                written.map_err(|error| Failure(Side::Target, error))?;
+                at = end;
+                continue;
+            }
+            // Whole clusters, even if the end of one is zeroes: the target would have to read what it is not given.
+            let end = (at + found.length).next_multiple_of(self.cluster_bytes());
+            let end = end.min(range.end).min(at + piece_bytes);
+            self.copy_data(next, at..end).await?;
+            at = end;
+        }
+        self.finished.mark(range.clone());
+        if self.settings.discard_source {
+            // It is a hint, and the copy is made.
+            let _ = next.discard(&DiscardRequest::new(range, 0)).await;
+        }
+        Ok(())
+    }
+
+    async fn copy_data(&self, next: &mut Next<'_>, range: Range<u64>) -> Result<(), Failure> {
+        let mut buffer = self.take_buffer(range.end - range.start);
+        let read = next.read_at(0, range.start, &mut buffer).await;
+        let copied = match (read, &self.settings.compress) {
+            (Err(error), _) => Err(Failure(Side::Source, error)),
+            (Ok(()), None) => {
+                let written = next.write_at(1, range.start, &buffer, 0).await;
+                written.map_err(|error| Failure(Side::Target, error))
+            }
+            (Ok(()), Some(_)) => self.write_compressed(range.start, &buffer).await,
+        };
+        self.give_buffer(buffer);
+        copied
+    }
+
+    async fn write_compressed(&self, offset: u64, data: &[u8]) -> Result<(), Failure> {
+        let Some(compress) = &self.settings.compress else { return Ok(()) };
+        let mut at = offset;
+        for cluster in data.chunks(self.target_cluster.max(512) as usize) {
+            let written = compress(at, cluster.into()).await;
+            let failed = |error: driveline_graph::Error| Error::new(error.errno_code(), error.message());
+            self.give_buffer(written.map_err(|error| Failure(Side::Target, failed(error)))?);
+            at += cluster.len() as u64;
+        }
+        Ok(())
+    }
+}
