@@ -1,8 +1,7 @@
 //! The drivers of a program: those built in, and filters from plugins.
 
-use driveline_drivers::{FileDriver, MemoryDriver, NbdDriver, NullDriver, RawDriver, qcow2::Qcow2Driver};
 use driveline_drivers::{
-    CopyBeforeWriteDriver, FileDriver, MemoryDriver, NullDriver, RawDriver, SnapshotAccessDriver,
+    CopyBeforeWriteDriver, FileDriver, MemoryDriver, NbdDriver, NullDriver, RawDriver, SnapshotAccessDriver,
     qcow2::Qcow2Driver,
 };
 use driveline_graph::{Driver, Graph};
@@ -21,8 +20,7 @@ pub fn register_builtin(graph: &Graph) {
 
 /// The same; nodes find credentials for TLS in `tls`.
 pub fn register_builtin_with(graph: &Graph, tls: &TlsRegistry) {
-    let drivers: [Arc<dyn Driver>; 6] = [
-    let drivers: [Arc<dyn Driver>; 7] = [
+    let drivers: [Arc<dyn Driver>; 8] = [
         Arc::new(FileDriver::default()),
         Arc::new(MemoryDriver::default()),
         Arc::new(NbdDriver::new(tls.clone())),

@@ -16,7 +16,8 @@ static TAKING: Mutex<()> = Mutex::new(());
 /// Errors: `NotFound` for a number that is not open, or not inherited, or taken already.
 pub fn take(number: RawFd) -> io::Result<OwnedFd> {
     let _turn = TAKING.lock();
-    let none = || io::Error::new(io::ErrorKind::NotFound, "no descriptor of that number was passed to the program");
+    let none =
+        || io::Error::new(io::ErrorKind::NotFound, "no descriptor of that number was passed to the program");
     if number <= libc::STDERR_FILENO {
         return Err(none());
     }

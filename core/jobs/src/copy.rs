@@ -45,12 +45,12 @@ pub(crate) trait Source: Send + Sync {
     fn next(&self) -> BoxFuture<'_, Result<Next, PieceError>>;
     /// Copies a piece. It looks again, because the guest may have changed it since.
     fn copy<'a>(&'a self, piece: Range<u64>, buffers: &'a Buffers) -> BoxFuture<'a, Result<(), PieceError>>;
-    /// A piece that failed and was ignored: is it to be tried again?
-    fn retries(&self) -> bool;
-    /// So many pieces are copied at once.
+    /// How many pieces are copied at once.
     fn in_flight_max(&self) -> usize {
         IN_FLIGHT_MAX
     }
+    /// A piece that failed and was ignored: is it to be tried again?
+    fn retries(&self) -> bool;
 }
 
 /// What comes next.
@@ -90,6 +90,7 @@ pub(crate) async fn run(
     let mut again: VecDeque<Range<u64>> = VecDeque::new();
     let mut ignored = None;
     let mut limit = RateLimit::default();
+    let in_flight_max = source.in_flight_max();
     loop {
         if job.is_cancelled() || job.wants_pause() {
             while let Some((piece, result)) = flying.next().await {
@@ -99,7 +100,7 @@ pub(crate) async fn run(
         }
         let piece = match again.pop_front() {
             Some(piece) => Some(piece),
-            None if flying.len() < source.in_flight_max() => match source.next().await {
+            None if flying.len() < in_flight_max => match source.next().await {
                 Ok(Next::Skip(bytes)) => {
                     job.add_done(bytes);
                     continue;
@@ -140,7 +141,7 @@ pub(crate) async fn run(
                 let result = source.copy(piece.clone(), buffers).await;
                 (piece, result)
             });
-            if flying.len() < source.in_flight_max() {
+            if flying.len() < in_flight_max {
                 continue;
             }
         }

@@ -1,4 +1,4 @@
-//! Long-running work on a storage graph: stream, commit and mirror.
+//! Long-running work on a storage graph: stream, commit, mirror and backup.
 //!
 //! A job moves data between the layers of a drive while guests use it. The *drive* does not change by that, so
 //! its bitmaps must not either: for the time of a job they are parked on a holder, a filter that does nothing, at
@@ -25,6 +25,8 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod backup;
+mod bitmap_mode;
 mod chain;
 mod commit;
 mod copy;
@@ -40,13 +42,15 @@ mod state;
 mod stream;
 mod task;
 
+pub use backup::{BackupArgs, BackupSync, Perf};
+pub use bitmap_mode::BitmapMode;
 pub use chain::file_and_format;
 pub use commit::CommitArgs;
 pub use event::JobEvent;
 pub use holder::HOLDER_DRIVER;
 pub use job::{JobInfo, JobKind};
 pub use manager::{Jobs, Runtime};
-pub use mirror::{BitmapMode, CopyMode, MirrorArgs, MirrorSync};
+pub use mirror::{CopyMode, MirrorArgs, MirrorSync};
 pub use start::{Completion, Start};
 pub use state::{ErrorAction, IoStatus, JobStatus, OnError, Verb};
 pub use stream::{Base, StreamArgs};

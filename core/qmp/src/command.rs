@@ -4,7 +4,7 @@
 #[allow(unused_imports, reason = "for replies that are only written")]
 use crate::schema::Opaque as _;
 use crate::{
-    apply, arguments, bitmaps, checkpoints, create, debug,
+    apply, arguments, backup, bitmaps, checkpoints, create, debug,
     error::{Class, Error, Result},
     exports,
     jobs::{self, BlockJobById, ByDevice, ById},
@@ -102,6 +102,8 @@ commands! {
     "blockdev-mirror" => mirror::blockdev_mirror,
     "drive-mirror" => mirror::drive_mirror,
     "block-job-change" => jobs::block_job_change,
+    "blockdev-backup" => backup::blockdev_backup,
+    "drive-backup" => backup::drive_backup,
     "job-pause" => jobs::pause::<ById>,
     "job-resume" => jobs::resume::<ById>,
     "job-cancel" => jobs::cancel,

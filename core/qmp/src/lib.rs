@@ -98,6 +98,7 @@
 
 mod apply;
 mod arguments;
+mod backup;
 mod bitmaps;
 mod checkpoints;
 mod command;

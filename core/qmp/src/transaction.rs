@@ -16,7 +16,7 @@
 //! that start no job, and with some that do. Here those take effect at once in either mode.
 
 use crate::{
-    arguments,
+    arguments, backup,
     bitmaps::{self, BitmapRef, Of},
     checkpoints,
     command::{Done, Nothing},
@@ -62,10 +62,6 @@ macro_rules! actions {
             let place = format!("actions[{at}].data");
             match &*entry.r#type {
                 $($name => read(entry.data, &place, $make),)*
-                other if OTHERS.contains(&other) => {
-                    let text = format_args!("Action '{other}' cannot be part of a transaction in this version");
-                    Err(Error::generic(text))
-                }
                 other => {
                     let text = format_args!("Parameter 'actions[{at}].type' does not accept value '{other}'");
                     Err(Error::generic(text))
@@ -74,9 +70,6 @@ macro_rules! actions {
         }
     };
 }
-
-/// QEMU's actions; those that are not in the table are refused by their names.
-const OTHERS: [&str; 2] = ["blockdev-backup", "drive-backup"];
 
 actions! {
     "abort" => |_: Nothing| Abort,
@@ -95,6 +88,8 @@ actions! {
     "blockdev-snapshot" => same::<snapshots::BlockdevSnapshot>,
     "blockdev-snapshot-sync" => same::<snapshots::BlockdevSnapshotSync>,
     "blockdev-snapshot-internal-sync" => same::<snapshots::InternalSnapshot>,
+    "blockdev-backup" => same::<backup::BlockdevBackup>,
+    "drive-backup" => same::<backup::DriveBackup>,
     "block-stream" => same::<jobs::BlockStream>,
     "block-commit" => same::<jobs::BlockCommit>,
     "blockdev-mirror" => same::<mirror::BlockdevMirror>,

@@ -16,6 +16,7 @@
 mod top;
 
 use crate::{
+    bitmap_mode::BitmapMode,
     commit::own_bitmap,
     copy::PIECE_BYTES_MAX,
     group::{End, Ending, Work},
@@ -57,18 +58,6 @@ pub enum MirrorSync {
     None,
     /// What the bitmap says.
     Bitmap,
-}
-
-/// What becomes of the bitmap that says what is copied.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum BitmapMode {
-    /// After a success it says what was written since.
-    #[default]
-    OnSuccess,
-    /// Nothing.
-    Never,
-    /// Whatever happens, it says what the target lacks.
-    Always,
 }
 
 /// When a guest's write is answered.
