@@ -11,8 +11,9 @@ use driveline_graph::BoxFuture;
 use driveline_nbd::ServerOptions;
 use driveline_qmp::{
     Address as QmpAddress, Applied, ApplyWish, BitmapPlace, BitmapStore, Control, Error, Event, ExportInfo,
-    Listener, NbdExport, NbdServer, Objects, RecoveredBitmap, RemoveMode, Result,
+    Listener, NbdExport, NbdServer, Objects, RecoveredBitmap, RemoveMode, Result, TlsX509,
 };
+use driveline_transport::{Endpoint as TlsEnd, ServerTls, TlsCreds};
 use std::{
     io,
     path::{Path, absolute},
@@ -70,9 +71,7 @@ impl Control for Program {
 
     fn start_nbd_server(&self, server: NbdServer) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
-            if server.tls.is_some() {
-                return Err(Error::generic("this NBD server does not know TLS"));
-            }
+            let tls = server.tls.as_ref().map(server_tls).transpose()?;
             let address = match server.address {
                 // Relative to where the program was started, as in QEMU.
                 QmpAddress::Unix(path) => Address::Unix(absolute(&path).unwrap_or(path)),
@@ -84,6 +83,7 @@ impl Control for Program {
             let options = ServerOptions {
                 handshake_limit: Duration::from_secs(server.handshake_max_seconds.into()),
                 connections_max: server.max_connections as usize,
+                tls,
                 ..ServerOptions::default()
             };
             let exports: &Exports = &self.inner()?.exports;
@@ -176,4 +176,18 @@ pub(crate) fn bind(address: &Address) -> io::Result<Listener> {
         Address::Unix(path) => UnixListener::bind(path)?.into(),
         Address::Tcp(address) => TcpListener::bind(address.as_str())?.into(),
     })
+}
+
+/// Loads the certificates that an object names.
+fn server_tls(object: &TlsX509) -> Result<ServerTls> {
+    if object.passwordid.is_some() {
+        return Err(Error::generic("Parameter 'passwordid' is not supported: keys have no password here"));
+    }
+    let creds = TlsCreds {
+        dir: absolute(&object.dir).unwrap_or_else(|_| object.dir.clone()),
+        endpoint: TlsEnd::Server,
+        verify_peer: object.verify_peer,
+        sanity_check: object.sanity_check,
+    };
+    creds.server().map_err(Error::generic)
 }
