@@ -21,15 +21,16 @@
 //! | `x-driveline-checkpoint-delete` `name` `drives` | forgets it; what changed between others does not change |
 //! | `x-driveline-query-checkpoints` `drive` | those that are kept, the oldest of a drive first |
 //! | `x-driveline-checkpoint-delta` `drive` `from` `to` `bitmap` `start` | what changed between two of them, or since one: `count`, `areas`, and `next` if there are more; as a bitmap of the drive, too, if one is named |
+//! | `blockdev-mirror` and `drive-mirror` with `sync` `incremental` or `bitmap`, `bitmap` and `bitmap-mode` | only what a bitmap says is copied at first; the arguments are those of `blockdev-backup` |
+//! | `block-job-change` to `background` | a mirror's copy mode can be changed both ways |
+//! | `transaction` with `completion-mode` `grouped` and any action | jobs of every kind end together; actions that start none take effect at once |
 //! | `x-driveline-query-recovered-bitmaps` | what became of bitmaps that were found at the start: `exact`, `superset`, `all-dirty` or `lost` |
 //! | event `X_DRIVELINE_BITMAP_RECOVERED` | the same: of what a crash left, for the first client that connects, and of images that are opened meanwhile |
 //! | event `X_DRIVELINE_NODE_FAILED` `node-name` `message` | an operation of a filter panicked |
 //!
-//! Those that change bitmaps, and the filters, can also be actions of a `transaction`, as can `block-stream` and
-//! `block-commit`: see `transaction.rs`. One thing differs from QEMU on purpose: a node that has
-//! bitmaps is not deleted, because bitmaps are never lost by the way.
-//! The first three can also be actions of a `transaction`. One thing differs from QEMU on purpose: a node that has
-//! bitmaps is not deleted, because bitmaps are never lost by the way. The table at the end has all such differences.
+//! What can be an action of a `transaction` is the table in `transaction.rs`: those that change bitmaps, filters, snapshots,
+//! checkpoints, stream, commit and mirror. One thing differs from QEMU on purpose: a node that has bitmaps is not deleted,
+//! because bitmaps are never lost by the way. The table at the end has all such differences.
 //!
 //! Its nouns:
 //! * [`Monitor`]: all connections to one graph; takes clients and tells them of events;
