@@ -4,6 +4,7 @@ mod apply;
 mod backup;
 mod clients;
 mod ctl;
+mod differential;
 mod filters;
 mod guest_os;
 mod harness;

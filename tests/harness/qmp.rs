@@ -83,7 +83,27 @@ impl Qmp {
             } else if answer.get("event").is_none() {
                 return Ok(Ok(answer["return"].take()));
             }
+            self.events.push(answer);
         }
+    }
+
+    /// Events that nobody took yet.
+    pub(crate) fn events(&self) -> &[Value] {
+        &self.events
+    }
+
+    /// Takes those that are wanted.
+    pub(crate) fn take_events(&mut self, wanted: impl Fn(&Value) -> bool) -> Vec<Value> {
+        let (taken, left) = std::mem::take(&mut self.events).into_iter().partition(wanted);
+        self.events = left;
+        taken
+    }
+
+    /// Waits for one more.
+    pub(crate) fn wait_any_event(&mut self) {
+        let event = self.read();
+        assert!(event.get("event").is_some(), "only events come unasked: {event}");
+        self.events.push(event);
     }
 
     /// Waits for an event of that name whose data has `device` (or `id`, or `name`) as given, and returns its data.

@@ -137,12 +137,12 @@ impl BitmapAction for Add {
             None if drive => View::Drive,
             None => View::Node,
         };
+        if self.name.is_empty() {
+            return Err(Error::generic("Bitmap name cannot be empty"));
+        }
         let granularity = self.granularity.map(u64::from);
         if granularity.is_some_and(|bytes| !bytes.is_power_of_two() || bytes < 512) {
             return Err(Error::generic("Granularity must be power of 2 and at least 512"));
-        }
-        if self.name.is_empty() {
-            return Err(Error::generic("Bitmap name cannot be empty"));
         }
         let recording = self.disabled != Some(true);
         let new = NewBitmap { name: self.name.clone(), granularity, view, recording, durability };

@@ -277,18 +277,22 @@ impl Objects {
         }
         let id = text(&mut arguments, "id")?;
         let properties = Value::Object(arguments);
-        let object = match &*kind {
-            "iothread" => Object::IoThread(arguments::parse::<IoThreadArguments>(properties, "")?.check()?),
-            "throttle-group" => {
-                let given: GivenLimits = arguments::parse(properties, "")?;
-                Object::ThrottleGroup(ThrottleLimits::default().with(&given)?)
-            }
-            "secret" => Object::Secret(arguments::parse::<SecretArguments>(properties, "")?.read()?),
-            _ => Object::TlsX509(arguments::parse::<TlsX509Arguments>(properties, "")?.check(self)?),
+        // What is given is read first, then the id is looked at, then what is given has to make sense: QEMU's order.
+        let given = match &*kind {
+            "iothread" => Given::IoThread(arguments::parse(properties, "")?),
+            "throttle-group" => Given::ThrottleGroup(arguments::parse(properties, "")?),
+            "secret" => Given::Secret(arguments::parse(properties, "")?),
+            _ => Given::TlsX509(arguments::parse(properties, "")?),
         };
         if !is_identifier(&id) {
             return Err(Error::generic("Parameter 'id' expects an identifier"));
         }
+        let object = match given {
+            Given::IoThread(given) => Object::IoThread(given.check()?),
+            Given::ThrottleGroup(given) => Object::ThrottleGroup(ThrottleLimits::default().with(&given)?),
+            Given::Secret(given) => Object::Secret(given.read()?),
+            Given::TlsX509(given) => Object::TlsX509(given.check(self)?),
+        };
         let object = {
             let mut state = self.0.state.lock();
             if state.objects.contains_key(&id) {
@@ -432,6 +436,14 @@ impl Objects {
     fn tell(&self, id: &str, change: &ObjectChange) {
         self.0.listeners.lock().iter().for_each(|listener| listener(id, change));
     }
+}
+
+/// Properties, as they are given.
+enum Given {
+    IoThread(IoThreadArguments),
+    ThrottleGroup(GivenLimits),
+    Secret(SecretArguments),
+    TlsX509(TlsX509Arguments),
 }
 
 /// What each type takes, for the schema.

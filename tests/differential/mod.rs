@@ -1,0 +1,179 @@
+//! The same random commands to Driveline and to qemu-storage-daemon: replies, events and images must be the same.
+//!
+//! Where they differ on purpose, a row of `core/qmp/differences.md` says so: `outcome: COMMAND: TEXT` where one of them does what the
+//! other refuses with that text, `text: COMMAND: TEXT` where both refuse and QEMU says TEXT; `*` stands for anything. After a
+//! difference of outcome the two are in different states, so a sequence ends there.
+//!
+//! To add a command: a line in `steps.rs`. A seed that fails is printed; `DIFFERENTIAL_SEED=N` runs that one alone.
+
+mod clients;
+mod sides;
+mod steps;
+
+use crate::harness::{have, output, run};
+use serde_json::{Value, json};
+use sides::{CRASH, Side, make_images};
+use steps::Script;
+
+const TOOLS: &[&str] = &["qemu-storage-daemon", "qemu-img", "qemu-io"];
+/// Sequences, and steps in each.
+const SEEDS: u64 = 8;
+const STEPS: usize = 40;
+
+/// Rows of one kind: the command and the text.
+fn allowed(kind: &str) -> Vec<(String, String)> {
+    let table = include_str!("../../core/qmp/differences.md");
+    let rows = table.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` |"));
+    rows.filter_map(|(row, _)| {
+        let (command, text) = row.strip_prefix(kind)?.strip_prefix(": ")?.split_once(": ")?;
+        Some((command.to_owned(), text.to_owned()))
+    })
+    .collect()
+}
+
+/// Does a text match a pattern in which `*` stands for anything?
+fn matches(pattern: &str, text: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == text,
+        Some((head, rest)) => {
+            let Some(text) = text.strip_prefix(head) else { return false };
+            (0..=text.len()).any(|at| text.is_char_boundary(at) && matches(rest, &text[at..]))
+        }
+    }
+}
+
+fn is_allowed(rows: &[(String, String)], command: &str, text: &str) -> bool {
+    rows.iter().any(|(of, pattern)| matches(of, command) && matches(pattern, text))
+}
+
+/// How two answers compare.
+#[derive(Debug, PartialEq)]
+enum Comparison {
+    Same,
+    /// Both refuse, in other words; they are in the same state all the same.
+    OtherText,
+    /// They go different ways from here.
+    OtherOutcome,
+}
+
+/// Compares two answers. The second part: the table has a row for it.
+fn compare(
+    command: &Value,
+    ours: &Result<Value, Value>,
+    theirs: &Result<Value, Value>,
+) -> (Comparison, bool) {
+    let name = command["execute"].as_str().unwrap();
+    match (ours, theirs) {
+        (Ok(ours), Ok(theirs)) if ours == theirs => (Comparison::Same, true),
+        (Ok(_), Ok(_)) => (Comparison::OtherOutcome, false),
+        (Err(ours), Err(theirs)) if ours == theirs => (Comparison::Same, true),
+        (_, Err(theirs)) if theirs["desc"] == CRASH => {
+            (Comparison::OtherOutcome, is_allowed(&allowed("outcome"), name, CRASH))
+        }
+        (Err(ours), Err(theirs)) => {
+            // Clients match on the class: no row allows another.
+            let listed = is_allowed(&allowed("text"), name, theirs["desc"].as_str().unwrap());
+            (Comparison::OtherText, listed && ours["class"] == theirs["class"])
+        }
+        (Ok(_), Err(error)) | (Err(error), Ok(_)) => {
+            let listed = is_allowed(&allowed("outcome"), name, error["desc"].as_str().unwrap());
+            (Comparison::OtherOutcome, listed)
+        }
+    }
+}
+
+/// What sequences came to.
+#[derive(Default)]
+struct Tally {
+    done: usize,
+    refused: usize,
+    /// Differences that the table does not list.
+    unlisted: Vec<String>,
+}
+
+fn sequence(seed: u64, tally: &mut Tally) {
+    let folders = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let images = make_images(folders[0].path());
+    make_images(folders[1].path());
+    let mut sides = [Side::driveline(folders[0].path()), Side::qemu(folders[1].path())];
+    let mut script = Script::new(seed);
+    let mut history = Vec::new();
+    for command in script.beginning() {
+        let [ours, theirs] = sides.each_mut().map(|side| side.execute(&command));
+        assert!(ours.is_ok() && theirs.is_ok(), "{command}\n{ours:?}\n{theirs:?}");
+    }
+    for _ in 0..STEPS {
+        let command = script.step();
+        history.push(command.to_string());
+        eprintln!("seed {seed}: {command}");
+        let told = || format!("seed {seed}:\n{}", history.join("\n"));
+        if let Some(write) = command.get("qemu-io") {
+            sides.iter().for_each(|side| side.write(write.as_str().unwrap()));
+            continue;
+        }
+        let [ours, theirs] = sides.each_mut().map(|side| side.execute(&command));
+        let (compared, listed) = compare(&command, &ours, &theirs);
+        if !listed {
+            tally
+                .unlisted
+                .push(format!("seed {seed}: {command}\n  Driveline: {ours:?}\n  QEMU:      {theirs:?}"));
+        }
+        match &ours {
+            Ok(_) => tally.done += 1,
+            Err(_) => tally.refused += 1,
+        }
+        if compared == Comparison::OtherOutcome {
+            // What became of the images before is looked at in other sequences.
+            sides.into_iter().for_each(Side::quit);
+            return;
+        }
+        if let (Some(job), Ok(_)) = (command["arguments"].get("job-id"), &ours) {
+            let [ours, theirs] = sides.each_mut().map(|side| side.wait_job(job.as_str().unwrap()));
+            assert_eq!(ours, theirs, "{}\nthe events of {job}", told());
+        }
+        // QEMU makes a job before it sees that it cannot run, and tells of both: see the table.
+        if let (Some(job), Err(_)) = (command["arguments"].get("job-id"), &ours) {
+            sides.iter_mut().for_each(|side| side.forget_job(job.as_str().unwrap()));
+        }
+        let [ours, theirs] = sides.each_mut().map(Side::other_events);
+        assert_eq!(ours, theirs, "{}\nevents", told());
+        let [ours, theirs] = sides.each_mut().map(Side::state);
+        assert_eq!(ours, theirs, "{}\nthe state", told());
+        script.learn(&ours);
+    }
+    let told = format!("seed {seed}:\n{}", history.join("\n"));
+    sides.into_iter().for_each(Side::quit);
+    for image in images {
+        let [ours, theirs] = [0, 1].map(|at| folders[at].path().join(image).to_str().unwrap().to_owned());
+        let compared = output("qemu-img", &["compare", "-U", &ours, &theirs]);
+        assert!(compared.status.success(), "{told}\n{image}: {}", String::from_utf8_lossy(&compared.stdout));
+        if image.ends_with(".qcow2") {
+            run("qemu-img", &["check", "-q", &ours]);
+        }
+    }
+}
+
+#[test]
+fn random_commands_have_the_same_answers_events_and_images_as_in_qemu() {
+    if !have("random_commands_have_the_same_answers_events_and_images_as_in_qemu", TOOLS) {
+        return;
+    }
+    let one = std::env::var("DIFFERENTIAL_SEED").ok().map(|seed| seed.parse::<u64>().unwrap());
+    let seeds = one.map_or(0..SEEDS, |seed| seed..seed + 1);
+    let mut tally = Tally::default();
+    seeds.for_each(|seed| sequence(seed, &mut tally));
+    let Tally { done, refused, unlisted } = tally;
+    eprintln!("{done} commands done, {refused} refused");
+    assert!(unlisted.is_empty(), "not in core/qmp/differences.md:\n{}", unlisted.join("\n"));
+    assert!(one.is_some() || done > 60 && refused > 20, "{done} done, {refused} refused: they say nothing");
+}
+
+#[test]
+fn patterns_of_the_table_match_what_they_say() {
+    assert!(matches("a*c", "abc") && matches("*", "") && matches("a", "a"));
+    assert!(!matches("a*c", "abd") && !matches("a", "ab"));
+    assert!(!allowed("text").is_empty());
+    let wrong = json!({ "class": "GenericError", "desc": "x" });
+    let command = json!({ "execute": "blockdev-add" });
+    assert_eq!(compare(&command, &Ok(json!({})), &Err(wrong)), (Comparison::OtherOutcome, false));
+}

@@ -1,0 +1,212 @@
+//! The two programs, as one who talks QMP sees them.
+
+use crate::harness::{Daemon, Qmp, run};
+use serde_json::{Map, Value, json};
+use std::{
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+/// Makes the images that sequences are about: a chain of three, and a raw one.
+pub(super) fn make_images(folder: &Path) -> [&'static str; 4] {
+    let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+    run("qemu-img", &["create", "-q", "-f", "qcow2", &path("base.qcow2"), "2M"]);
+    run("qemu-io", &["-c", "write -P 1 0 1M", &path("base.qcow2")]);
+    for (name, below, write) in
+        [("mid.qcow2", "base.qcow2", "write -P 2 512k 256k"), ("top.qcow2", "mid.qcow2", "write -P 3 1M 64k")]
+    {
+        // Named without a folder, so that both sides have the same text in their images.
+        run("qemu-img", &["create", "-q", "-f", "qcow2", "-b", below, "-F", "qcow2", &path(name)]);
+        run("qemu-io", &["-c", write, &path(name)]);
+    }
+    run("qemu-img", &["create", "-q", "-f", "raw", &path("other.raw"), "1M"]);
+    ["base.qcow2", "mid.qcow2", "top.qcow2", "other.raw"]
+}
+
+/// In place of an error: QEMU is no more.
+pub(super) const CRASH: &str = "crash";
+
+enum Program {
+    Driveline(Daemon),
+    Qemu(Qemu),
+}
+
+/// A process that does not outlive its test.
+struct Qemu(Child);
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// One of the two.
+pub(super) struct Side {
+    program: Program,
+    qmp: Qmp,
+    folder: PathBuf,
+}
+
+impl Side {
+    pub(super) fn driveline(folder: &Path) -> Self {
+        let daemon = Daemon::start(folder, "[monitor]\nqmp = \"qmp.sock\"\n");
+        let qmp = daemon.qmp();
+        Self { program: Program::Driveline(daemon), qmp, folder: folder.to_owned() }
+    }
+
+    pub(super) fn qemu(folder: &Path) -> Self {
+        let chardev = format!("socket,id=c,server=on,wait=off,path={}", folder.join("qmp.sock").display());
+        let qemu = Command::new("qemu-storage-daemon")
+            .args(["--chardev", &chardev, "--monitor", "chardev=c"])
+            .stdin(Stdio::null())
+            .spawn()
+            .map(Qemu)
+            .unwrap();
+        let qmp = Qmp::connect(&folder.join("qmp.sock"));
+        Self { program: Program::Qemu(qemu), qmp, folder: folder.to_owned() }
+    }
+
+    /// Runs a command; `{dir}` in its texts is this side's folder. So it is in what comes back.
+    pub(super) fn execute(&mut self, command: &Value) -> Result<Value, Value> {
+        let folder = self.folder.to_str().unwrap();
+        let arguments = command.get("arguments").cloned().unwrap_or(json!({}));
+        let arguments = serde_json::from_str(&arguments.to_string().replace("{dir}", folder)).unwrap();
+        let name = command["execute"].as_str().unwrap();
+        let neutral = |value: Value| {
+            let value: Value = serde_json::from_str(&value.to_string().replace(folder, "{dir}")).unwrap();
+            let mut value = sorted(value);
+            // Lists of what there is have no order that anybody promised.
+            if let Some(list) = value.as_array_mut() {
+                list.sort_by_key(Value::to_string);
+            }
+            value
+        };
+        match self.qmp.attempt(name, arguments) {
+            Ok(answer) => answer.map(neutral).map_err(neutral),
+            Err(error) => match &self.program {
+                Program::Driveline(_) => panic!("Driveline is gone at {command}: {error}"),
+                Program::Qemu(_) => Err(json!({ "class": CRASH, "desc": CRASH })),
+            },
+        }
+    }
+
+    /// Writes as a client of the export `e0`, if it is there and may be written to.
+    pub(super) fn write(&self, command: &str) {
+        let uri = format!("nbd+unix:///e0?socket={}/nbd.sock", self.folder.display());
+        let _ = Command::new("qemu-io")
+            .args(["-f", "raw", &uri, "-c", command])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
+    }
+
+    /// Waits until a job is gone. Its events, in their order, without times and progress.
+    pub(super) fn wait_job(&mut self, job: &str) -> Vec<Value> {
+        loop {
+            let is_end = |event: &Value| {
+                event["event"] == "JOB_STATUS_CHANGE"
+                    && event["data"]["id"] == job
+                    && event["data"]["status"] == "null"
+            };
+            if self.qmp.events().iter().any(is_end) {
+                break;
+            }
+            self.qmp.wait_any_event();
+        }
+        let of_job = |event: &Value| event["data"]["id"] == job || event["data"]["device"] == job;
+        self.qmp.take_events(of_job).into_iter().map(neutral_event).collect()
+    }
+
+    /// Drops the events of a job that was refused.
+    pub(super) fn forget_job(&mut self, job: &str) {
+        drop(self.qmp.take_events(|event| event["data"]["id"] == job || event["data"]["device"] == job));
+    }
+
+    /// Events that are not about jobs.
+    pub(super) fn other_events(&mut self) -> Vec<Value> {
+        let mut events: Vec<Value> = self.qmp.take_events(|_| true).into_iter().map(neutral_event).collect();
+        // When a server stops, its exports go in an order that nobody promised.
+        events.sort_by_key(Value::to_string);
+        events
+    }
+
+    /// What there is: nodes with their drivers and bitmaps, and exports.
+    pub(super) fn state(&mut self) -> Value {
+        let mut state = Map::new();
+        let nodes = self
+            .execute(&json!({ "execute": "query-named-block-nodes", "arguments": { "flat": true } }))
+            .unwrap();
+        for node in nodes.as_array().unwrap() {
+            // Those that nobody named have names of their own on each side.
+            let name = node["node-name"].as_str().unwrap();
+            if name.starts_with('#') {
+                continue;
+            }
+            let mut bitmaps = Vec::new();
+            for bitmap in node["dirty-bitmaps"].as_array().into_iter().flatten() {
+                let of = json!({ "node": name, "name": bitmap["name"] });
+                let sum = self
+                    .execute(&json!({ "execute": "x-debug-block-dirty-bitmap-sha256", "arguments": of }))
+                    .unwrap();
+                let kept = ["name", "count", "granularity", "recording", "persistent"];
+                let mut said: Map<String, Value> =
+                    kept.iter().map(|key| ((*key).to_owned(), bitmap[*key].clone())).collect();
+                said.insert("sha256".into(), sum["sha256"].clone());
+                bitmaps.push(Value::from(said));
+            }
+            bitmaps.sort_by_key(Value::to_string);
+            let image = &node["image"];
+            // How large the file below a format is is the format's business.
+            let size = if node["drv"] == "file" { Value::Null } else { image["virtual-size"].clone() };
+            let said = json!({
+                "ro": node["ro"], "drv": node["drv"], "bitmaps": bitmaps, "size": size,
+                // Which text a job writes there differs: see the table.
+                "has-backing": image["backing-filename"].is_string(), "cluster-size": image["cluster-size"],
+            });
+            state.insert(name.to_owned(), said);
+        }
+        let exports = self.execute(&json!({ "execute": "query-block-exports" })).unwrap();
+        for export in exports.as_array().unwrap() {
+            state.insert(format!("export {}", export["id"]), export.clone());
+        }
+        sorted(state.into())
+    }
+
+    pub(super) fn quit(mut self) {
+        let _ = self.qmp.attempt("quit", json!({}));
+        match self.program {
+            Program::Driveline(mut daemon) => {
+                // A signal on top of it would end it at once.
+                while daemon.is_alive() {
+                    std::thread::sleep(std::time::Duration::from_millis(5));
+                }
+            }
+            Program::Qemu(mut qemu) => drop(qemu.0.wait()),
+        }
+    }
+}
+
+/// Without what no two runs have in common.
+fn neutral_event(event: Value) -> Value {
+    let mut data = event["data"].clone();
+    if let Some(data) = data.as_object_mut() {
+        for key in ["len", "offset", "speed"] {
+            data.shift_remove(key);
+        }
+    }
+    sorted(json!({ "event": event["event"], "data": data }))
+}
+
+/// With the members of all objects in one order.
+fn sorted(value: Value) -> Value {
+    match value {
+        Value::Object(object) => {
+            let mut members: Vec<_> = object.into_iter().map(|(key, value)| (key, sorted(value))).collect();
+            members.sort_by(|one, other| one.0.cmp(&other.0));
+            Value::Object(members.into_iter().collect())
+        }
+        Value::Array(values) => values.into_iter().map(sorted).collect(),
+        other => other,
+    }
+}
