@@ -1,7 +1,7 @@
 //! The drivers of a program: those built in, and filters from plugins.
 
 use driveline_drivers::{
-    CopyBeforeWriteDriver, FileDriver, MemoryDriver, NbdDriver, NullDriver, RawDriver, SnapshotAccessDriver,
+    CopyBeforeWriteDriver, FileDriver, MemoryDriver, NbdDriver, NullDriver, QuorumDriver, RawDriver, SnapshotAccessDriver,
     qcow2::Qcow2Driver,
 };
 use driveline_graph::{Driver, Graph};
@@ -20,7 +20,7 @@ pub fn register_builtin(graph: &Graph) {
 
 /// The same; nodes find credentials for TLS in `tls`.
 pub fn register_builtin_with(graph: &Graph, tls: &TlsRegistry) {
-    let drivers: [Arc<dyn Driver>; 8] = [
+    let drivers: [Arc<dyn Driver>; 9] = [
         Arc::new(FileDriver::default()),
         Arc::new(MemoryDriver::default()),
         Arc::new(NbdDriver::new(tls.clone())),
@@ -29,6 +29,7 @@ pub fn register_builtin_with(graph: &Graph, tls: &TlsRegistry) {
         Arc::new(CopyBeforeWriteDriver::default()),
         Arc::new(SnapshotAccessDriver::default()),
         Arc::new(Qcow2Driver::default()),
+        Arc::new(QuorumDriver::default()),
     ];
     for driver in drivers {
         graph.register(driver).expect("built-in drivers come first, and have names of their own");

@@ -10,6 +10,7 @@
 //! | [`copy_before_write`] | filter | copies data to a target before it is overwritten |
 //! | [`snapshot_access`] | format | the point in time of a copy-before-write node |
 //! | [`qcow2`] | format | an image with a backing chain |
+//! | [`quorum`] | format | several children that vote about what they hold |
 //!
 //! The crate knows nothing of graphs beyond the contract of a driver ([`driveline_graph::Driver`]), and nothing of
 //! exports, jobs or configuration files. The modules say which options a driver takes.
@@ -31,6 +32,7 @@ pub mod nbd;
 pub mod null;
 mod options;
 pub mod qcow2;
+pub mod quorum;
 mod range;
 pub mod raw;
 pub mod snapshot_access;
@@ -41,5 +43,6 @@ pub use memory::MemoryDriver;
 pub use nbd::NbdDriver;
 pub use null::NullDriver;
 pub use options::{Bytes, NotBytes};
+pub use quorum::QuorumDriver;
 pub use raw::RawDriver;
 pub use snapshot_access::SnapshotAccessDriver;

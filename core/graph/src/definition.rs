@@ -91,27 +91,37 @@ impl Definition {
                 }
                 continue;
             };
-            let child = match value {
-                Value::Null if !spec.required => ChildDefinition::Null,
-                Value::String(text) if may_be_path(description, spec) && !is_node(&text) => {
-                    let mut file = Options::new();
-                    file.insert("driver".into(), "file".into());
-                    file.insert("path".into(), text.into());
-                    ChildDefinition::Inline(Box::new(Self::parse(file, describe, is_node)?))
+            let values = match value {
+                Value::Array(members) if spec.list => {
+                    let members = members.into_iter().enumerate();
+                    members.map(|(number, value)| (spec.member(number), value)).collect()
                 }
-                Value::String(text) => ChildDefinition::Node(text),
-                Value::Object(inner) => {
-                    ChildDefinition::Inline(Box::new(Self::parse(inner, describe, is_node)?))
-                }
-                other => {
-                    return Err(unexpected(
-                        &spec.name,
-                        "the name of a node, or a node defined in place",
-                        &other,
-                    ));
-                }
+                other if spec.list => return Err(unexpected(&spec.name, "a list of nodes", &other)),
+                one => vec![(spec.clone(), one)],
             };
-            children.push((spec.clone(), child));
+            for (spec, value) in values {
+                let child = match value {
+                    Value::Null if !spec.required => ChildDefinition::Null,
+                    Value::String(text) if may_be_path(description, &spec) && !is_node(&text) => {
+                        let mut file = Options::new();
+                        file.insert("driver".into(), "file".into());
+                        file.insert("path".into(), text.into());
+                        ChildDefinition::Inline(Box::new(Self::parse(file, describe, is_node)?))
+                    }
+                    Value::String(text) => ChildDefinition::Node(text),
+                    Value::Object(inner) => {
+                        ChildDefinition::Inline(Box::new(Self::parse(inner, describe, is_node)?))
+                    }
+                    other => {
+                        return Err(unexpected(
+                            &spec.name,
+                            "the name of a node, or a node defined in place",
+                            &other,
+                        ));
+                    }
+                };
+                children.push((spec, child));
+            }
         }
         Ok(Self { name, driver, read_only, children, options: object })
     }

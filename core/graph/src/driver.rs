@@ -81,17 +81,34 @@ pub struct ChildSpec {
     pub role: Role,
     /// Must it be there?
     pub required: bool,
+    /// It is a list of them, whose members are called `NAME.0`, `NAME.1` and so on.
+    pub list: bool,
 }
 
 impl ChildSpec {
     /// A child that must be there.
     pub const fn required(name: &'static str, role: Role) -> Self {
-        Self { name: Cow::Borrowed(name), role, required: true }
+        Self { name: Cow::Borrowed(name), role, required: true, list: false }
+    }
+
+    /// A list of children, one at least.
+    pub const fn list(name: &'static str, role: Role) -> Self {
+        Self { name: Cow::Borrowed(name), role, required: true, list: true }
+    }
+
+    /// A member of a list.
+    pub fn member(&self, number: usize) -> Self {
+        Self { name: Cow::Owned(format!("{}.{number}", self.name)), list: false, ..self.clone() }
+    }
+
+    /// Of a list, the number of a child that has that name.
+    pub fn number(&self, child: &str) -> Option<u64> {
+        child.strip_prefix(&*self.name)?.strip_prefix('.')?.parse().ok().filter(|_| self.list)
     }
 
     /// A child that may be missing.
     pub const fn optional(name: &'static str, role: Role) -> Self {
-        Self { name: Cow::Borrowed(name), role, required: false }
+        Self { name: Cow::Borrowed(name), role, required: false, list: false }
     }
 }
 
@@ -439,6 +456,12 @@ pub trait OpenNode: Send + Sync {
     /// Takes what its users together need and let others do (a file takes locks). When this fails it keeps the old.
     fn set_permissions(&self, needs: Permissions, shares: Permissions) -> Result<()> {
         let _ = (needs, shares);
+        Ok(())
+    }
+
+    /// May it have so many children, if its driver takes a list of them?
+    fn check_children(&self, count: usize) -> Result<()> {
+        let _ = count;
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! What happens in a graph, for those who listen.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,6 +13,46 @@ pub enum Event {
         /// The text of the panic.
         message: String,
     },
+    /// A child of a quorum failed, or was outvoted.
+    QuorumBad {
+        /// The child's node.
+        node: Arc<str>,
+        /// `read`, `write` or `flush`.
+        operation: &'static str,
+        /// The errno that it failed with; `None`: it was outvoted.
+        error: Option<i32>,
+        /// Of the request, in bytes.
+        range: Range<u64>,
+    },
+    /// Too few children of a quorum agreed, or did what was asked.
+    QuorumFailure {
+        /// The drive that the quorum belongs to, or else its node.
+        reference: Arc<str>,
+        /// Of the request, in bytes.
+        range: Range<u64>,
+    },
     /// A change of the graph has taken effect.
     Changed,
+}
+
+/// Something that an operation of a node has to tell, which does not know the graph.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum NodeEvent {
+    /// See [`Event::QuorumBad`].
+    QuorumBad {
+        /// The number of the child.
+        child: usize,
+        /// `read`, `write` or `flush`.
+        operation: &'static str,
+        /// The errno that it failed with; `None`: it was outvoted.
+        error: Option<i32>,
+        /// Of the request, in bytes.
+        range: Range<u64>,
+    },
+    /// See [`Event::QuorumFailure`].
+    QuorumFailure {
+        /// Of the request, in bytes.
+        range: Range<u64>,
+    },
 }

@@ -5,7 +5,7 @@ use crate::{
     definition::Definition,
     driver::{Description, Driver, Options},
     error::{Error, Kind, Result},
-    event::Event,
+    event::{Event, NodeEvent},
     keeper::Keeper,
     layout::{DriveView, Layout, NodeView},
     node::{Node, NodeId},
@@ -81,6 +81,15 @@ pub fn node_failed(cookie: u64, text: &str) {
     let graphs = GRAPHS.get_or_init(Default::default).lock().clone();
     for graph in graphs.iter().filter_map(Weak::upgrade) {
         Graph(graph).mark_failed(NodeId(cookie), text);
+    }
+}
+
+/// Tells of something in an operation of the node with this cookie, whatever graph it is in. One that is only being opened
+/// has nobody to tell it to.
+pub fn node_tells(cookie: u64, event: &NodeEvent) {
+    let graphs = GRAPHS.get_or_init(Default::default).lock().clone();
+    for graph in graphs.iter().filter_map(Weak::upgrade) {
+        Graph(graph).tell_of_node(NodeId(cookie), event);
     }
 }
 
@@ -299,6 +308,24 @@ impl Graph {
 
     pub(crate) fn emit(&self, event: &Event) {
         self.0.listeners.read().iter().for_each(|listener| listener(event));
+    }
+
+    fn tell_of_node(&self, id: NodeId, event: &NodeEvent) {
+        let topology = self.topology();
+        let Some(placed) = topology.nodes.get(&id) else { return };
+        match event {
+            NodeEvent::QuorumBad { child, operation, error, range } => {
+                let Some(child) = placed.children.get(*child) else { return };
+                let (operation, error, range) = (*operation, *error, range.clone());
+                self.emit(&Event::QuorumBad { node: topology.name(child.node), operation, error, range });
+            }
+            NodeEvent::QuorumFailure { range } => {
+                let shows = |(_, root): &(&Arc<str>, &NodeId)| topology.skip_filters(**root) == id;
+                let drive = topology.drives.iter().find(shows).map(|(name, _)| name.clone());
+                let reference = drive.unwrap_or_else(|| placed.node.name.clone());
+                self.emit(&Event::QuorumFailure { reference, range: range.clone() });
+            }
+        }
     }
 
     fn mark_failed(&self, id: NodeId, text: &str) {

@@ -99,8 +99,8 @@ pub use driver::{
 };
 pub use edges::{EdgeParent, EdgeView};
 pub use error::{Error, Kind, Result};
-pub use event::Event;
-pub use graph::{Graph, GraphOptions, node_failed};
+pub use event::{Event, NodeEvent};
+pub use graph::{Graph, GraphOptions, node_failed, node_tells};
 pub use keeper::Keeper;
 pub use layout::{ChildView, DriveView, Layout, NodeView};
 pub use node::{Node, NodeId};

@@ -73,6 +73,34 @@ impl Event {
     }
 }
 
+/// What happened in the graph, as a message, if monitors hear of it so.
+pub(crate) fn of_graph(event: &driveline_graph::Event) -> Option<Value> {
+    use driveline_graph::Event;
+    const SECTOR: u64 = 512;
+    let sectors = |range: &std::ops::Range<u64>| {
+        let first = range.start / SECTOR;
+        (first, range.end.div_ceil(SECTOR) - first)
+    };
+    match event {
+        Event::QuorumBad { node, operation, error, range } => {
+            let (first, count) = sectors(range);
+            let mut data = json!({ "type": operation, "node-name": **node, "sector-num": first, "sectors-count": count });
+            if let Some(errno) = error {
+                let text = std::io::Error::from_raw_os_error(*errno).to_string();
+                let text = text.rfind(" (os error ").map_or(&*text, |at| &text[..at]);
+                data["error"] = text.into();
+            }
+            Some(message("QUORUM_REPORT_BAD", data))
+        }
+        Event::QuorumFailure { reference, range } => {
+            let (first, count) = sectors(range);
+            let data = json!({ "reference": **reference, "sector-num": first, "sectors-count": count });
+            Some(message("QUORUM_FAILURE", data))
+        }
+        _ => None,
+    }
+}
+
 /// A message about an event of a name that happens now.
 pub(crate) fn message(name: &str, data: Value) -> Value {
     // A clock before 1970 is no reason to lose an event.

@@ -4,7 +4,7 @@ use crate::{
     command::{self, Done, Nothing},
     control::Control,
     error::Result,
-    events::{Event, Reason},
+    events::{self, Event, Reason},
     jobs,
     objects::Objects,
     session::Session,
@@ -97,6 +97,14 @@ impl Monitor {
                 (Self::upgrade(&weak), event)
             {
                 monitor.emit(&Event::NodeFailed { node: node.to_string(), message: message.clone() });
+            }
+        });
+        let weak = Arc::downgrade(&monitor.0);
+        monitor.0.graph.on_event(move |event| {
+            if let Some(message) = events::of_graph(event)
+                && let Some(monitor) = Self::upgrade(&weak)
+            {
+                monitor.tell(&message);
             }
         });
         let weak = Arc::downgrade(&monitor.0);

@@ -141,6 +141,30 @@ impl<'g> Translator<'g> {
         Ok(())
     }
 
+    /// A list of children, each as one.
+    fn children(
+        &self,
+        options: &mut Options,
+        spec: &ChildSpec,
+        at: &str,
+        below: Inherited,
+        said_direct: Option<bool>,
+    ) -> Result<()> {
+        let mut members = match options.shift_remove(&*spec.name) {
+            Some(Value::Array(members)) => members,
+            Some(_) => return Err(wrong_type(&join(at, &spec.name), "array")),
+            None => return Err(missing(&join(at, &spec.name))),
+        };
+        for (number, member) in members.iter_mut().enumerate() {
+            let spec = spec.member(number);
+            let mut one = Options::from_iter([(spec.name.to_string(), member.take())]);
+            self.child(&mut one, &spec, at, below, said_direct, false)?;
+            *member = one.shift_remove(&*spec.name).unwrap_or_default();
+        }
+        options.insert(spec.name.to_string(), members.into());
+        Ok(())
+    }
+
     fn child(
         &self,
         options: &mut Options,
@@ -157,6 +181,9 @@ impl<'g> Translator<'g> {
             options.insert(spec.name.to_string(), file);
         }
         let parameter = join(at, &spec.name);
+        if spec.list {
+            return self.children(options, spec, at, below, said_direct);
+        }
         let value = options.get_mut(&*spec.name);
         if put_above && spec.role == Role::Filtered {
             return match value {

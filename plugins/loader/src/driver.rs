@@ -107,7 +107,12 @@ impl PluginDriver {
                     child.escape_debug()
                 ));
             }
-            children.push(ChildSpec { name: child.to_owned().into(), role: Role::Data, required });
+            children.push(ChildSpec {
+                name: child.to_owned().into(),
+                role: Role::Data,
+                required,
+                list: false,
+            });
         }
         let mut effects = filter.effects();
         if effects & !EFFECTS != 0 {

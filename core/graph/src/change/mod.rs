@@ -12,6 +12,7 @@
 //!   take permissions (locks) ─▶ swap the wiring ─▶ open the gates ─▶ close nodes that are gone
 //! ```
 
+mod children;
 mod commit;
 mod internal;
 mod open;
