@@ -5,6 +5,7 @@ mod museum;
 mod outside;
 mod places;
 mod qemu;
+mod snapshots;
 
 use crate::harness::{Daemon, Guest, Qmp, dirty, have, output, run};
 use serde_json::{Value, json};
