@@ -41,6 +41,8 @@ struct State {
     entries: u64,
     /// How many of them the super block told of when it was written last.
     told: u64,
+    /// An entry could not be written. What comes behind it would not be found, so nothing is logged any more.
+    broken: bool,
 }
 
 #[filter(
@@ -75,7 +77,7 @@ impl Filter for Blklogwrites {
             log: cx.child("log")?,
             append: options.log_append,
             super_update_interval: options.log_super_update_interval,
-            state: Mutex::new(State { sector_bytes, next_sector: 1, entries: 0, told: 0 }),
+            state: Mutex::new(State { sector_bytes, next_sector: 1, entries: 0, told: 0, broken: false }),
             writing: RangeLock::new(),
         })
     }
@@ -97,6 +99,7 @@ impl Filter for Blklogwrites {
             next_sector: 1,
             entries: found.entries,
             told: found.entries,
+            broken: false,
         };
         for number in 0..found.entries {
             let at = state.next_sector.checked_mul(state.sector_bytes);
@@ -171,7 +174,7 @@ impl Filter for Blklogwrites {
     /// What was logged since the last flush is told of, too.
     async fn settle(&self, next: &mut Next<'_>, _: &FlushRequest<'_>) -> Result<()> {
         let state = *self.state();
-        if state.told == state.entries { Ok(()) } else { self.write_super(next).await }
+        if state.told == state.entries || state.broken { Ok(()) } else { self.write_super(next).await }
     }
 }
 
@@ -194,6 +197,11 @@ impl Blklogwrites {
         let written = self.writing.lock_shared(0..1).await;
         let (at, sector_bytes, entries) = {
             let mut state = self.state();
+            if state.broken {
+                return Err(
+                    Error::IO.because("the log could not be written before, so it has come to its end")
+                );
+            }
             let at = state.next_sector;
             let sectors = if has_data { length.div_ceil(state.sector_bytes) } else { 0 };
             state.next_sector += 1 + sectors;
@@ -213,6 +221,9 @@ impl Blklogwrites {
             }
             (logged, _) => logged,
         };
+        if logged.is_err() {
+            self.state().broken = true;
+        }
         logged?;
         drop(written);
         if flags & Entry::FLUSH != 0 || entries.is_multiple_of(self.super_update_interval) {
@@ -224,6 +235,9 @@ impl Blklogwrites {
     async fn write_super(&self, next: &mut Next<'_>) -> Result<()> {
         let _alone = self.writing.lock(0..1).await;
         let state = *self.state();
+        if state.broken {
+            return Err(Error::IO.because("an entry before this one could not be written"));
+        }
         let told = Super { entries: state.entries, sector_bytes: state.sector_bytes as u32 };
         let mut block = Buffer::new(state.sector_bytes as usize);
         block[..SUPER_BYTES].copy_from_slice(&told.bytes());
