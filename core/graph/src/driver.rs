@@ -260,7 +260,11 @@ impl OpenChild {
             Err(error) if error.kind() == Kind::NotSupported && !self.edge.refuses(op::RESIZE) => {
                 let ask = Ask { op: op::RESIZE, offset: size_bytes, ..Ask::default() };
                 let done = Call::new(self.edge.clone(), ask, Buffer::default()).await.result;
-                done.map_err(|error| Error::io(error.code(), "resizing"))
+                done.map_err(|other| match Kind::of_errno(other.code()) {
+                    // The node knows better why not.
+                    Kind::NotSupported => error,
+                    _ => Error::io(other.code(), "resizing"),
+                })
             }
             done => done,
         }
