@@ -1,8 +1,8 @@
 //! The drivers of a program: those built in, and filters from plugins.
 
 use driveline_drivers::{
-    CopyBeforeWriteDriver, FileDriver, MemoryDriver, NbdDriver, NullDriver, QuorumDriver, RawDriver, SnapshotAccessDriver,
-    qcow2::Qcow2Driver,
+    CopyBeforeWriteDriver, FileDriver, MemoryDriver, NbdDriver, NullDriver, QuorumDriver, RawDriver,
+    SnapshotAccessDriver, qcow2::Qcow2Driver,
 };
 use driveline_graph::{Driver, Graph};
 use driveline_loader::{Loader, PluginDriver, Problem, search_path};

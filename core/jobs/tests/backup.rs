@@ -1,6 +1,6 @@
 //! A point in time stays what it was, whatever guests write meanwhile and whatever fails; and backups of it are exact.
 
-#![allow(unreachable_pub, missing_debug_implementations, missing_docs)]
+#![allow(unreachable_pub, missing_debug_implementations, missing_docs, dead_code)]
 
 mod kit;
 
@@ -19,7 +19,7 @@ use std::{
     ops::Range,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+        atomic::{AtomicBool, Ordering::SeqCst},
     },
     time::Duration,
 };
