@@ -151,7 +151,12 @@ impl Change {
 
     /// Gives a filter the parents of the node that it was opened above; with a drive, that drive alone.
     pub(super) fn put_above(&mut self, filter: NodeId, parents: Vec<Parent>, drive: Option<&str>) {
+        // A target of the filter may itself be backed by the node: led to the filter it would lead to itself.
+        let below = self.topology.reach(filter);
         for parent in parents {
+            if matches!(&parent, Parent::Node(id, _) if below.contains(id)) {
+                continue;
+            }
             let moves = match &parent {
                 Parent::Drive(name) => drive.is_none_or(|drive| *drive == **name),
                 Parent::Node(..) | Parent::Root(_) => drive.is_none(),
