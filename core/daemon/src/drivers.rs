@@ -20,8 +20,9 @@ pub fn register_builtin(graph: &Graph) {
 
 /// The same; nodes find credentials for TLS in `tls`.
 pub fn register_builtin_with(graph: &Graph, tls: &TlsRegistry) {
-    let drivers: [Arc<dyn Driver>; 9] = [
+    let drivers: Vec<Arc<dyn Driver>> = vec![
         Arc::new(FileDriver::default()),
+        Arc::new(FileDriver::host_device()),
         Arc::new(MemoryDriver::default()),
         Arc::new(NbdDriver::new(tls.clone())),
         Arc::new(NullDriver::default()),
@@ -31,7 +32,8 @@ pub fn register_builtin_with(graph: &Graph, tls: &TlsRegistry) {
         Arc::new(Qcow2Driver::default()),
         Arc::new(QuorumDriver::default()),
     ];
-    for driver in drivers {
+    let null = NullDriver::of_qemu().into_iter().map(|driver| Arc::new(driver) as Arc<dyn Driver>);
+    for driver in drivers.into_iter().chain(null) {
         graph.register(driver).expect("built-in drivers come first, and have names of their own");
     }
 }

@@ -330,10 +330,20 @@ impl Standalone {
             ranges: Default::default(),
             info: Default::default(),
             failed: Default::default(),
+            threshold: Default::default(),
         });
         let mut topology = Topology::default();
         topology.names.insert(name, id);
-        topology.nodes.insert(id, Placed { node, children: Vec::new(), read_only: false, implicit: false });
+        topology.nodes.insert(
+            id,
+            Placed {
+                node,
+                children: Vec::new(),
+                read_only: false,
+                implicit: false,
+                common: Default::default(),
+            },
+        );
         let edge = wire(&topology, false)[&id].edge.clone();
         Ok(Self { node: open, edge })
     }

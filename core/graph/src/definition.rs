@@ -1,6 +1,7 @@
 //! A node as it is written down: driver, children, options.
 
 use crate::{
+    common::NodeOptions,
     driver::{ChildSpec, Description, DriverKind, Options, Role},
     error::{Error, Kind, Result},
 };
@@ -15,6 +16,8 @@ pub struct Definition {
     pub driver: String,
     /// `read-only`, if it is said.
     pub read_only: Option<bool>,
+    /// What it has in common with all nodes.
+    pub common: NodeOptions,
     /// Its children, by name, in the order of the driver's description.
     pub children: Vec<(ChildSpec, ChildDefinition)>,
     /// The rest, which is the driver's.
@@ -47,7 +50,17 @@ impl Definition {
     /// Reads a definition from a JSON object. `describe` knows the drivers, `is_node` the names of nodes that
     /// exist or are defined beside this one: the file of a format may be a path instead of a name.
     pub fn parse<'d>(
+        object: Options,
+        describe: &dyn Fn(&str) -> Result<&'d Description>,
+        is_node: &dyn Fn(&str) -> bool,
+    ) -> Result<Self> {
+        Self::parse_below(nested(object)?, &NodeOptions::default(), describe, is_node)
+    }
+
+    /// A node that has some of its options from the one above it.
+    fn parse_below<'d>(
         mut object: Options,
+        above: &NodeOptions,
         describe: &dyn Fn(&str) -> Result<&'d Description>,
         is_node: &dyn Fn(&str) -> bool,
     ) -> Result<Self> {
@@ -58,13 +71,14 @@ impl Definition {
             }
             None => None,
         };
-        Self::parse_rest(object, name.clone(), describe, is_node)
+        Self::parse_rest(object, name.clone(), above, describe, is_node)
             .map_err(|error| name.as_deref().map_or(error.clone(), |name| error.at(name)))
     }
 
     fn parse_rest<'d>(
         mut object: Options,
         name: Option<String>,
+        above: &NodeOptions,
         describe: &dyn Fn(&str) -> Result<&'d Description>,
         is_node: &dyn Fn(&str) -> bool,
     ) -> Result<Self> {
@@ -77,6 +91,8 @@ impl Definition {
             Some(Value::Bool(read_only)) => Some(read_only),
             Some(other) => return Err(unexpected("read-only", "true or false", &other)),
         };
+        let common = NodeOptions::take(&mut object, description, above)?;
+        let below = common.below();
         let mut children = Vec::new();
         for spec in &description.children {
             // QEMU calls a filter's child `file`, or by a word that the driver has for it; all are taken.
@@ -106,12 +122,12 @@ impl Definition {
                         let mut file = Options::new();
                         file.insert("driver".into(), "file".into());
                         file.insert("path".into(), text.into());
-                        ChildDefinition::Inline(Box::new(Self::parse(file, describe, is_node)?))
+                        ChildDefinition::Inline(Box::new(Self::parse_below(file, &below, describe, is_node)?))
                     }
                     Value::String(text) => ChildDefinition::Node(text),
-                    Value::Object(inner) => {
-                        ChildDefinition::Inline(Box::new(Self::parse(inner, describe, is_node)?))
-                    }
+                    Value::Object(inner) => ChildDefinition::Inline(Box::new(Self::parse_below(
+                        inner, &below, describe, is_node,
+                    )?)),
                     other => {
                         return Err(unexpected(
                             &spec.name,
@@ -123,7 +139,7 @@ impl Definition {
                 children.push((spec, child));
             }
         }
-        Ok(Self { name, driver, read_only, children, options: object })
+        Ok(Self { name, driver, read_only, common, children, options: object })
     }
 
     /// The names of nodes that it refers to, at any depth.
@@ -156,6 +172,60 @@ fn take_string(object: &mut Options, key: &str) -> Result<Option<String>> {
 
 fn unexpected(key: &str, expected: &str, found: &Value) -> Error {
     Error::new(Kind::Invalid, format_args!("expected {expected}, found {found}")).key(key)
+}
+
+/// `file.driver` and `file.path` become `file` with both in it; `x.0` and `x.1` become a list. At every depth.
+///
+/// Errors: an option that is given in two ways.
+pub fn nested(options: Options) -> Result<Options> {
+    nested_in(options, "")
+}
+
+fn nested_in(options: Options, at: &str) -> Result<Options> {
+    let join = |key: &str| if at.is_empty() { key.to_owned() } else { format!("{at}.{key}") };
+    let mut out = Options::new();
+    for (key, value) in options {
+        let value = match value {
+            Value::Object(inner) => Value::Object(nested_in(inner, &join(&key))?),
+            other => other,
+        };
+        insert(&mut out, &key, value).map_err(|()| {
+            let text = format_args!("Parameter '{}' is given in two ways", join(&key));
+            Error::new(Kind::Invalid, text)
+        })?;
+    }
+    Ok(out.into_iter().map(|(key, value)| (key, listed(value))).collect())
+}
+
+fn insert(object: &mut Options, key: &str, value: Value) -> Result<(), ()> {
+    let Some((first, rest)) = key.split_once('.') else {
+        return match (object.get_mut(key), value) {
+            (None, value) => {
+                object.insert(key.to_owned(), value);
+                Ok(())
+            }
+            // `cache.direct` came first, and now `cache` with the rest.
+            (Some(Value::Object(there)), Value::Object(more)) => {
+                more.into_iter().try_for_each(|(key, value)| insert(there, &key, value))
+            }
+            (Some(_), _) => Err(()),
+        };
+    };
+    match object.entry(first).or_insert_with(|| Value::Object(Options::new())) {
+        Value::Object(inner) => insert(inner, rest, value),
+        _ => Err(()),
+    }
+}
+
+/// An object whose keys are 0, 1, 2 and so on is a list; at every depth.
+fn listed(value: Value) -> Value {
+    let Value::Object(object) = value else { return value };
+    let mut object: Options = object.into_iter().map(|(key, value)| (key, listed(value))).collect();
+    let keys: Vec<String> = (0..object.len()).map(|at| at.to_string()).collect();
+    if keys.is_empty() || !keys.iter().all(|key| object.contains_key(key)) {
+        return object.into();
+    }
+    keys.iter().filter_map(|key| object.shift_remove(key)).collect()
 }
 
 /// Puts definitions into an order in which each comes after those that it refers to. A cycle names its nodes.

@@ -216,6 +216,27 @@ pub trait Driver: Send + Sync + 'static {
         self.open(args)
     }
 
+    /// Gives an open node new options instead of those `before`, while nothing is in flight; `args.read_only` is what it is
+    /// now. On an error nothing was changed.
+    ///
+    /// Unless a driver knows better, a filter is opened anew beside the old instance, and others cannot change their options:
+    /// then the error names the first that differs.
+    fn reopen<'a>(
+        &'a self,
+        old: &'a Arc<dyn OpenNode>,
+        before: &'a Options,
+        args: OpenArgs<'a>,
+    ) -> BoxFuture<'a, Result<Reopened>> {
+        Box::pin(async move {
+            if self.description().kind == DriverKind::Filter {
+                let open = self.open(args).await?;
+                return Ok(Reopened { open, undo: Box::new(|| {}), close_old: true });
+            }
+            crate::refuse_changes(before, args.options)?;
+            Ok(Reopened::same(old))
+        })
+    }
+
     /// Does something with an object: what nodes of this driver share by name and is no node itself (a throttle group).
     /// `kind` is one of [`Description::objects`]. Returns its properties as they are then; [`ObjectCall::Check`] and
     /// [`ObjectCall::Delete`] return none. On an error nothing was changed.
@@ -228,6 +249,29 @@ pub trait Driver: Send + Sync + 'static {
             Kind::NotSupported,
             format_args!("driver '{}' has no '{kind}'", self.description().name),
         ))
+    }
+}
+
+/// What became of a node that was given new options.
+pub struct Reopened {
+    /// The instance that goes on: the old one, or another.
+    pub open: Arc<dyn OpenNode>,
+    /// Takes it back, if the change of the graph fails after all.
+    pub undo: Box<dyn FnOnce() + Send>,
+    /// It is another, and the old one is to be closed once the change is made (or the new one if it is not).
+    pub close_old: bool,
+}
+
+impl fmt::Debug for Reopened {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reopened").field("close_old", &self.close_old).finish_non_exhaustive()
+    }
+}
+
+impl Reopened {
+    /// The same instance goes on, and there is nothing to take back.
+    pub fn same(old: &Arc<dyn OpenNode>) -> Self {
+        Self { open: old.clone(), undo: Box::new(|| {}), close_old: false }
     }
 }
 
@@ -415,6 +459,17 @@ pub trait OpenNode: Send + Sync {
     /// That file as it was when the node was opened and had it for itself, before the node or its parents changed anything.
     fn file_at_open(&self) -> Option<&std::fs::Metadata> {
         None
+    }
+
+    /// The node as its own type, for a driver that reopens it.
+    fn as_any(&self) -> Option<&dyn std::any::Any> {
+        None
+    }
+
+    /// Reads anew what others may have changed while the node was inactive.
+    fn refresh<'a>(&'a self, children: &'a [OpenChild]) -> BoxFuture<'a, Result<()>> {
+        let _ = children;
+        Box::pin(async { Ok(()) })
     }
 
     /// What there is to say about it, for queries (a JSON object).

@@ -31,6 +31,15 @@ pub enum Event {
         /// Of the request, in bytes.
         range: Range<u64>,
     },
+    /// A write went behind the threshold that was set for a node. It is told once.
+    WriteThreshold {
+        /// The node.
+        node: Arc<str>,
+        /// How far behind, in bytes.
+        exceeded: u64,
+        /// The offset that was set.
+        threshold: u64,
+    },
     /// A change of the graph has taken effect.
     Changed,
 }

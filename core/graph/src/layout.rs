@@ -2,6 +2,7 @@
 
 use crate::{
     change::Change,
+    common::NodeOptions,
     driver::{DriverKind, Permissions, Role},
     error::Result,
     graph::{State, bitmap_places},
@@ -70,6 +71,7 @@ impl Layout {
             node: placed.node.clone(),
             read_only: placed.read_only,
             implicit: placed.implicit,
+            common: placed.common,
             children: placed
                 .children
                 .iter()
@@ -161,6 +163,8 @@ pub struct NodeView {
     pub read_only: bool,
     /// It was made for its parent and goes with it.
     pub implicit: bool,
+    /// The options that it has in common with all nodes.
+    pub common: NodeOptions,
     /// Its children.
     pub children: Vec<ChildView>,
     /// Its users, for people.

@@ -65,6 +65,7 @@
 
 mod bitmaps;
 mod change;
+mod common;
 mod create;
 mod definition;
 mod driver;
@@ -74,6 +75,7 @@ mod event;
 mod fit;
 mod gate;
 mod graph;
+mod guard;
 mod io;
 mod keeper;
 mod layout;
@@ -90,12 +92,13 @@ mod topology;
 mod wiring;
 
 pub use bitmaps::NewBitmap;
-pub use change::{Change, Internal, Made};
+pub use change::{Change, Internal, Made, reopen::refuse_changes};
+pub use common::{COMMON_OPTIONS, DetectZeroes, NodeOptions};
 pub use create::{CreateArgs, CreateTarget, Created, CreatedImage, NewImage, Preallocation};
-pub use definition::{ChildDefinition, Definition, check_name, in_order};
+pub use definition::{ChildDefinition, Definition, check_name, in_order, nested};
 pub use driver::{
     BoxFuture, ChildSpec, Description, Driver, DriverKind, ImpliedChild, Missing, OpenArgs, OpenChild,
-    OpenNode, Options, Permissions, Role, Snapshot, parse_options,
+    OpenNode, Options, Permissions, Reopened, Role, Snapshot, parse_options,
 };
 pub use edges::{EdgeParent, EdgeView};
 pub use error::{Error, Kind, Result};

@@ -2,6 +2,7 @@
 
 use crate::{
     driver::{Driver, OpenNode, Options},
+    guard::Threshold,
     ranges::Ranges,
 };
 use driveline_bitmap::BitmapSet;
@@ -33,10 +34,11 @@ pub struct Node {
     pub(crate) driver: Arc<dyn Driver>,
     pub(crate) open: Arc<dyn OpenNode>,
     pub(crate) options: Options,
-    pub(crate) bitmaps: Mutex<BitmapSet>,
+    pub(crate) bitmaps: Arc<Mutex<BitmapSet>>,
     pub(crate) ranges: Arc<Ranges>,
     pub(crate) info: RwLock<Info>,
     pub(crate) failed: Mutex<Option<String>>,
+    pub(crate) threshold: Arc<Threshold>,
 }
 
 impl fmt::Debug for Node {
@@ -82,6 +84,11 @@ impl Node {
     /// Size and limits, as the driver states them.
     pub fn info(&self) -> Info {
         *self.info.read()
+    }
+
+    /// The offset that a write has to end behind to be told of ([`Event::WriteThreshold`](crate::Event)); 0: none.
+    pub fn write_threshold(&self) -> u64 {
+        self.threshold.get()
     }
 
     /// What made it fail, if a panic did.

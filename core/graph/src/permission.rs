@@ -6,6 +6,7 @@
 //! names both users and the permission.
 
 use crate::{
+    common::NodeOptions,
     driver::{Permissions as P, Role},
     error::{Error, Kind, Result},
     node::NodeId,
@@ -48,8 +49,15 @@ pub(crate) fn compute(topology: &Topology) -> Result<BTreeMap<NodeId, Granted>> 
         check(topology, id, &of_node)?;
         let needs = of_node.iter().fold(P::NONE, |all, claim| all.or(claim.needs));
         let shares = of_node.iter().fold(P::ALL, |all, claim| all.and(claim.shares));
-        granted.insert(id, Granted { needs, shares });
         let placed = topology.at(id);
+        // Who is inactive neither writes nor keeps others from it, and who shares by force shares writing.
+        let shares = match placed.common {
+            NodeOptions { active: false, .. } => P::ALL,
+            NodeOptions { force_share: true, .. } => shares.or(P::WRITE).or(P::RESIZE),
+            _ => shares,
+        };
+        let needs = if placed.common.active { needs } else { P::NONE };
+        granted.insert(id, Granted { needs, shares });
         for (number, child) in placed.children.iter().enumerate() {
             let (needs, shares) = on_child_of(topology, placed, number, Granted { needs, shares });
             let parent = Parent::Node(id, child.name.clone());
@@ -78,8 +86,13 @@ pub(crate) fn on_child_of(topology: &Topology, placed: &Placed, number: usize, g
     if own_writes && child.role == Role::Filtered && needs != P::NONE {
         needs = needs.or(P::WRITE_UNCHANGED);
     }
+    if !placed.common.active {
+        return (P::NONE, P::ALL);
+    }
     let (takes, denies) = placed.node.open.claim(number);
-    (needs.or(takes), shares.without(denies))
+    let shares = shares.without(denies);
+    let by_force = if placed.common.force_share { P::WRITE.or(P::RESIZE) } else { P::NONE };
+    (needs.or(takes), shares.or(by_force))
 }
 
 /// What a node puts on a child, from what its own users need and share.
@@ -112,11 +125,13 @@ fn on_child(role: Role, needs: P, shares: P, read_only: bool) -> (P, P) {
 fn check(topology: &Topology, id: NodeId, claims: &[Claim]) -> Result<()> {
     let name = topology.name(id);
     let writes = P::WRITE.or(P::WRITE_UNCHANGED).or(P::RESIZE);
-    if topology.at(id).read_only
+    let placed = topology.at(id);
+    if placed.takes_no_writes()
         && let Some(claim) = claims.iter().find(|claim| claim.needs.intersects(writes))
     {
         let (user, needs) = (topology.describe(&claim.parent), claim.needs.and(writes));
-        let message = format_args!("it is read-only, and {user} needs {needs}");
+        let what = if placed.common.active { "read-only" } else { "inactive" };
+        let message = format_args!("it is {what}, and {user} needs {needs}");
         return Err(Error::new(Kind::NotPermitted, message).at(&name));
     }
     for a in claims {

@@ -1,6 +1,7 @@
 //! Who is whose child: a plain value that is copied, edited, checked, and then takes the place of the old one.
 
 use crate::{
+    common::NodeOptions,
     driver::{DriverKind, Permissions, Role},
     error::{Error, Kind, Result},
     node::{Node, NodeId},
@@ -29,6 +30,19 @@ pub(crate) struct Placed {
     pub(crate) read_only: bool,
     /// Made for its parent (defined in place, or named by an image): goes when its last parent goes.
     pub(crate) implicit: bool,
+    pub(crate) common: NodeOptions,
+}
+
+impl Placed {
+    /// Nothing is written by it or to it.
+    pub(crate) fn takes_no_writes(&self) -> bool {
+        self.read_only || !self.common.active
+    }
+
+    /// Did it take no writes before a change?
+    pub(crate) fn was_read_only(&self, before: &Topology) -> bool {
+        before.nodes.get(&self.node.id).map_or(self.takes_no_writes(), Self::takes_no_writes)
+    }
 }
 
 /// An edge from a node to its child.

@@ -3,6 +3,7 @@
 use crate::{
     driver::{DriverKind, Missing, OpenChild, Role},
     fit::Fit,
+    guard::{GUARD, Guard},
     io::{HOP, Hop, MARK_ONLY, MarkOnly, Marks, without_limits},
     lower::{LOWER, Lower, STRIP, Strip},
     node::NodeId,
@@ -59,6 +60,7 @@ fn wire_node(topology: &Topology, placed: &Placed, below: &BTreeMap<NodeId, Wire
         None => Edge::new(info, |_| Route::Refuse),
     };
     let edge = resolve(placed, info, Target::new(node.open.instance(), edges));
+    let edge = guard(placed, info, edge);
     let edge_of_locker = interpose(topology, placed, info, &edge, trace, User::Locker);
     let edge_of_copier = interpose(topology, placed, info, &edge, trace, User::Copier);
     let edge = interpose(topology, placed, info, &edge, trace, User::Other);
@@ -127,6 +129,28 @@ fn resolve(placed: &Placed, info: Info, target: Target) -> Edge {
     })
 }
 
+/// Puts a guard before a node whose options change its requests.
+fn guard(placed: &Placed, info: Info, edge: Edge) -> Edge {
+    let (node, common) = (&placed.node, placed.common);
+    let description = node.driver.description();
+    let guard = Guard {
+        node: node.clone(),
+        detect_zeroes: common.detect_zeroes,
+        ignores_discard: common.ignores_discard(description),
+        ignores_flush: common.ignores_flush(description),
+        // Zeroes that would only be lowered to a write again are written at once.
+        zeroes: op::WRITE_ZEROES < description.operations_known
+            && (node.open.instance().has(op::WRITE_ZEROES) || description.missing == Missing::Pass),
+    };
+    let wants: Vec<bool> = (0..op::COUNT as u32).map(|op| !edge.refuses(op) && guard.wants(op)).collect();
+    if !wants.contains(&true) {
+        return edge;
+    }
+    let instance = Instance::new(Arc::new(Body { cookie: node.id.0, driver: guard }), &GUARD);
+    let guarded = Target::new(instance, vec![edge.clone()]);
+    Edge::new(info, |op| if wants[op as usize] { Route::To(&guarded) } else { Route::As(&edge) })
+}
+
 /// Puts a hop before a node that has something to observe.
 fn interpose(topology: &Topology, placed: &Placed, info: Info, edge: &Edge, trace: bool, user: User) -> Edge {
     let node = &placed.node;
@@ -144,7 +168,7 @@ fn interpose(topology: &Topology, placed: &Placed, info: Info, edge: &Edge, trac
         alone: user == User::Copier,
         fit,
     };
-    let shown = without_limits(info, placed.read_only);
+    let shown = without_limits(info, placed.takes_no_writes());
     let wants: Vec<bool> = (0..op::COUNT as u32)
         .map(|op| !edge.refuses(op) && (trace && HOP.slots()[op as usize].is_some() || hop.wants(op)))
         .collect();

@@ -30,3 +30,171 @@ fn a_root_that_follows_goes_with_its_place_and_one_that_stays_does_not() {
     drop(export);
     assert_eq!(place.node_name(), None);
 }
+
+fn writes(bench: &Bench, root: &driveline_graph::Root, data: &[u8], flags: u32) -> Vec<String> {
+    bench.run(root.write(4096, data, flags)).unwrap();
+    bench.take_log()
+}
+
+#[test]
+fn zeroes_are_detected_where_that_is_asked_for_and_written_as_they_are_elsewhere() {
+    for (options, expected) in [
+        (json!({}), "write 4096+8192 flags 0"),
+        (json!({ "detect-zeroes": "on" }), "write_zeroes 4096+8192 flags 0"),
+        (json!({ "detect-zeroes": "unmap", "discard": "unmap" }), "write_zeroes 4096+8192 flags 4"),
+    ] {
+        let bench = Bench::new();
+        let mut node = json!({ "driver": "memory", "node-name": "disk" });
+        node.as_object_mut().unwrap().extend(options.as_object().unwrap().clone());
+        bench.add(json!([node])).unwrap();
+        let root = bench.root("disk");
+        assert_eq!(writes(&bench, &root, &[0; 8192], 0), [expected], "{options}");
+        // One byte anywhere is data.
+        for at in [0, 63, 64, 4095, 4159, 8191] {
+            let mut data = [0; 8192];
+            data[at] = 1;
+            assert_eq!(writes(&bench, &root, &data, 0), ["write 4096+8192 flags 0"], "{at}");
+        }
+    }
+    let bench = Bench::new();
+    let wrong = json!([{ "driver": "memory", "node-name": "disk", "detect-zeroes": "unmap" }]);
+    assert!(bench.add(wrong).unwrap_err().to_string().contains("without setting discard operation to unmap"));
+}
+
+#[test]
+fn discards_and_flushes_end_where_they_are_not_wanted() {
+    let bench = Bench::new();
+    bench
+        .add(
+            json!([{ "driver": "memory", "node-name": "disk", "discard": "ignore", "cache.no-flush": true }]),
+        )
+        .unwrap();
+    let root = bench.root("disk");
+    bench.run(root.discard(0..4096, 0)).unwrap();
+    bench.run(root.flush()).unwrap();
+    assert!(bench.take_log().is_empty());
+    let (fua, unmap) = (driveline_op::flag::FUA, driveline_op::flag::MAY_UNMAP);
+    bench.run(root.write_zeroes(0..4096, unmap | fua)).unwrap();
+    assert_eq!(bench.take_log(), ["write_zeroes 0+4096 flags 0"]);
+    assert_eq!(writes(&bench, &root, &[1; 512], fua), ["write 4096+512 flags 0"]);
+}
+
+#[test]
+fn a_write_behind_the_threshold_is_told_once() {
+    let bench = Bench::new();
+    bench.add(json!([{ "driver": "memory", "node-name": "disk" }])).unwrap();
+    let told = std::sync::Arc::new(parking_lot::Mutex::new(Vec::new()));
+    let heard = told.clone();
+    bench.graph.on_event(move |event| {
+        if let driveline_graph::Event::WriteThreshold { node, exceeded, threshold } = event {
+            heard.lock().push((node.to_string(), *exceeded, *threshold));
+        }
+    });
+    let root = bench.root("disk");
+    bench.change(|change| change.set_write_threshold("disk", 8192)).unwrap();
+    assert_eq!(bench.graph.node("disk").unwrap().write_threshold(), 8192);
+    bench.run(root.write(4096, &[1; 4096], 0)).unwrap();
+    assert!(told.lock().is_empty(), "it ends at the threshold, not behind it");
+    bench.run(root.write(4096, &[1; 4608], 0)).unwrap();
+    bench.run(root.write(65536, &[1; 512], 0)).unwrap();
+    assert_eq!(*told.lock(), [("disk".to_owned(), 512, 8192)]);
+    assert_eq!(bench.graph.node("disk").unwrap().write_threshold(), 0);
+}
+
+fn reopen(bench: &Bench, options: serde_json::Value) -> driveline_graph::Result<()> {
+    bench.change(|change| {
+        let definition = change.parse(options.as_object().unwrap().clone())?;
+        change.reopen(definition)
+    })
+}
+
+#[test]
+fn a_filter_is_reopened_beside_the_old_instance_and_keeps_bitmaps_and_parents() {
+    let bench = Bench::new();
+    bench
+        .add(json!([{ "driver": "memory", "node-name": "a" }, { "driver": "memory", "node-name": "b" }]))
+        .unwrap();
+    bench.add(json!([{ "driver": "pass", "node-name": "filter", "child": "a" }])).unwrap();
+    bench.change(|change| change.set_drive("vda", "filter")).unwrap();
+    bench.change(|change| change.add_bitmap("filter", driveline_graph::NewBitmap::named("daily"))).unwrap();
+    let root = bench.root("vda");
+    bench.run(root.write(0, &[1; 512], 0)).unwrap();
+    let closed = bench.closed.load(std::sync::atomic::Ordering::SeqCst);
+
+    reopen(&bench, json!({ "driver": "pass", "node-name": "filter", "child": "b", "detect-zeroes": "on" }))
+        .unwrap();
+    assert_eq!(bench.closed.load(std::sync::atomic::Ordering::SeqCst), closed + 1, "the old one is closed");
+    assert_eq!(&*bench.graph.view_node("filter").unwrap().children[0].node, "b");
+    bench.run(root.write(1 << 19, &[2; 512], 0)).unwrap();
+    assert_eq!(bench.bytes(&root, 0..512)[..], [0; 512], "what is read is the other child's");
+    assert_eq!(bench.dirty("filter", "daily"), [(0, 65536), (1 << 19, (1 << 19) + 65536)]);
+
+    for (options, expected) in [
+        (
+            json!({ "driver": "deny", "node-name": "filter", "child": "b" }),
+            "Cannot change the option 'driver'",
+        ),
+        (json!({ "driver": "memory", "node-name": "b", "size": 512 }), "Cannot change the option 'size'"),
+        (json!({ "driver": "pass", "node-name": "filter", "child": "filter" }), "would create a cycle"),
+        (json!({ "driver": "pass", "node-name": "filter", "child": { "driver": "memory" } }), "child.driver"),
+        (json!({ "driver": "memory", "node-name": "b", "read-only": true }), "it is read-only, and"),
+    ] {
+        let text = reopen(&bench, options).unwrap_err().to_string();
+        assert!(text.contains(expected), "{text}");
+    }
+    assert_eq!(&*bench.graph.view_node("filter").unwrap().children[0].node, "b");
+    bench.run(root.write(0, &[3; 512], 0)).unwrap();
+}
+
+#[test]
+fn an_inactive_node_takes_no_writes_until_it_is_active_again() {
+    let bench = Bench::new();
+    bench.add(json!([{ "driver": "memory", "node-name": "disk" }])).unwrap();
+    bench.add(json!([{ "driver": "overlay", "node-name": "top", "file": "disk" }])).unwrap();
+    let error = bench.change(|change| change.set_active("disk", false)).unwrap_err();
+    assert_eq!(error.message(), "Node has active parent node");
+    let writer = bench.root("top");
+    let error = bench.change(|change| change.set_active("top", false)).unwrap_err();
+    assert!(error.message().starts_with("it is inactive, and a guest needs write"), "{error}");
+    drop(writer);
+    bench.change(|change| change.set_active("top", false)).unwrap();
+    assert!(!bench.graph.view_node("disk").unwrap().common.active, "what is below goes with it");
+    assert_eq!(bench.graph.view_node("disk").unwrap().needs, driveline_graph::Permissions::NONE);
+    let open = bench.graph.open_root("top", RootOptions::writer("a guest"));
+    assert!(bench.run(open).unwrap_err().message().contains("inactive"));
+    let error = bench.add(json!([{ "driver": "pass", "node-name": "f", "child": "top" }])).unwrap_err();
+    assert!(error.message().contains("Inactive 'top' can't be a child child of active 'f'"), "{error}");
+    bench.change(|change| change.set_active("top", true)).unwrap();
+    bench.run(bench.root("top").write(0, &[1; 512], 0)).unwrap();
+}
+
+#[test]
+fn a_user_is_given_another_node_under_load() {
+    let bench = Bench::new();
+    bench
+        .add(json!([{ "driver": "memory", "node-name": "a" }, { "driver": "memory", "node-name": "b" }]))
+        .unwrap();
+    let user = RootOptions::writer("export 'e'");
+    let root = bench.run(bench.graph.open_following_root("a", user)).unwrap();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let written = std::thread::scope(|scope| {
+        let guest = scope.spawn(|| {
+            let mut written = 0_u64;
+            while !stop.load(std::sync::atomic::Ordering::SeqCst) {
+                bench.run(root.write(written % 128 * 512, &[1; 512], 0)).unwrap();
+                written += 1;
+            }
+            written
+        });
+        for round in 0..200 {
+            let node = if round % 2 == 0 { "b" } else { "a" };
+            bench.change(|change| change.replace_under_user("export 'e'", node)).unwrap();
+            assert_eq!(&*root.node_name(), node);
+        }
+        stop.store(true, std::sync::atomic::Ordering::SeqCst);
+        guest.join().unwrap()
+    });
+    let log = bench.take_log();
+    assert_eq!(log.len() as u64, written, "every write arrived once");
+    assert!(bench.change(|change| change.replace_under_user("export 'x'", "a")).is_err());
+}

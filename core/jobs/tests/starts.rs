@@ -49,6 +49,7 @@ fn a_job_sees_the_graph_as_the_actions_before_it_would_have_it() {
                 assert!(graph.node("top").is_err());
                 let node = serde_json::json!({ "driver": "cow", "node-name": "top", "size": SIZE });
                 let node = driveline_graph::Definition {
+                    common: Default::default(),
                     name: Some("top".into()),
                     driver: "cow".into(),
                     read_only: None,

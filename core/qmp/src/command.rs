@@ -4,7 +4,7 @@
 #[allow(unused_imports, reason = "for replies that are only written")]
 use crate::schema::Opaque as _;
 use crate::{
-    apply, arguments, backup, bitmaps, checkpoints, create, debug,
+    apply, arguments, backup, bitmaps, changes, checkpoints, create, debug,
     error::{Class, Error, Result},
     exports,
     jobs::{self, BlockJobById, ByDevice, ById},
@@ -71,6 +71,13 @@ commands! {
     "blockdev-add" => nodes::blockdev_add,
     "blockdev-del" => nodes::blockdev_del,
     "block_resize" => nodes::block_resize,
+    "blockdev-reopen" => changes::blockdev_reopen,
+    "blockdev-replace" => changes::blockdev_replace,
+    "blockdev-set-active" => changes::blockdev_set_active,
+    "change-backing-file" => changes::change_backing_file,
+    "block-set-write-threshold" => changes::block_set_write_threshold,
+    "x-blockdev-change" => changes::x_blockdev_change,
+    "x-blockdev-set-iothread" => changes::x_blockdev_set_iothread,
     "x-driveline-blockdev-insert-filter" => nodes::insert_filter,
     "x-driveline-blockdev-remove-filter" => nodes::remove_filter,
 

@@ -22,6 +22,15 @@ pub enum Event {
         /// The text of the panic.
         message: String,
     },
+    /// A write went behind the threshold of a node, which is none any more.
+    WriteThreshold {
+        /// The node.
+        node: String,
+        /// How far behind, in bytes.
+        exceeded: u64,
+        /// The offset that was set.
+        threshold: u64,
+    },
     /// A bitmap was found in an image, and can be used as far as this says.
     BitmapRecovered(RecoveredBitmap),
 }
@@ -53,6 +62,7 @@ impl Event {
         match self {
             Event::Shutdown(_) => "SHUTDOWN",
             Event::ExportDeleted { .. } => "BLOCK_EXPORT_DELETED",
+            Event::WriteThreshold { .. } => "BLOCK_WRITE_THRESHOLD",
             Event::NodeFailed { .. } => "X_DRIVELINE_NODE_FAILED",
             Event::BitmapRecovered(_) => "X_DRIVELINE_BITMAP_RECOVERED",
         }
@@ -62,6 +72,11 @@ impl Event {
         match self {
             Event::Shutdown(reason) => json!({ "guest": false, "reason": reason.name() }),
             Event::ExportDeleted { id } => json!({ "id": id }),
+            Event::WriteThreshold { node, exceeded, threshold } => json!({
+                "node-name": node,
+                "amount-exceeded": exceeded,
+                "write-threshold": threshold,
+            }),
             Event::NodeFailed { node, message } => json!({ "node-name": node, "message": message }),
             Event::BitmapRecovered(bitmap) => stores::recovered(bitmap),
         }

@@ -212,7 +212,7 @@ impl Views {
             drv: view.node.driver_name().to_owned(),
             backing_file: self.backing(view).map(|backing| self.filename(backing)),
             backing_file_depth: if depth == Depth::Flat { 0 } else { chain().count() as u64 },
-            active: true,
+            active: view.common.active,
             encrypted: false,
             detect_zeroes: DetectZeroes::Off,
             bps: 0,
@@ -222,8 +222,12 @@ impl Views {
             iops_rd: 0,
             iops_wr: 0,
             image: self.image(view, depth),
-            cache: CacheInfo { writeback: true, direct: self.direct(view).unwrap_or(false), no_flush: false },
-            write_threshold: 0,
+            cache: CacheInfo {
+                writeback: true,
+                direct: self.direct(view).unwrap_or(false),
+                no_flush: view.common.no_flush,
+            },
+            write_threshold: view.node.write_threshold(),
             dirty_bitmaps: bitmaps.iter().map(DirtyInfo::of).collect(),
         }
     }

@@ -101,6 +101,7 @@ mod apply;
 mod arguments;
 mod backup;
 mod bitmaps;
+mod changes;
 mod checkpoints;
 mod command;
 mod control;

@@ -93,10 +93,18 @@ impl Monitor {
         let monitor = Self(Arc::new(Inner { graph, jobs, control, objects, sessions, before, ending }));
         let weak = Arc::downgrade(&monitor.0);
         monitor.0.graph.on_event(move |event| {
-            if let (Some(monitor), driveline_graph::Event::NodeFailed { node, message }) =
-                (Self::upgrade(&weak), event)
-            {
-                monitor.emit(&Event::NodeFailed { node: node.to_string(), message: message.clone() });
+            let event = match event {
+                driveline_graph::Event::NodeFailed { node, message } => {
+                    Event::NodeFailed { node: node.to_string(), message: message.clone() }
+                }
+                driveline_graph::Event::WriteThreshold { node, exceeded, threshold } => {
+                    let (exceeded, threshold) = (*exceeded, *threshold);
+                    Event::WriteThreshold { node: node.to_string(), exceeded, threshold }
+                }
+                _ => return,
+            };
+            if let Some(monitor) = Self::upgrade(&weak) {
+                monitor.emit(&event);
             }
         });
         let weak = Arc::downgrade(&monitor.0);

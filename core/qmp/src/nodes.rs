@@ -1,16 +1,18 @@
 //! Commands on nodes: what there is, and adding, removing, resizing, and filters put in and taken out.
 
 use crate::{
+    changes::{not_found, of_named},
     command::{Done, Nothing},
     error::{Error, Result},
     image::{self, BlockDeviceInfo, BlockInfo, Depth},
     monitor::Monitor,
     transaction::{Action, alone},
-    translate::{AutoReadOnly, Translator},
+    translate::Translator,
 };
 use driveline_graph::{BoxFuture, Kind, Options};
 use driveline_jobs::{Completion, Start};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 pub(crate) async fn query_block(monitor: &Monitor, _: Nothing) -> Result<Vec<BlockInfo>> {
     Ok(image::drives(monitor.graph()))
@@ -34,45 +36,47 @@ pub(crate) async fn query_named_block_nodes(
 #[derive(Deserialize)]
 pub(crate) struct BlockdevOptions(Options);
 
-pub(crate) async fn blockdev_add(
-    monitor: &Monitor,
-    BlockdevOptions(options): BlockdevOptions,
-) -> Result<Done> {
-    let Some(name) = options.get("node-name").and_then(|name| name.as_str()) else {
-        // A driver that is missing, or a name that is no string, is said first.
-        Translator::new(monitor.graph()).node(options)?;
-        return Err(Error::generic("'node-name' must be specified for the root node"));
-    };
-    if monitor.graph().node_or_drive(name).is_ok() {
-        return Err(Error::generic(format_args!("Duplicate nodes with node-name='{name}'")));
+impl Action for BlockdevOptions {
+    fn stage<'a>(&'a mut self, monitor: &'a Monitor, start: &'a mut Start) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            let change = start.change();
+            let name = self.0.get("node-name").and_then(Value::as_str).unwrap_or_default().to_owned();
+            if change.node_or_drive(&name).is_ok() {
+                return Err(Error::generic(format_args!("Duplicate nodes with node-name='{name}'")));
+            }
+            // A driver that is missing, or a name that is no string, is said first.
+            let options = Translator::in_change(monitor.graph(), change).node(self.0.clone())?;
+            if name.is_empty() {
+                return Err(Error::generic("'node-name' must be specified for the root node"));
+            }
+            let definition = change.parse(options).map_err(|error| of_named(&error, &name))?;
+            change.add_node(definition).await.map_err(|error| of_named(&error, &name))?;
+            Ok(())
+        })
     }
-    let translator = Translator::new(monitor.graph());
-    let first = add_node(monitor, translator.node(options.clone())?).await;
-    match first {
-        Err(error) if write_denied(&error) && translator.saw_auto_read_only() => {
-            let translator = translator.with(AutoReadOnly::Yes);
-            add_node(monitor, translator.node(options)?).await?;
-        }
-        other => other?,
+
+    fn made<'a>(&'a mut self, monitor: &'a Monitor) -> BoxFuture<'a, ()> {
+        monitor.control().nodes_added()
     }
-    monitor.control().nodes_added().await;
-    Ok(Done {})
 }
 
-async fn add_node(monitor: &Monitor, definition: Options) -> driveline_graph::Result<()> {
-    let graph = monitor.graph();
-    let mut change = graph.change().await;
-    let definition = graph.parse(definition, &[])?;
-    change.add_node(definition).await?;
-    change.commit().await
+pub(crate) async fn blockdev_add(monitor: &Monitor, add: BlockdevOptions) -> Result<Done> {
+    alone(monitor, add).await
 }
 
-/// A file that cannot be opened for writing: no permission, or a read-only file system.
-fn write_denied(error: &driveline_graph::Error) -> bool {
-    const EPERM: i32 = 1;
-    const EACCES: i32 = 13;
-    const EROFS: i32 = 30;
-    [EPERM, EACCES, EROFS].contains(&error.errno_code())
+/// Takes a node out that has no persistent bitmaps: putting those away first is a change of its own.
+pub(crate) struct BlockdevDel(pub(crate) NodeName);
+
+impl Action for BlockdevDel {
+    fn stage<'a>(&'a mut self, _: &'a Monitor, start: &'a mut Start) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            let name = &self.0.node_name;
+            start.change().remove_node(name).map_err(|error| match error.kind() {
+                Kind::NotFound => not_found(name),
+                _ => error.into(),
+            })
+        })
+    }
 }
 
 #[derive(Deserialize)]
@@ -144,7 +148,8 @@ impl Action for InsertFilter {
     fn stage<'a>(&'a mut self, monitor: &'a Monitor, start: &'a mut Start) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
             start.change().node_or_drive(&self.above).map_err(|_| Error::no_node(&self.above))?;
-            let definition = Translator::new(monitor.graph()).filter(self.options.clone(), "options")?;
+            let definition = Translator::in_change(monitor.graph(), start.change())
+                .filter(self.options.clone(), "options")?;
             let filter = start.change().insert_filter(definition, &self.above).await?;
             self.name = filter.name().to_owned();
             Ok(())

@@ -18,7 +18,7 @@
 use crate::{
     arguments, backup,
     bitmaps::{self, BitmapRef, Of},
-    checkpoints,
+    changes, checkpoints,
     command::{Done, Nothing},
     error::{Error, Result},
     jobs, mirror,
@@ -94,6 +94,10 @@ actions! {
     "block-commit" => same::<jobs::BlockCommit>,
     "blockdev-mirror" => same::<mirror::BlockdevMirror>,
     "drive-mirror" => same::<mirror::DriveMirror>,
+    "blockdev-add" => same::<nodes::BlockdevOptions>,
+    "blockdev-del" => |node: nodes::NodeName| nodes::BlockdevDel(node),
+    "blockdev-reopen" => same::<changes::BlockdevReopen>,
+    "blockdev-replace" => same::<changes::BlockdevReplace>,
     "x-driveline-blockdev-insert-filter" => same::<nodes::InsertFilter>,
     "x-driveline-blockdev-remove-filter" => |filter: nodes::NodeName| nodes::RemoveFilter(filter),
 }

@@ -6,7 +6,9 @@ use super::{
     sections::unknown_option,
     value::{Table, Value, get},
 };
-use driveline_graph::{ChildSpec, Description, Driver, DriverKind, Graph, Options, Role, check_name};
+use driveline_graph::{
+    COMMON_OPTIONS, ChildSpec, Description, Driver, DriverKind, Graph, Options, Role, check_name,
+};
 use std::sync::Arc;
 use toml::Spanned;
 
@@ -64,6 +66,10 @@ impl Check<'_> {
                     let message = format_args!("the name of {what} is in its header already");
                     self.mistakes.add(Mistake::new(key.span(), message));
                 }
+                // What every node takes, the graph reads.
+                name if COMMON_OPTIONS.contains(&name)
+                    && (matches!(value.get_ref(), Value::Table(_))
+                        || !description.options.iter().any(|option| option == name)) => {}
                 name => match child_spec(description, name) {
                     Some(spec) => self.child(what, description, spec, key, value),
                     None if description.options.iter().any(|option| option == name) => {
@@ -240,7 +246,7 @@ fn may_be_path(description: &Description, spec: &ChildSpec) -> bool {
 fn known_keys(description: &Description, inline: bool) -> Vec<String> {
     let children = description.children.iter().map(|spec| spec.name.to_string());
     let options = description.options.iter().map(|option| option.to_string());
-    let common = ["driver", "read-only", if inline { "node-name" } else { "" }];
-    let common = common.into_iter().filter(|key| !key.is_empty()).map(String::from);
+    let common = ["driver", if inline { "node-name" } else { "" }];
+    let common = common.into_iter().chain(COMMON_OPTIONS).filter(|key| !key.is_empty()).map(String::from);
     children.chain(options).chain(common).collect()
 }

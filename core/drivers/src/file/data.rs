@@ -48,7 +48,7 @@ pub(super) struct File {
 }
 
 impl File {
-    pub(super) fn new(file: EngineFile, size_bytes: u64, read_only: bool, discard: bool) -> Self {
+    pub(super) fn new(file: Arc<EngineFile>, size_bytes: u64, read_only: bool, discard: bool) -> Self {
         let alignment = file.alignment();
         assert!(
             alignment.memory as usize <= BUFFER_ALIGNMENT,
@@ -62,8 +62,13 @@ impl File {
             extents: Extents::default(),
             lost: AtomicI32::new(0),
             bounce: Mutex::default(),
-            file: Arc::new(file),
+            file,
         }
+    }
+
+    /// What the kernel lost of this file's data is lost for another instance of the node, too.
+    pub(super) fn inherit_loss(&self, from: &Self) {
+        self.lost.store(from.lost.load(SeqCst), SeqCst);
     }
 
     pub(super) async fn read(&self, _: &mut Next<'_>, request: &ReadRequest<'_>) -> Result<()> {

@@ -212,7 +212,7 @@ fn conflict(file: &File, byte: u64, path: &Path) -> Error {
 }
 
 /// Unlocking fails only on odd network file systems; then there is nothing better to do than to say so.
-fn unlock_all(file: &File, held: Held) {
+pub(super) fn unlock_all(file: &File, held: Held) {
     for byte in held.bytes() {
         if let Err(error) = file.unlock_ofd(one(byte)) {
             tracing::warn!("byte {byte} of a file stays locked: {error}");

@@ -1,7 +1,9 @@
 //! An open file outside the data path.
 
-use super::{data::File, extent, io_error, lock::Locks, reopen, zero};
-use driveline_graph::{BoxFuture, Error, Kind, OpenChild, OpenNode, Permissions, Preallocation, Result};
+use super::{data::File, extent, io_error, lock, lock::Locks, reopen, zero};
+use driveline_graph::{
+    BoxFuture, Error, Kind, OpenChild, OpenNode, Permissions, Preallocation, Reopened, Result,
+};
 use driveline_op::{Body, Info, Instance, OpTable, info};
 use serde_json::json;
 use std::{
@@ -14,7 +16,7 @@ pub(super) struct FileNode {
     pub(super) path: PathBuf,
     /// As it was under the locks, before anybody wrote here.
     pub(super) at_open: std::fs::Metadata,
-    pub(super) locks: Locks,
+    pub(super) locks: Arc<Locks>,
     pub(super) body: Arc<Body<File>>,
 }
 
@@ -27,6 +29,50 @@ static OPERATIONS: OpTable<File> = OpTable::new()
     .block_status(extent::block_status)
     .cache(File::cache)
     .resize(File::resize);
+
+impl FileNode {
+    /// Another instance of the node, with another cache or another way to discard. If it needs an opening of its own, that has
+    /// the locks from then on.
+    pub(super) async fn reopen(&self, direct: bool, discard: bool, cookie: u64) -> Result<Reopened> {
+        let ours = &self.body.driver;
+        let read_only = ours.read_only.load(Relaxed);
+        let file = if direct == ours.file.is_direct() {
+            ours.file.clone()
+        } else {
+            // Pages that are not written back yet would not be seen past the cache, nor what is past it in them.
+            if !read_only {
+                ours.sync().await.map_err(|error| at_file(&error, "writing back", &self.path))?;
+            }
+            let (file, path, held) = (ours.file.clone(), self.path.clone(), self.locks.held());
+            let opened = move || reopen::open_again(&file, &path, held, read_only, direct);
+            Arc::new(driveline_engine::unblock(opened).await?)
+        };
+        let size_bytes =
+            file.len().map_err(|error| io_error(&error, "asking for the size of", &self.path))?;
+        let moved = (!Arc::ptr_eq(&file, &ours.file)).then(|| (ours.file.clone(), file.clone()));
+        let driver = File::new(file, size_bytes, read_only, discard);
+        driver.inherit_loss(ours);
+        let body = Arc::new(Body { cookie, driver });
+        let (path, at_open, locks) = (self.path.clone(), self.at_open.clone(), self.locks.clone());
+        if let Some((from, _)) = &moved {
+            lock::unlock_all(from, locks.held());
+        }
+        let undo = {
+            let locks = locks.clone();
+            move || {
+                // Both openings have the locks for a moment, so nobody gets in between.
+                if let Some((from, to)) = moved {
+                    if !lock::copy(locks.held(), &from).unwrap_or(false) {
+                        tracing::error!("undo of a graph change: a file could not be locked again");
+                    }
+                    lock::unlock_all(&to, locks.held());
+                }
+            }
+        };
+        let open = Arc::new(Self { path, at_open, locks, body });
+        Ok(Reopened { open, undo: Box::new(undo), close_old: false })
+    }
+}
 
 impl OpenNode for FileNode {
     fn instance(&self) -> Instance {
@@ -60,6 +106,21 @@ impl OpenNode for FileNode {
 
     fn file_at_open(&self) -> Option<&std::fs::Metadata> {
         Some(&self.at_open)
+    }
+
+    fn as_any(&self) -> Option<&dyn std::any::Any> {
+        Some(self)
+    }
+
+    fn refresh<'a>(&'a self, _: &'a [OpenChild]) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            let file = &self.body.driver;
+            let size_bytes =
+                file.file.len().map_err(|e| io_error(&e, "asking for the size of", &self.path))?;
+            file.size_bytes.store(size_bytes, Relaxed);
+            file.extents.forget();
+            Ok(())
+        })
     }
 
     fn details(&self) -> serde_json::Value {

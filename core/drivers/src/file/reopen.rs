@@ -14,7 +14,25 @@ use std::{
 ///
 /// Nothing is in flight (the graph sees to that), so nobody uses the descriptor meanwhile.
 pub(super) fn reopen(ours: &File, path: &Path, held: lock::Held, read_only: bool) -> Result<()> {
-    let how = OpenOptions { read: true, write: !read_only, create: false, direct: ours.is_direct() };
+    let error = |error: io::Error| io_error(&error, "reopening", path);
+    let new = open_again(ours, path, held, read_only, ours.is_direct())?;
+    // SAFETY: no memory is passed. The descriptor stays valid and stays that of `ours`; only the opening behind it changes,
+    // to one of the same file with the same flags but for the access mode.
+    match unsafe { libc::dup3(new.as_raw_fd(), ours.as_raw_fd(), libc::O_CLOEXEC) } {
+        -1 => Err(error(io::Error::last_os_error())),
+        _ => Ok(()),
+    }
+}
+
+/// Another opening of the same file, with the same locks.
+pub(super) fn open_again(
+    ours: &File,
+    path: &Path,
+    held: lock::Held,
+    read_only: bool,
+    direct: bool,
+) -> Result<File> {
+    let how = OpenOptions { read: true, write: !read_only, create: false, direct };
     let error = |error: io::Error| io_error(&error, "reopening", path);
     let new = File::open_blocking(&name(ours, path), how).map_err(error)?;
     let identity = |file: &File| rustix::fs::fstat(file).map(|stat| (stat.st_dev, stat.st_ino));
@@ -29,12 +47,7 @@ pub(super) fn reopen(ours: &File, path: &Path, held: lock::Held, read_only: bool
             format_args!("'{}' is in use: another process has locked it for itself alone", path.display());
         return Err(Error::new(Kind::Busy, text));
     }
-    // SAFETY: no memory is passed. The descriptor stays valid and stays that of `ours`; only the opening behind it changes,
-    // to one of the same file with the same flags but for the access mode.
-    match unsafe { libc::dup3(new.as_raw_fd(), ours.as_raw_fd(), libc::O_CLOEXEC) } {
-        -1 => Err(error(io::Error::last_os_error())),
-        _ => Ok(()),
-    }
+    Ok(new)
 }
 
 /// A name that leads to the open file even when it was renamed, if there is one.

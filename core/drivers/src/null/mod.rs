@@ -6,7 +6,8 @@
 //! | `read-zeroes` | `true` | reads give zeroes; else they leave memory as it is, with old data of other requests in it |
 //! | `latency-ns` | `0` | how long every operation takes at least; 0: it completes at once |
 //!
-//! Writes go nowhere and succeed.
+//! Writes go nowhere and succeed. `null-co` and `null-aio` are the same by QEMU's names, with QEMU's default for
+//! `read-zeroes`, which is `false`.
 
 use crate::{Bytes, range};
 use driveline_graph::{
@@ -42,20 +43,35 @@ impl Default for NullOptions {
 
 /// The driver `null`.
 #[derive(Debug)]
-pub struct NullDriver(Description);
+pub struct NullDriver {
+    description: Description,
+    read_zeroes: bool,
+}
 
 impl Default for NullDriver {
     fn default() -> Self {
-        Self(Description {
-            options: vec!["size".into(), "read-zeroes".into(), "latency-ns".into()],
-            ..Description::builtin("null", DriverKind::Protocol, "Takes all writes and keeps none")
-        })
+        Self::named("null", true)
     }
 }
 
 impl NullDriver {
-    fn options(options: &Options) -> Result<NullOptions> {
-        let parsed: NullOptions = parse_options(options)?;
+    /// The driver by the names that it has in QEMU: `null-co`, `null-aio`.
+    pub fn of_qemu() -> [Self; 2] {
+        ["null-co", "null-aio"].map(|name| Self::named(name, false))
+    }
+
+    fn named(name: &'static str, read_zeroes: bool) -> Self {
+        let description = Description {
+            options: vec!["size".into(), "read-zeroes".into(), "latency-ns".into()],
+            ..Description::builtin(name, DriverKind::Protocol, "Takes all writes and keeps none")
+        };
+        Self { description, read_zeroes }
+    }
+
+    fn options(&self, options: &Options) -> Result<NullOptions> {
+        let mut options = options.clone();
+        options.entry("read-zeroes").or_insert(self.read_zeroes.into());
+        let parsed: NullOptions = parse_options(&options)?;
         range::check_size(parsed.size.0).map_err(|error| error.key("size"))?;
         Ok(parsed)
     }
@@ -63,16 +79,16 @@ impl NullDriver {
 
 impl Driver for NullDriver {
     fn description(&self) -> &Description {
-        &self.0
+        &self.description
     }
 
     fn check(&self, options: &Options) -> Result<()> {
-        Self::options(options).map(drop)
+        self.options(options).map(drop)
     }
 
     fn open<'a>(&'a self, args: OpenArgs<'a>) -> BoxFuture<'a, Result<Arc<dyn OpenNode>>> {
         Box::pin(async move {
-            let options = Self::options(args.options)?;
+            let options = self.options(args.options)?;
             let driver = Null {
                 size: AtomicU64::new(options.size.0),
                 flags: if args.read_only { info::READ_ONLY } else { info::FAST_ZERO },

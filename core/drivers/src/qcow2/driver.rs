@@ -1,19 +1,16 @@
 //! qcow2 as a driver of the graph.
 
-use super::{Qcow2, header::Header, io::Io};
+use super::{Qcow2, header::Header, io::Io, named};
 use crate::Bytes;
 use driveline_bitmap::Bits;
 use driveline_graph::{
     BitmapToStore, BoxFuture, ChildSpec, CreateArgs, Created, Description, Driver, DriverKind, Error,
-    ImpliedChild, Kind, OpenArgs, OpenChild, OpenNode, Options, Result, Role, Snapshot, StoredBitmaps,
-    Witness, parse_options,
+    ImpliedChild, Kind, OpenArgs, OpenChild, OpenNode, Options, Reopened, Result, Role, Snapshot,
+    StoredBitmaps, Witness, parse_options,
 };
 use driveline_op::{Body, Edge, Info, Instance, OpTable, info};
 use serde::Deserialize;
-use std::{
-    path::{Path, PathBuf},
-    sync::{Arc, atomic::Ordering::Relaxed},
-};
+use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 /// The driver `qcow2`.
 ///
@@ -22,7 +19,16 @@ use std::{
 /// | `file` | (required) | the child that the image is in |
 /// | `data-file` | as the image says | the child that data is in, for images that keep it outside `file` |
 /// | `backing` | as the image says | the child that unallocated clusters are read from; `null`: none |
-/// | `cache-size` | `"1MiB"` | memory for L2 tables and refcount blocks, half and half |
+/// | `cache-size` | `"1MiB"` | memory for L2 tables and refcount blocks, half and half; at least 128 KiB are used |
+/// | `l2-cache-size`, `refcount-cache-size` | | the half for each, from which the size of both follows |
+/// | `l2-cache-entry-size` | | a power of two from 512 to the cluster size; taken and checked, slices have one size here |
+/// | `cache-clean-interval` | | seconds; taken, without effect: the cache never grows beyond its size |
+/// | `pass-discard-request` | `true` | what is discarded here is discarded in the file, too |
+/// | `pass-discard-snapshot`, `pass-discard-other` | | taken, without effect: clusters that a snapshot or the driver itself gave up are used again first |
+/// | `discard-no-unref` | `false` | taken, without effect: it is about where data lies, not about what is read |
+/// | `lazy-refcounts` | | taken, without effect: refcounts are written in order and cost no flush of their own |
+/// | `overlap-check` | `"all"` | QEMU's words and tables; taken and checked: every metadata that is known is protected |
+/// | `encrypt` | | refused: the image is not encrypted, or cannot be read |
 #[derive(Debug)]
 pub struct Qcow2Driver {
     description: Description,
@@ -30,14 +36,76 @@ pub struct Qcow2Driver {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
+#[expect(dead_code, reason = "of some only the type is checked")]
 struct Qcow2Options {
-    #[serde(default = "cache_size_default")]
-    cache_size: Bytes,
+    cache_size: Option<Bytes>,
+    l2_cache_size: Option<Bytes>,
+    refcount_cache_size: Option<Bytes>,
+    l2_cache_entry_size: Option<Bytes>,
+    cache_clean_interval: Option<u32>,
+    pass_discard_request: Option<bool>,
+    pass_discard_snapshot: Option<bool>,
+    pass_discard_other: Option<bool>,
+    discard_no_unref: Option<bool>,
+    lazy_refcounts: Option<bool>,
+    overlap_check: Option<OverlapCheck>,
 }
 
-fn cache_size_default() -> Bytes {
-    Bytes(1 << 20)
+/// QEMU's words for which metadata is looked after.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Overlap {
+    None,
+    Constant,
+    Cached,
+    All,
 }
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "only the type is checked")]
+enum OverlapCheck {
+    Mode(Overlap),
+    Flags(OverlapFlags),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[expect(dead_code, reason = "only the type is checked")]
+struct OverlapFlags {
+    template: Option<Overlap>,
+    #[serde(flatten)]
+    flags: std::collections::BTreeMap<String, bool>,
+}
+
+const OVERLAPS: [&str; 9] = [
+    "main-header",
+    "active-l1",
+    "active-l2",
+    "refcount-table",
+    "refcount-block",
+    "snapshot-table",
+    "inactive-l1",
+    "inactive-l2",
+    "bitmap-directory",
+];
+
+const CACHE_BYTES_DEFAULT: u64 = 1 << 20;
+
+const OPTIONS: [&str; 12] = [
+    "cache-size",
+    "l2-cache-size",
+    "refcount-cache-size",
+    "l2-cache-entry-size",
+    "cache-clean-interval",
+    "pass-discard-request",
+    "pass-discard-snapshot",
+    "pass-discard-other",
+    "discard-no-unref",
+    "lazy-refcounts",
+    "overlap-check",
+    "encrypt",
+];
 
 /// Below this a single request could not keep what it needs at once.
 const CACHE_BYTES_MIN: u64 = 128 << 10;
@@ -49,20 +117,67 @@ fn options(options: &Options) -> Result<Qcow2Options> {
     if options.get("backing").is_some_and(serde_json::Value::is_null) {
         options.remove("backing");
     }
-    let parsed: Qcow2Options = parse_options(&options)?;
-    if !(CACHE_BYTES_MIN..=CACHE_BYTES_MAX).contains(&parsed.cache_size.0) {
-        return Err(Error::new(
-            Kind::Invalid,
-            format_args!(
-                "{} is no cache size; expected {} to {}",
-                parsed.cache_size,
-                Bytes(CACHE_BYTES_MIN),
-                Bytes(CACHE_BYTES_MAX)
-            ),
-        )
-        .key("cache-size"));
+    if let Some(encrypt) = options.get("encrypt") {
+        let format = encrypt.get("format").and_then(serde_json::Value::as_str).unwrap_or_default();
+        let text = format_args!("No encryption in image header, but options specified format '{format}'");
+        return Err(Error::new(Kind::Invalid, text));
     }
+    let modes = ["none", "constant", "cached", "all"];
+    if let Some(mode) = options.get("overlap-check").and_then(serde_json::Value::as_str)
+        && !modes.contains(&mode)
+    {
+        let text = format_args!("unknown variant `{mode}`, expected one of {}", modes.join(", "));
+        return Err(Error::new(Kind::Invalid, text).key("overlap-check"));
+    }
+    let parsed: Qcow2Options = parse_options(&options)?;
+    parsed.check()?;
     Ok(parsed)
+}
+
+impl Qcow2Options {
+    fn check(&self) -> Result<()> {
+        let wrong = |text: &str| Err(Error::new(Kind::Invalid, text));
+        if self.cache_size.is_some() && self.l2_cache_size.is_some() && self.refcount_cache_size.is_some() {
+            return wrong(
+                "cache-size, l2-cache-size and refcount-cache-size may not be set at the same time",
+            );
+        }
+        if let Some(size) = self.cache_size {
+            if self.l2_cache_size.is_some_and(|part| part > size) {
+                return wrong("l2-cache-size may not exceed cache-size");
+            }
+            if self.refcount_cache_size.is_some_and(|part| part > size) {
+                return wrong("refcount-cache-size may not exceed cache-size");
+            }
+        }
+        if let Some(OverlapCheck::Flags(OverlapFlags { flags, .. })) = &self.overlap_check
+            && let Some(unknown) = flags.keys().find(|flag| !OVERLAPS.contains(&flag.as_str()))
+        {
+            let text = format_args!("there is no such check; expected {}", OVERLAPS.join(", "));
+            return Err(Error::new(Kind::Invalid, text).key(&format!("overlap-check.{unknown}")));
+        }
+        Ok(())
+    }
+
+    /// The memory for both caches, within what makes sense.
+    fn cache_bytes(&self) -> u64 {
+        let half = self.l2_cache_size.max(self.refcount_cache_size);
+        let both = half.map(|Bytes(half)| half.saturating_mul(2));
+        let bytes = self.cache_size.map(|size| size.0).or(both).unwrap_or(CACHE_BYTES_DEFAULT);
+        bytes.clamp(CACHE_BYTES_MIN, CACHE_BYTES_MAX)
+    }
+
+    /// What the image says about its clusters has to fit.
+    fn check_against(&self, cluster_bytes: u64) -> Result<()> {
+        let fits = |size: u64| size.is_power_of_two() && (512..=cluster_bytes).contains(&size);
+        if self.l2_cache_entry_size.is_some_and(|size| !fits(size.0)) {
+            let text = format_args!(
+                "L2 cache entry size must be a power of two between 512 and the cluster size ({cluster_bytes})"
+            );
+            return Err(Error::new(Kind::Invalid, text));
+        }
+        Ok(())
+    }
 }
 
 impl Default for Qcow2Driver {
@@ -82,7 +197,7 @@ impl Qcow2Driver {
                     ChildSpec::optional("data-file", Role::Data),
                     ChildSpec::optional("backing", Role::Backing),
                 ],
-                options: vec!["cache-size".into()],
+                options: OPTIONS.into_iter().map(Into::into).collect(),
                 ..Description::builtin("qcow2", DriverKind::Format, summary)
             },
         }
@@ -119,17 +234,8 @@ impl Driver for Qcow2Driver {
             let Some(name) = header.backing.as_ref().filter(|_| !decided("backing")) else {
                 return Ok(implied);
             };
-            let path = named_path("backing", name, file.node.filename().as_deref())?;
-            let format = match &header.backing_format {
-                Some(format) => format.clone(),
-                None => probe(&path)?.to_owned(),
-            };
-            let definition = serde_json::json!({
-                "driver": format,
-                "read-only": true,
-                "file": { "driver": "file", "path": path },
-            });
-            let serde_json::Value::Object(definition) = definition else { unreachable!("it is an object") };
+            let image = file.node.filename();
+            let definition = named::backing(name, header.backing_format.as_deref(), image.as_deref())?;
             implied.push(ImpliedChild { name: "backing".into(), definition });
             Ok(implied)
         })
@@ -150,7 +256,9 @@ impl Driver for Qcow2Driver {
             let options = options(args.options)?;
             let edges = edges(&args.children)?;
             let data_file = args.child("data-file").is_some();
-            if super::open::read_header(&mut Io::Edges(&edges)).await?.geometry().data_file != data_file {
+            let geometry = super::open::read_header(&mut Io::Edges(&edges)).await?.geometry();
+            options.check_against(geometry.cluster_bytes())?;
+            if geometry.data_file != data_file {
                 let text = if data_file {
                     "the image keeps its data in itself"
                 } else {
@@ -158,10 +266,36 @@ impl Driver for Qcow2Driver {
                 };
                 return Err(Error::new(Kind::Invalid, text).key("data-file"));
             }
-            let qcow2 = Qcow2::open(&mut Io::Edges(&edges), options.cache_size.0, args.read_only).await?;
+            let qcow2 = Qcow2::open(&mut Io::Edges(&edges), options.cache_bytes(), args.read_only).await?;
+            qcow2.pass_discard.store(options.pass_discard_request != Some(false), Relaxed);
             let node: Arc<dyn OpenNode> =
                 Arc::new(Qcow2Node(Arc::new(Body { cookie: args.cookie, driver: qcow2 })));
             Ok(node)
+        })
+    }
+
+    /// Whether discards are passed on is changed in place. What the caches were made with stays.
+    fn reopen<'a>(
+        &'a self,
+        old: &'a Arc<dyn OpenNode>,
+        before: &'a Options,
+        args: OpenArgs<'a>,
+    ) -> BoxFuture<'a, Result<Reopened>> {
+        Box::pin(async move {
+            let new = options(args.options)?;
+            let Some(node) = old.as_any().and_then(|old| old.downcast_ref::<Qcow2Node>()) else {
+                return Err(Error::new(Kind::NotSupported, "it is no node of this driver"));
+            };
+            let caches = ["cache-size", "l2-cache-size", "refcount-cache-size"];
+            if let Some(key) = caches.into_iter().find(|key| before.get(*key) != args.options.get(*key)) {
+                let text = format_args!("Cannot change the option '{key}'");
+                return Err(Error::new(Kind::NotSupported, text));
+            }
+            new.check_against(node.0.driver.geometry.cluster_bytes())?;
+            let body = node.0.clone();
+            let was = body.driver.pass_discard.swap(new.pass_discard_request != Some(false), Relaxed);
+            let undo = Box::new(move || body.driver.pass_discard.store(was, Relaxed));
+            Ok(Reopened { open: old.clone(), undo, close_old: false })
         })
     }
 }
@@ -179,7 +313,7 @@ fn data_file(header: &Header, file: &OpenChild) -> Result<ImpliedChild> {
         Error::new(Kind::Invalid, "the image keeps its data in another file and does not say in which")
             .key("data-file")
     })?;
-    let path = named_path("data-file", &name, file.node.filename().as_deref())?;
+    let path = named::path("data-file", &name, file.node.filename().as_deref())?;
     let definition = serde_json::json!({
         "driver": "raw",
         "read-only": file.edge.info().flags & info::READ_ONLY != 0,
@@ -187,42 +321,6 @@ fn data_file(header: &Header, file: &OpenChild) -> Result<ImpliedChild> {
     });
     let serde_json::Value::Object(definition) = definition else { unreachable!("it is an object") };
     Ok(ImpliedChild { name: "data-file".into(), definition })
-}
-
-/// Where a file is that an image names: relative names start at the image's own directory.
-fn named_path(child: &str, name: &str, image: Option<&Path>) -> Result<PathBuf> {
-    let what = if child == "backing" { "backing file" } else { "data file" };
-    let refused = |why: std::fmt::Arguments<'_>| {
-        Error::new(Kind::NotSupported, format_args!("the image's {what} '{name}' {why}")).key(child)
-    };
-    let name = match name.split_once(':') {
-        Some(("file", path)) => path,
-        // As in QEMU, a colon before the first slash ends the name of a protocol.
-        Some((protocol, _)) if !protocol.contains('/') => {
-            return Err(refused(format_args!("is not a file; give the child as an option")));
-        }
-        _ => name,
-    };
-    let path = Path::new(name);
-    if path.is_absolute() {
-        return Ok(path.to_owned());
-    }
-    let image = image.ok_or_else(|| {
-        refused(format_args!("is relative, but the image is no file that it could be relative to"))
-    })?;
-    Ok(image.parent().unwrap_or(Path::new("")).join(path))
-}
-
-/// The format of a backing file whose image does not name it.
-fn probe(path: &Path) -> Result<&'static str> {
-    use std::io::Read;
-    let doing = |error: std::io::Error| {
-        Error::io(error.raw_os_error().unwrap_or(5), format_args!("backing file {}", path.display()))
-            .key("backing")
-    };
-    let mut magic = Vec::new();
-    std::fs::File::open(path).map_err(doing)?.take(4).read_to_end(&mut magic).map_err(doing)?;
-    Ok(if magic == super::header::MAGIC { "qcow2" } else { "raw" })
 }
 
 static OPS: OpTable<Qcow2> = OpTable::new()
@@ -254,6 +352,18 @@ impl OpenNode for Qcow2Node {
             memory_alignment: children.iter().map(|child| child.memory_alignment).max().unwrap_or(1),
             ..Info::default()
         }
+    }
+
+    fn as_any(&self) -> Option<&dyn std::any::Any> {
+        Some(self)
+    }
+
+    fn refresh<'a>(&'a self, children: &'a [OpenChild]) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            let edges = edges(children)?;
+            let header = super::open::read_header(&mut Io::Edges(&edges)).await?;
+            self.0.driver.reload(&mut Io::Edges(&edges), header).await
+        })
     }
 
     fn details(&self) -> serde_json::Value {

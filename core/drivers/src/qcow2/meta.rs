@@ -464,7 +464,7 @@ impl Qcow2 {
     async fn lower(&self, meta: &mut Meta, io: &mut Io<'_, '_>, given: &GivenUp) -> Result<()> {
         let bits = self.geometry.cluster_bits;
         io.tell(FILE, event::CLUSTER_FREE).await;
-        if given.discard {
+        if given.discard && self.pass_discard.load(Relaxed) {
             let mut free = given.clusters.start..given.clusters.start;
             for cluster in given.clusters.clone() {
                 if meta.refcounts.get(&self.file, io, cluster).await? == 1 {

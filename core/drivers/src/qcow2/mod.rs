@@ -57,6 +57,7 @@ mod io;
 mod layout;
 mod map;
 mod meta;
+mod named;
 mod offline;
 mod open;
 mod packing;
@@ -131,6 +132,8 @@ pub(crate) struct Qcow2 {
     bitmaps: bitmaps::Bitmaps,
     /// Metadata made no sense while something was written, so nothing is written any more.
     damaged: AtomicBool,
+    /// Discards by requests go to the file, too.
+    pass_discard: AtomicBool,
     /// See [`Qcow2Driver`].
     cache_bytes: u64,
 }

@@ -126,6 +126,7 @@ impl Qcow2 {
             snapshots: Mutex::new(snapshots),
             bitmaps,
             damaged: AtomicBool::new(false),
+            pass_discard: AtomicBool::new(true),
             cache_bytes,
             header: Mutex::new(header),
         };

@@ -6,7 +6,7 @@ use super::{
     layout::{Entry, Mapping, ZERO},
 };
 use driveline_op::{DiscardRequest, Error, Next, Result, WriteZeroesRequest, flag};
-use std::ops::Range;
+use std::{ops::Range, sync::atomic::Ordering::Relaxed};
 
 impl Qcow2 {
     pub(crate) async fn write_zeroes(
@@ -204,7 +204,7 @@ impl Qcow2 {
         } else if self.geometry.data_file {
             // At once, because the place is taken by whoever writes next. Nobody can rely on what is there meanwhile.
             let inside = part.start..part.end.min(self.data().end());
-            if inside.start < inside.end {
+            if inside.start < inside.end && self.pass_discard.load(Relaxed) {
                 io.discard(self.data().child, inside).await;
             }
         }

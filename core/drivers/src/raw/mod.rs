@@ -14,7 +14,7 @@ mod create;
 use crate::{Bytes, range};
 use driveline_graph::{
     BoxFuture, ChildSpec, CreateArgs, Created, Description, Driver, DriverKind, Error, Kind, Missing,
-    OpenArgs, OpenChild, OpenNode, Options, Preallocation, Result, Role, parse_options,
+    OpenArgs, OpenChild, OpenNode, Options, Preallocation, Reopened, Result, Role, parse_options,
 };
 use driveline_op::{
     BlockStatusRequest, Body, CacheRequest, DiscardRequest, Info, Instance, Next, OpTable, ReadRequest,
@@ -106,6 +106,19 @@ impl Driver for RawDriver {
             }
             let window = Window { offset, size: size.map(|size| size.0) };
             Ok(Arc::new(RawNode(Arc::new(Body { cookie: args.cookie, driver: window }))) as _)
+        })
+    }
+
+    /// Opening has no effect, so the new window is just another instance.
+    fn reopen<'a>(
+        &'a self,
+        _: &'a Arc<dyn OpenNode>,
+        _: &'a Options,
+        args: OpenArgs<'a>,
+    ) -> BoxFuture<'a, Result<Reopened>> {
+        Box::pin(async move {
+            let open = self.open(args).await?;
+            Ok(Reopened { open, undo: Box::new(|| {}), close_old: false })
         })
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{Change, Staged, Undo, undo};
 use crate::{
+    driver::OpenChild,
     error::{Error, Kind, Result},
     event::Event,
     graph::{Graph, State, find_bitmap},
@@ -67,6 +68,8 @@ impl Change {
         drop(batch);
         drop(drained);
         let closed = self.close_nodes(&gone).await;
+        let replaced = std::mem::take(&mut *self.replaced.lock());
+        let closed = closed.and(close_replaced(replaced).await);
         self.graph.emit(&Event::Changed);
         Ok(Made { closed })
     }
@@ -83,10 +86,13 @@ impl Change {
         }
         for (id, now) in granted {
             let before = self.before.granted.get(id).copied();
-            if before == Some(*now) {
+            let node = staged.topology.at(*id).node.clone();
+            // Another instance of the node has not been told yet.
+            let told =
+                staged.before.nodes.get(id).is_some_and(|placed| Arc::ptr_eq(&placed.node.open, &node.open));
+            if before == Some(*now) && told {
                 continue;
             }
-            let node = staged.topology.at(*id).node.clone();
             node.open.set_permissions(now.needs, now.shares).map_err(|error| error.at(&node.name))?;
             undos.push(undo(move || {
                 if let Some(before) = before
@@ -145,7 +151,11 @@ impl Change {
         let (before, after) = (&*self.before.topology, &self.topology);
         let differs = |id: &NodeId| match (before.nodes.get(id), after.nodes.get(id)) {
             (Some(a), Some(b)) => {
-                a.children != b.children || a.read_only != b.read_only || self.touched.contains(id)
+                a.children != b.children
+                    || a.read_only != b.read_only
+                    || a.common != b.common
+                    || !Arc::ptr_eq(&a.node, &b.node)
+                    || self.touched.contains(id)
             }
             _ => true,
         };
@@ -195,6 +205,19 @@ impl Change {
         }
         first
     }
+}
+
+/// Closes instances that others have replaced. Goes on after an error, and returns the first.
+async fn close_replaced(replaced: Vec<(Arc<Node>, Vec<OpenChild>)>) -> Result<()> {
+    let mut first = Ok(());
+    for (node, children) in replaced {
+        if let Err(error) = node.open.close(&children).await {
+            let error = error.at(node.name());
+            tracing::error!("{error}");
+            first = first.and(Err(error));
+        }
+    }
+    first
 }
 
 impl Staged {

@@ -71,6 +71,7 @@ impl Change {
             name: node.name.clone(),
             driver: description.name.to_string(),
             options: node.options,
+            common: Default::default(),
             read_only: None,
             children,
         };

@@ -16,6 +16,7 @@ mod children;
 mod commit;
 mod internal;
 mod open;
+pub(crate) mod reopen;
 mod shape;
 mod snapshot;
 mod state;
@@ -28,13 +29,14 @@ use crate::{
     driver::{BoxFuture, OpenChild, OpenNode},
     error::{Error, Kind, Result},
     graph::{Graph, State, attach, find_bitmap},
-    node::NodeId,
+    node::{Node, NodeId},
     root::{Root, RootOptions},
     topology::{Attached, Attachment, Topology},
     wiring::Wired,
 };
 use driveline_bitmap::{Bitmap, BitmapId};
 use driveline_op::Edge;
+use parking_lot::Mutex;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
@@ -52,11 +54,16 @@ pub struct Change {
     /// Nodes that actions touch: the roots above them are drained.
     pub(crate) touched: BTreeSet<NodeId>,
     opened: Vec<NodeId>,
+    /// Instances that others have replaced, to be closed when nothing can fail any more.
+    pub(crate) replaced: Replaced,
     directory: PathBuf,
     /// Images whose backing is being opened just now, from the top down.
     images: Vec<PathBuf>,
     _turn: async_lock::MutexGuardArc<()>,
 }
+
+/// Instances of nodes, with the children that they had.
+pub(crate) type Replaced = Arc<Mutex<Vec<(Arc<Node>, Vec<OpenChild>)>>>;
 
 /// What an action sees: the new topology, and the wiring as it was.
 pub(crate) struct Staged {
@@ -96,6 +103,7 @@ impl Change {
             actions: Vec::new(),
             touched: BTreeSet::new(),
             opened: Vec::new(),
+            replaced: Replaced::default(),
             directory: PathBuf::new(),
             images: Vec::new(),
             _turn: turn,
@@ -164,6 +172,21 @@ impl Change {
     /// The first node that is no filter, from a node or drive down, as it will be after this change.
     pub fn first_format(&self, name: &str) -> Result<NodeId> {
         Ok(self.topology.skip_filters(self.topology.node_or_drive(name)?))
+    }
+
+    /// Is there a node of that name, as this change would have it so far?
+    pub fn has_node(&self, name: &str) -> bool {
+        self.topology.names.contains_key(name)
+    }
+
+    /// Is there a drive of that name, as this change would have it so far?
+    pub fn has_drive(&self, name: &str) -> bool {
+        self.topology.drives.contains_key(name)
+    }
+
+    /// Reads a node definition from a JSON object. Nodes that this change adds count as there.
+    pub fn parse(&self, object: crate::Options) -> Result<crate::Definition> {
+        self.graph.parse_in(&self.topology, object)
     }
 
     pub(crate) fn clear(&mut self) {

@@ -5,6 +5,7 @@ use crate::{
     definition::{ChildDefinition, Definition, in_order},
     driver::{BoxFuture, ChildSpec, Driver, OpenArgs, OpenChild, Options, Role},
     error::{Error, Kind, Result},
+    guard::Threshold,
     node::{Node, NodeId},
     topology::{ChildEdge, Placed},
     wiring::wire,
@@ -74,7 +75,14 @@ impl Change {
                 return Err(Error::new(Kind::Exists, format_args!("the name '{name}' is taken")));
             }
             driver.check(&definition.options).map_err(at)?;
+            let common = definition.common;
             let read_only = definition.read_only.or(inherited_read_only).unwrap_or(false);
+            if common.force_share && !read_only {
+                return Err(at(Error::new(
+                    Kind::Invalid,
+                    "force-share=on can only be used with read-only images",
+                )));
+            }
             let mut children = Vec::new();
             let mut said = BTreeSet::new();
             for (spec, child) in definition.children {
@@ -82,17 +90,52 @@ impl Change {
                 children.extend(self.open_child(spec, child, read_only).await?);
             }
             self.open_implied(&driver, &definition.options, &said, &mut children).await?;
+            for child in &children {
+                let below = self.topology.at(child.node);
+                if common.active && !below.common.active {
+                    let text = format_args!(
+                        "Inactive '{}' can't be a {} child of active '{name}'",
+                        below.node.name, child.name
+                    );
+                    return Err(at(Error::new(Kind::NotPermitted, text)));
+                }
+            }
+            // What stands on something that takes no writes takes none either.
+            let on_read_only =
+                |child: &ChildEdge| child.role != Role::Backing && self.topology.at(child.node).read_only;
+            let read_only = read_only
+                || common.auto_read_only
+                    && definition.read_only.is_none()
+                    && children.iter().any(on_read_only);
             let id = NodeId::new();
             let open_children = self.open_children(&children)?;
             let args = OpenArgs {
                 node_name: &name,
                 cookie: id.0,
                 options: &definition.options,
-                children: open_children,
-                read_only,
+                children: open_children.clone(),
+                read_only: read_only || !common.active,
                 directory: &self.directory,
             };
-            let open = driver.open_in(&self.graph, args).await.map_err(at)?;
+            let mut opened = driver.open_in(&self.graph, args).await;
+            let mut read_only = read_only;
+            if common.auto_read_only
+                && !read_only
+                && definition.read_only.is_none()
+                && matches!(&opened, Err(error) if is_write_denied(error))
+            {
+                read_only = true;
+                let args = OpenArgs {
+                    node_name: &name,
+                    cookie: id.0,
+                    options: &definition.options,
+                    children: open_children,
+                    read_only,
+                    directory: &self.directory,
+                };
+                opened = driver.open_in(&self.graph, args).await;
+            }
+            let open = opened.map_err(at)?;
             let node = Arc::new(Node {
                 id,
                 name: name.clone(),
@@ -103,9 +146,10 @@ impl Change {
                 ranges: Default::default(),
                 info: Default::default(),
                 failed: Default::default(),
+                threshold: Arc::new(Threshold::new(&self.graph)),
             });
             self.topology.names.insert(name, id);
-            self.topology.nodes.insert(id, Placed { node, children, read_only, implicit });
+            self.topology.nodes.insert(id, Placed { node, children, read_only, implicit, common });
             self.opened.push(id);
             Ok(id)
         })
@@ -201,6 +245,14 @@ impl Change {
         };
         Ok(children.iter().map(open).collect())
     }
+}
+
+/// A file that cannot be opened for writing: no permission, or a read-only file system.
+fn is_write_denied(error: &Error) -> bool {
+    const EPERM: i32 = 1;
+    const EACCES: i32 = 13;
+    const EROFS: i32 = 30;
+    [EPERM, EACCES, EROFS].contains(&error.errno_code())
 }
 
 /// An error of a child that has no name of its own is one of its parent's option: `file.path`.

@@ -24,32 +24,44 @@ impl Change {
             order.extend(below(order[at]));
             at += 1;
         }
+        self.set_read_only_of(order, read_only);
+        Ok(())
+    }
+
+    /// The same for these nodes, parents first.
+    pub(super) fn set_read_only_of(&mut self, mut order: Vec<NodeId>, read_only: bool) {
         order.retain(|id| self.topology.at(*id).read_only != read_only);
         // Writable from the leaf up, read-only from the top down: a node never writes to a read-only child.
         if !read_only {
             order.reverse();
         }
         for id in order {
-            self.topology.nodes.get_mut(&id).expect("it is there").read_only = read_only;
-            self.action([id], move |staged| {
-                Box::pin(async move {
-                    let open = staged.topology.at(id).node.open.clone();
-                    let children =
-                        staged.wired.get(&id).map(|wired| wired.children.clone()).unwrap_or_default();
-                    let name = staged.topology.name(id);
-                    open.set_read_only(&children, read_only).await.map_err(|error| error.at(&name))?;
-                    let back: Undo = Box::new(move || {
-                        Box::pin(async move {
-                            if let Err(error) = open.set_read_only(&children, !read_only).await {
-                                tracing::error!("undo of a graph change: {error}");
-                            }
-                        })
-                    });
-                    Ok(back)
-                })
-            });
+            let placed = self.topology.nodes.get_mut(&id).expect("it is there");
+            placed.read_only = read_only;
+            // What is inactive is read-only as long as it is.
+            if placed.common.active {
+                self.switch_read_only(id, read_only);
+            }
         }
-        Ok(())
+    }
+
+    pub(super) fn switch_read_only(&mut self, id: NodeId, read_only: bool) {
+        self.action([id], move |staged| {
+            Box::pin(async move {
+                let open = staged.topology.at(id).node.open.clone();
+                let children = staged.wired.get(&id).map(|wired| wired.children.clone()).unwrap_or_default();
+                let name = staged.topology.name(id);
+                open.set_read_only(&children, read_only).await.map_err(|error| error.at(&name))?;
+                let back: Undo = Box::new(move || {
+                    Box::pin(async move {
+                        if let Err(error) = open.set_read_only(&children, !read_only).await {
+                            tracing::error!("undo of a graph change: {error}");
+                        }
+                    })
+                });
+                Ok(back)
+            })
+        });
     }
 
     /// Writes another backing file into the header of an image, and makes that node its backing.
@@ -62,6 +74,11 @@ impl Change {
         let id = self.topology.id(node)?;
         self.set_child(node, "backing", backing)?;
         let header = file_in_header.map(|(file, format)| (file.to_owned(), format.to_owned()));
+        self.write_backing_file(id, header);
+        Ok(())
+    }
+
+    pub(super) fn write_backing_file(&mut self, id: NodeId, header: Option<(String, String)>) {
         self.action([id], move |staged| {
             Box::pin(async move {
                 let open = staged.topology.at(id).node.open.clone();
@@ -81,7 +98,6 @@ impl Change {
                 Ok(back)
             })
         });
-        Ok(())
     }
 
     /// Gives up all that an image has allocated (after a commit, say).

@@ -143,7 +143,11 @@ fn drivers() -> Vec<Arc<dyn Driver>> {
         description.children = vec![ChildSpec::required("child", Role::Filtered)];
         Arc::new(Idle(description)) as Arc<dyn Driver>
     };
+    let [null_co, null_aio] = NullDriver::of_qemu();
     vec![
+        Arc::new(null_co),
+        Arc::new(null_aio),
+        Arc::new(FileDriver::host_device()),
         Arc::new(NullDriver::default()),
         Arc::new(MemoryDriver::default()),
         Arc::new(RawDriver::default()),

@@ -9,6 +9,7 @@ mod jobs;
 mod kit;
 mod mirror;
 mod nodes;
+mod options;
 mod queries;
 mod schema;
 mod session;

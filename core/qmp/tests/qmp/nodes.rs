@@ -155,7 +155,7 @@ fn a_filter_goes_in_and_out_below_a_drive() {
 
     let wrong = [
         (json!({ "options": { "driver": "raw" }, "above": "vda" }), "Parameter 'options.file' is missing"),
-        (json!({ "options": { "driver": "null-co" }, "above": "vda" }), "'null' is no filter"),
+        (json!({ "options": { "driver": "null-co" }, "above": "vda" }), "'null-co' is no filter"),
         (
             json!({ "options": { "driver": "idle", "file": "disk" }, "above": "vda" }),
             "Parameter 'options.child' is unexpected",

@@ -73,9 +73,14 @@ fn wrong_options_are_named() {
     driver.check(&options(serde_json::json!({}))).unwrap();
     driver.check(&options(serde_json::json!({ "cache-size": "4MiB", "backing": null }))).unwrap();
     for (given, word) in [
-        (serde_json::json!({ "cache-size": 5 }), "cache-size"),
         (serde_json::json!({ "cache-size": "much" }), "much"),
-        (serde_json::json!({ "lazy-refcounts": true }), "lazy-refcounts"),
+        (
+            serde_json::json!({ "cache-size": 5, "l2-cache-size": 6 }),
+            "l2-cache-size may not exceed cache-size",
+        ),
+        (serde_json::json!({ "lazy-refcounts": 1 }), "lazy-refcounts"),
+        (serde_json::json!({ "overlap-check": { "template": "all", "l1": true } }), "overlap-check.l1"),
+        (serde_json::json!({ "encrypt": { "format": "luks" } }), "No encryption in image header"),
         (serde_json::json!({ "cache_size": 1 << 20 }), "cache_size"),
     ] {
         let error = driver.check(&options(given)).unwrap_err();
@@ -117,7 +122,7 @@ fn the_backing_file_of_the_header_is_a_child() {
         assert_eq!(definition["driver"], driver);
         assert_eq!(definition["file"]["path"], at(path).to_str().unwrap());
     }
-    for (name, path) in [("gone.img", Some(&*own)), ("raw.img", None), ("nbd://host/x", Some(&*own))] {
+    for (name, path) in [("gone.img", Some(&*own)), ("raw.img", None), ("ssh://host/x", Some(&*own))] {
         let error = implied(name, "", path, serde_json::json!({})).unwrap_err();
         assert!(error.to_string().contains(name), "{error}");
     }

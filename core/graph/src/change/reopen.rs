@@ -1,0 +1,271 @@
+//! A node takes new options, and other children, in its place.
+//!
+//! ```text
+//!   parent ─▶ node (old options) ─▶ child      parent ─▶ node (new options) ─▶ another child
+//! ```
+//!
+//! The node keeps its name, its bitmaps and its parents. While nothing is in flight its driver takes the new options, or opens
+//! another instance beside the old one, which is closed once nothing can fail any more. An error takes all of it back.
+
+use super::{Change, Undo, undo};
+use crate::{
+    definition::{ChildDefinition, Definition},
+    driver::{BoxFuture, OpenArgs, Reopened, Role},
+    error::{Error, Kind, Result},
+    node::{Node, NodeId},
+    topology::ChildEdge,
+    wiring::wire,
+};
+use std::sync::Arc;
+
+impl Change {
+    /// Gives a node that is there a new set of options: what the definition leaves out is at its default again. A child that
+    /// is named is the one from then on; one that is defined in place must be there already, and is reopened with it.
+    ///
+    /// Errors: an option that its driver cannot change, by name; a child that is left out although the node has it; a cycle.
+    pub fn reopen(&mut self, definition: Definition) -> Result<()> {
+        let Some(name) = definition.name.clone() else {
+            return Err(Error::new(Kind::Invalid, "node-name not specified"));
+        };
+        let id = self.topology.id(&name)?;
+        self.reopen_at(id, definition, None).map_err(|error| error.at(&name))
+    }
+
+    fn reopen_at(&mut self, id: NodeId, definition: Definition, above_read_only: Option<bool>) -> Result<()> {
+        let placed = self.topology.at(id).clone();
+        if definition.driver != placed.node.driver_name() {
+            return Err(cannot_change("driver"));
+        }
+        let read_only = definition.read_only.or(above_read_only).unwrap_or(false);
+        if definition.common.force_share && !read_only {
+            let text = "force-share=on can only be used with read-only images";
+            return Err(Error::new(Kind::Invalid, text));
+        }
+        if definition.common.active != placed.common.active {
+            return Err(cannot_change("active"));
+        }
+        placed.node.driver.check(&definition.options)?;
+        let mut children = placed.children.clone();
+        let mut said = Vec::new();
+        for (spec, child) in definition.children {
+            said.push(spec.name.clone());
+            let there = children.iter().position(|edge| edge.name == spec.name);
+            let node = match child {
+                ChildDefinition::Null => None,
+                ChildDefinition::Node(child) => {
+                    let node = self.topology.id(&child).map_err(|error| error.key(&spec.name))?;
+                    if self.topology.reach(node).contains(&id) {
+                        let (child, own) = (self.topology.name(node), self.topology.name(id));
+                        let text = format_args!(
+                            "Making '{child}' a {} child of '{own}' would create a cycle",
+                            spec.name
+                        );
+                        return Err(Error::new(Kind::Invalid, text));
+                    }
+                    Some(node)
+                }
+                ChildDefinition::Inline(inner) => {
+                    let own = there.map(|at| children[at].node).filter(|own| self.topology.at(*own).implicit);
+                    let Some(own) = own else { return Err(cannot_change(&format!("{}.driver", spec.name))) };
+                    let below_read_only = read_only || spec.role == Role::Backing;
+                    self.reopen_at(own, *inner, Some(below_read_only)).map_err(|error| {
+                        let key = format!("{}.{}", spec.name, error.option().unwrap_or_default());
+                        error.key(key.trim_end_matches('.'))
+                    })?;
+                    Some(own)
+                }
+            };
+            children.retain(|edge| edge.name != spec.name);
+            children.extend(node.map(|node| ChildEdge { name: spec.name, role: spec.role, node }));
+        }
+        if let Some(left_out) =
+            children.iter().find(|edge| edge.role == Role::Backing && !said.contains(&edge.name))
+        {
+            let text = format_args!("{} is missing for '{}'", left_out.name, placed.node.name);
+            return Err(Error::new(Kind::Invalid, text));
+        }
+        let specs = &placed.node.driver.description().children;
+        children.sort_by_key(|edge| specs.iter().position(|spec| spec.name == edge.name));
+        let new_children = children != placed.children;
+        let filter = self.topology.filtered(id).is_some();
+        let options = definition.options;
+        let there = self.topology.nodes.get_mut(&id).expect("it was looked up above");
+        there.children = children;
+        there.common = definition.common;
+        if options != placed.node.options || filter && new_children {
+            self.reopen_driver(id, options);
+        }
+        self.set_read_only_of(vec![id], read_only);
+        Ok(())
+    }
+
+    /// The driver takes other options, while nothing is in flight.
+    fn reopen_driver(&mut self, id: NodeId, options: crate::Options) {
+        let (trace, directory) = (self.graph.0.trace, self.directory.clone());
+        let closing = self.replaced.clone();
+        self.action([id], move |staged| {
+            Box::pin(async move {
+                let placed = staged.topology.at(id).clone();
+                let node = &placed.node;
+                let wired = wire(&staged.topology, trace);
+                let args = OpenArgs {
+                    node_name: &node.name,
+                    cookie: id.0,
+                    options: &options,
+                    children: wired[&id].children.clone(),
+                    read_only: placed.was_read_only(&staged.before),
+                    directory: &directory,
+                };
+                let reopened = node.driver.reopen(&node.open, &node.options, args).await;
+                let Reopened { open, undo: take_back, close_old } = reopened.map_err(|e| e.at(&node.name))?;
+                let new = Arc::new(Node {
+                    id,
+                    name: node.name.clone(),
+                    driver: node.driver.clone(),
+                    open: open.clone(),
+                    options,
+                    bitmaps: node.bitmaps.clone(),
+                    ranges: node.ranges.clone(),
+                    info: Default::default(),
+                    failed: Default::default(),
+                    threshold: node.threshold.clone(),
+                });
+                let placed = staged.topology.nodes.get_mut(&id).expect("it was looked up above");
+                let old = std::mem::replace(&mut placed.node, new);
+                let children = wired[&id].children.clone();
+                staged.wired.extend(wire(&staged.topology, trace));
+                if close_old {
+                    closing.lock().push((old, children.clone()));
+                }
+                let back: Undo = Box::new(move || -> BoxFuture<'static, ()> {
+                    Box::pin(async move {
+                        take_back();
+                        if close_old && let Err(error) = open.close(&children).await {
+                            tracing::warn!("closing after a failed change: {error}");
+                        }
+                    })
+                });
+                Ok(back)
+            })
+        });
+    }
+
+    // ---- active or not
+
+    /// Makes a node active or inactive, with what is below it. An inactive node holds no locks, takes no writes, and has written
+    /// everything: another program may use its files. One that becomes active reads anew what that may have changed.
+    ///
+    /// Errors: it has an active parent, or a user that writes.
+    pub fn set_active(&mut self, name: &str, active: bool) -> Result<()> {
+        let id = self.topology.id(name)?;
+        if !active && self.has_active_parent(id) {
+            return Err(Error::new(Kind::NotPermitted, "Node has active parent node"));
+        }
+        let reach = self.topology.reach(id);
+        let mut order: Vec<NodeId> =
+            self.topology.top_down().into_iter().filter(|id| reach.contains(id)).collect();
+        if active {
+            order.reverse();
+        }
+        for id in order {
+            let placed = self.topology.at(id);
+            // What another, active parent uses stays active.
+            if placed.common.active == active || !active && self.has_active_parent(id) {
+                continue;
+            }
+            let writable = !placed.read_only;
+            self.topology.nodes.get_mut(&id).expect("it is there").common.active = active;
+            if active {
+                self.refresh(id);
+            }
+            if writable {
+                self.switch_read_only(id, !active);
+            }
+        }
+        Ok(())
+    }
+
+    fn has_active_parent(&self, id: NodeId) -> bool {
+        let mut nodes = self.topology.nodes.values();
+        nodes.any(|placed| placed.common.active && placed.children.iter().any(|child| child.node == id))
+    }
+
+    fn refresh(&mut self, id: NodeId) {
+        self.action([id], move |staged| {
+            Box::pin(async move {
+                let placed = staged.topology.at(id);
+                let children = staged.wired.get(&id).map(|wired| wired.children.clone()).unwrap_or_default();
+                placed.node.open.refresh(&children).await.map_err(|error| error.at(&placed.node.name))?;
+                Ok(undo(|| {}))
+            })
+        });
+    }
+
+    // ---- the rest
+
+    /// Tells once of a write to a node that ends behind that offset ([`Event::WriteThreshold`](crate::Event)); 0: of none.
+    pub fn set_write_threshold(&mut self, node: &str, bytes: u64) -> Result<()> {
+        let id = self.topology.id(node)?;
+        self.action([id], move |staged| {
+            Box::pin(async move {
+                let threshold = staged.topology.at(id).node.threshold.clone();
+                let before = threshold.set(bytes);
+                Ok(undo(move || {
+                    threshold.set(before);
+                }))
+            })
+        });
+        Ok(())
+    }
+
+    /// Makes the roots of a user lead to another node, and follow that node's place from then on. Roots that stay at their
+    /// node are no such users.
+    ///
+    /// Errors: [`Kind::NotFound`] if the user has no root that can follow.
+    pub fn replace_under_user(&mut self, user: &str, node: &str) -> Result<()> {
+        let id = self.topology.id(node)?;
+        let mut found = false;
+        for attached in self.topology.roots.values_mut() {
+            let stays = matches!(attached.to, crate::topology::Attachment::Node(_));
+            if attached.root.user() == user && !stays {
+                attached.to = crate::topology::Attachment::Place(id);
+                found = true;
+            }
+        }
+        if found {
+            return Ok(());
+        }
+        Err(Error::new(Kind::NotFound, format_args!("there is no {user} that could be given another node")))
+    }
+
+    /// Writes another backing file into the header of an image, and leaves the graph as it is. An image that is read-only is
+    /// written to all the same.
+    pub fn set_backing_file(&mut self, node: &str, file: &str) -> Result<()> {
+        let id = self.topology.id(node)?;
+        let placed = self.topology.at(id);
+        let Some((_, format)) = placed.node.open.backing_file() else {
+            let text = "not allowing backing file change on an image without a backing file";
+            return Err(Error::new(Kind::Invalid, text));
+        };
+        let (read_only, file) = (placed.read_only, file.to_owned());
+        if read_only {
+            self.set_read_only(node, false)?;
+        }
+        self.write_backing_file(id, Some((file, format)));
+        if read_only {
+            self.set_read_only(node, true)?;
+        }
+        Ok(())
+    }
+}
+
+fn cannot_change(option: &str) -> Error {
+    Error::new(Kind::NotSupported, format_args!("Cannot change the option '{option}'"))
+}
+
+/// For a driver that can change no option: names the first that differs.
+pub fn refuse_changes(before: &crate::Options, after: &crate::Options) -> Result<()> {
+    let keys = after.keys().chain(before.keys().filter(|key| !after.contains_key(*key)));
+    let mut differing = keys.filter(|key| before.get(*key) != after.get(*key));
+    differing.next().map_or(Ok(()), |key| Err(cannot_change(key)))
+}
