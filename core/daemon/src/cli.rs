@@ -104,6 +104,15 @@ Examples:
         #[arg(long)]
         json: bool,
     },
+    /// Serve what options say that are those of qemu-storage-daemon: see 'storage-daemon --help'.
+    ///
+    /// The program is the same under a name that ends in 'storage-daemon'.
+    #[command(disable_help_flag = true)]
+    StorageDaemon {
+        /// As qemu-storage-daemon has them.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTION")]
+        arguments: Vec<std::ffi::OsString>,
+    },
     /// Look at a running daemon, and steer it.
     ///
     /// A daemon with a [monitor] listens on a socket, as said there. Jobs are waited for, with a bar on a terminal; Ctrl-C

@@ -79,6 +79,7 @@ impl Control for Program {
                     Address::Tcp(format!("[{host}]:{port}"))
                 }
                 QmpAddress::Inet(host, port) => Address::Tcp(format!("{host}:{port}")),
+                QmpAddress::Fd(name) => Address::Passed(name),
             };
             let options = ServerOptions {
                 handshake_limit: Duration::from_secs(server.handshake_max_seconds.into()),
@@ -175,6 +176,7 @@ pub(crate) fn bind(address: &Address) -> io::Result<Listener> {
     Ok(match address {
         Address::Unix(path) => UnixListener::bind(path)?.into(),
         Address::Tcp(address) => TcpListener::bind(address.as_str())?.into(),
+        Address::Passed(_) => return Err(io::ErrorKind::Unsupported.into()),
     })
 }
 

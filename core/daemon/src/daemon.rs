@@ -16,7 +16,7 @@ use driveline_transport::TlsRegistry;
 use parking_lot::Mutex;
 use std::{
     fmt,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -57,20 +57,16 @@ pub(crate) struct Inner {
     pub(crate) exports: Exports,
     /// What keeps persistent bitmaps.
     pub(crate) stores: Arc<Stores>,
-    /// Where QMP is spoken, if anywhere.
-    monitor: Mutex<Option<Monitoring>>,
+    /// What does commands, whoever they are from.
+    monitor: OnceLock<Monitor>,
+    /// Where clients of it are waited for.
+    accepting: Mutex<Vec<JoinHandle<()>>>,
     /// Somebody wants the program to end.
     pub(crate) quit: Quit,
     /// What the program was started with.
     pub(crate) started: Mutex<Config>,
     /// One file is applied at a time.
     pub(crate) applying: async_lock::Mutex<()>,
-}
-
-#[derive(Debug)]
-struct Monitoring {
-    monitor: Monitor,
-    accepting: JoinHandle<()>,
 }
 
 /// A bell that rings once.
@@ -111,10 +107,14 @@ impl Daemon {
         let objects = Objects::new(engine.handle().threads());
         let exports = Exports::new(engine.handle(), graph.clone(), tls);
         let stores = Stores::new(&graph).map_err(|error| StartError::World(error.to_string()))?;
-        let (monitor, quit, applying) = Default::default();
+        let (monitor, accepting, quit, applying) = Default::default();
         let started = Mutex::new(config.clone());
+        let (of_graph, of_jobs) = (graph.clone(), jobs.clone());
         let inner =
-            Arc::new(Inner { graph, jobs, objects, exports, stores, monitor, quit, started, applying });
+            Inner { graph, jobs, objects, exports, stores, monitor, accepting, quit, started, applying };
+        let inner = Arc::new(inner);
+        let program = Arc::new(control::Program(Arc::downgrade(&inner)));
+        inner.monitor.get_or_init(|| Monitor::new(of_graph, of_jobs, program));
         let daemon = Self { engine, inner };
         match daemon.engine.block_on_local(|| daemon.inner.open(config, daemon.engine.handle())) {
             Ok(()) => Ok(daemon),
@@ -161,8 +161,18 @@ impl Daemon {
         &self.engine
     }
 
-    #[cfg(test)]
-    pub(crate) fn inner(&self) -> &Inner {
+    /// Does a command of the control protocol. Call it where no engine thread is.
+    ///
+    /// Errors: those of the command, in QEMU's words.
+    pub fn execute(
+        &self,
+        command: &str,
+        arguments: serde_json::Value,
+    ) -> driveline_qmp::Result<serde_json::Value> {
+        self.engine.block_on_local(|| self.inner.monitor().execute(command, arguments))
+    }
+
+    pub(crate) fn inner(&self) -> &Arc<Inner> {
         &self.inner
     }
 
@@ -211,15 +221,12 @@ impl Inner {
         let exports =
             config.exports.iter().map(|section| (section.address.get_ref().clone(), NewExport::of(section)));
         self.exports.start(exports.collect()).await?;
+        for report in self.stores.reports().iter().filter(|report| report.crashed) {
+            self.monitor().emit_to_first(&Event::BitmapRecovered(control::recovered(report)));
+        }
         if let Some(listener) = listener {
-            let program = Arc::new(control::Program(Arc::downgrade(self)));
-            let monitor = Monitor::new(self.graph.clone(), self.jobs.clone(), program);
-            for report in self.stores.reports().iter().filter(|report| report.crashed) {
-                monitor.emit_to_first(&Event::BitmapRecovered(control::recovered(report)));
-            }
-            let serving = monitor.clone();
-            let accepting = engine.spawn_on(0, move || async move { serving.serve(listener).await });
-            *self.monitor.lock() = Some(Monitoring { monitor, accepting });
+            let monitor = self.monitor().clone();
+            self.take_clients(&engine, move || async move { monitor.serve(listener).await });
         }
         Ok(())
     }
@@ -239,25 +246,35 @@ impl Inner {
         }
     }
 
+    /// What does commands.
+    pub(crate) fn monitor(&self) -> &Monitor {
+        self.monitor.get().expect("a daemon is started with one")
+    }
+
+    /// Runs what waits for monitors' clients, until the end.
+    pub(crate) fn take_clients<F>(&self, engine: &Handle, serve: impl FnOnce() -> F + Send + 'static)
+    where
+        F: Future<Output = ()> + 'static,
+    {
+        self.accepting.lock().push(engine.spawn_on(0, serve));
+    }
+
     /// Tells monitors of an event.
     pub(crate) fn tell(&self, event: &Event) {
-        if let Some(monitoring) = &*self.monitor.lock() {
-            monitoring.monitor.emit(event);
-        }
+        self.monitor().emit(event);
     }
 
     /// Monitors hear of what happens here, so they go last; but no new ones come.
     async fn close(&self) -> Result<()> {
-        if let Some(monitoring) = &mut *self.monitor.lock() {
-            monitoring.accepting.abort();
+        for mut accepting in std::mem::take(&mut *self.accepting.lock()) {
+            accepting.abort();
         }
         self.jobs.shutdown().await;
-        self.exports.close().await;
-        let (remaining, saved) = self.stores.save().await;
-        let monitoring = self.monitor.lock().take();
-        if let Some(monitoring) = monitoring {
-            monitoring.monitor.close(Reason::Signal).await;
+        for id in self.exports.close().await {
+            self.tell(&Event::ExportDeleted { id });
         }
+        let (remaining, saved) = self.stores.save().await;
+        self.monitor().close(Reason::Signal).await;
         let closed = self.graph.close().await;
         // Files know what the images look like when those are closed.
         let put_away = self.stores.close_files(remaining);

@@ -1,10 +1,16 @@
 //! What is served: exports by id, on servers by address.
 
-use crate::config::{Address, ExportSection};
+use crate::{
+    config::{Address, ExportSection},
+    notify,
+};
 use driveline_bitmap::Keep;
-use driveline_engine::Handle;
+use driveline_engine::{
+    Handle,
+    net::{Listener, TcpListener, UnixListener},
+};
 use driveline_graph::{Error, Graph, Kind, Result, RootOptions, RootPlace};
-use driveline_nbd::{Address as Socket, Export, Server, ServerOptions};
+use driveline_nbd::{AddError, Address as Socket, Export, Server, ServerOptions};
 use driveline_transport::{ServerTls, TlsRegistry};
 use parking_lot::Mutex;
 use std::{
@@ -86,6 +92,8 @@ struct State {
     servers: BTreeMap<Address, Arc<Listening>>,
     /// The server that was started by a monitor.
     of_monitor: Option<Address>,
+    /// Sockets that listen, and from which nobody is taken before all exports are there.
+    held: Option<Vec<(Arc<Listening>, Listener)>>,
     exports: BTreeMap<String, Entry>,
 }
 
@@ -303,10 +311,44 @@ impl Exports {
             return Err(Error::new(Kind::Exists, message));
         }
         let server = Server::new(self.engine.clone(), options);
-        let socket = listen(&server, &address)?;
+        let listener = bind(&address).map_err(|error| error.in_qemus_words(&address))?;
+        let socket = bound(&listener)?;
         let mut state = self.state.lock();
-        state.servers.insert(address.clone(), Arc::new(Listening { server, socket }));
+        let listening = Arc::new(Listening { server, socket });
+        match &mut state.held {
+            Some(held) => held.push((listening.clone(), listener)),
+            None => drop(listening.server.accept_from(listener)),
+        }
+        state.servers.insert(address.clone(), listening);
         state.of_monitor = Some(address);
+        Ok(())
+    }
+
+    /// From now on, clients of a server that a monitor starts wait until [`Exports::let_in`]: for a program that adds its exports
+    /// one by one when it begins.
+    pub fn hold(&self) {
+        self.state.lock().held.get_or_insert_default();
+    }
+
+    /// Lets clients in.
+    pub fn let_in(&self) -> Result<()> {
+        for (listening, listener) in self.state.lock().held.take().unwrap_or_default() {
+            listening.server.accept_from(listener).map_err(Unheard::Io)?;
+        }
+        Ok(())
+    }
+
+    /// Serves what the server of an export serves on one more socket, too. Without an id: of the first export.
+    pub fn also_on(&self, id: Option<&str>, listener: Listener) -> Result<()> {
+        let state = self.state.lock();
+        let entry = match id {
+            Some(id) => state.exports.get(id),
+            None => state.exports.values().next(),
+        };
+        let none =
+            || Error::new(Kind::NotFound, "there is no export for the socket that was passed to the program");
+        let at = &entry.ok_or_else(none)?.at;
+        state.servers[at].server.accept_from(listener).map_err(Unheard::Io)?;
         Ok(())
     }
 
@@ -319,14 +361,18 @@ impl Exports {
         Ok(self.close_server(&address).await)
     }
 
-    /// Ends all servers: what was accepted is answered, then clients are disconnected and the sockets are gone.
-    pub async fn close(&self) {
+    /// Ends all servers: what was accepted is answered, then clients are disconnected and the sockets are gone. Returns the
+    /// ids of their exports.
+    pub async fn close(&self) -> Vec<String> {
         let _turn = self.turn.lock().await;
         let addresses: Vec<Address> = self.state.lock().servers.keys().cloned().collect();
+        let mut gone = Vec::new();
         for address in addresses {
-            self.close_server(&address).await;
+            gone.extend(self.close_server(&address).await);
         }
-        self.state.lock().of_monitor = None;
+        let mut state = self.state.lock();
+        (state.of_monitor, state.held) = (None, None);
+        gone
     }
 
     async fn close_server(&self, address: &Address) -> Vec<String> {
@@ -397,7 +443,12 @@ async fn add(graph: &Graph, server: &Server, new: &NewExport) -> Result<Shown> {
         bitmaps: kept.iter().map(|keep| keep.bitmap().clone()).collect(),
         allocation_depth: new.allocation_depth,
     };
-    server.add_export(&new.name, export).map_err(|error| Error::new(Kind::Exists, error))?;
+    server.add_export(&new.name, export).map_err(|error| match error {
+        AddError::Exists { name } => {
+            Error::new(Kind::Exists, format_args!("NBD server already has export named '{name}'"))
+        }
+        other => Error::new(Kind::Invalid, other),
+    })?;
     Ok(Shown { place, _bitmaps: kept })
 }
 
@@ -406,19 +457,88 @@ fn listen(server: &Server, address: &Address) -> Result<Socket> {
         let message = format_args!("cannot listen on {address}: {error}");
         Error::new(Kind::of_errno(error.raw_os_error().unwrap_or_default()), message)
     };
+    let listener = bind(address).map_err(|error| match error {
+        Unheard::Io(error) | Unheard::Name(error) => failed(error),
+        Unheard::Passed(text) => Error::new(Kind::Invalid, text),
+    })?;
+    server.accept_from(listener).map_err(failed)
+}
+
+/// Why nobody can be heard on an address.
+enum Unheard {
+    /// It cannot be had.
+    Io(std::io::Error),
+    /// Its name has no number.
+    Name(std::io::Error),
+    /// No such socket was passed.
+    Passed(String),
+}
+
+impl Unheard {
+    /// For monitors. Source: the texts of QEMU's util/qemu-sockets.c.
+    fn in_qemus_words(self, address: &Address) -> Error {
+        match self {
+            Unheard::Io(error) if matches!(address, Address::Unix(_)) => {
+                let text = format!("Failed to bind socket to {address}: {}", reason(&error));
+                Error::new(Kind::of_errno(error.raw_os_error().unwrap_or_default()), text)
+            }
+            Unheard::Io(error) => {
+                let text = format!("Failed to find an available port: {}", reason(&error));
+                Error::new(Kind::of_errno(error.raw_os_error().unwrap_or_default()), text)
+            }
+            Unheard::Name(error) => {
+                let why = reason(&error);
+                let why = why.rsplit(": ").next().unwrap_or_default();
+                Error::new(Kind::Invalid, format_args!("address resolution failed for {address}: {why}"))
+            }
+            Unheard::Passed(text) => Error::new(Kind::Invalid, text),
+        }
+    }
+}
+
+impl From<Unheard> for Error {
+    fn from(unheard: Unheard) -> Self {
+        match unheard {
+            Unheard::Io(error) | Unheard::Name(error) => {
+                Error::new(Kind::of_errno(error.raw_os_error().unwrap_or_default()), error)
+            }
+            Unheard::Passed(text) => Error::new(Kind::Invalid, text),
+        }
+    }
+}
+
+/// What the system says, without the number.
+pub(crate) fn reason(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    match text.split_once(" (os error") {
+        Some((text, _)) => text.to_owned(),
+        None => text,
+    }
+}
+
+fn bind(address: &Address) -> Result<Listener, Unheard> {
     match address {
-        Address::Unix(path) => server.listen(&Socket::Unix(path.clone())).map_err(failed),
+        Address::Unix(path) => UnixListener::bind(path).map(Listener::from).map_err(Unheard::Io),
         Address::Tcp(text) => {
             let mut last = std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address");
-            for found in text.to_socket_addrs().map_err(failed)? {
-                match server.listen(&Socket::Tcp(found)) {
-                    Ok(socket) => return Ok(socket),
+            for found in text.to_socket_addrs().map_err(Unheard::Name)? {
+                match TcpListener::bind(found) {
+                    Ok(listener) => return Ok(listener.into()),
                     Err(error) => last = error,
                 }
             }
-            Err(failed(last))
+            Err(Unheard::Io(last))
         }
+        Address::Passed(name) => notify::socket(name).map_err(Unheard::Passed),
     }
+}
+
+/// As it is bound: port 0 is a real one here.
+fn bound(listener: &Listener) -> Result<Socket> {
+    Ok(match listener {
+        Listener::Unix(listener) => Socket::Unix(listener.path().to_owned()),
+        Listener::Tcp(listener) => Socket::Tcp(listener.local_addr().map_err(Unheard::Io)?),
+    })
 }
 
 /// An address that NBD's clients take.

@@ -37,6 +37,8 @@ pub mod demo;
 pub mod drivers;
 pub mod exports;
 pub mod logging;
+pub mod notify;
 pub mod picture;
 pub mod runtime;
+pub mod storage_daemon;
 pub mod stores;

@@ -5,11 +5,19 @@ use driveline_daemon::{
     cli::{Cli, Command},
     commands,
     commands::ApplyWish,
-    logging,
+    logging, storage_daemon,
 };
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    let mut arguments = std::env::args_os();
+    let argv0 = arguments.next().unwrap_or_default();
+    if let Some(name) = storage_daemon::is_its_name(argv0.as_ref()) {
+        return storage_daemon::run(&name, arguments.collect());
+    }
+    if arguments.next().is_some_and(|command| command == "storage-daemon") {
+        return storage_daemon::run("driveline storage-daemon", arguments.collect());
+    }
     // The shell asks what could come next.
     clap_complete::CompleteEnv::with_factory(Cli::command).complete();
     let cli = Cli::parse();
@@ -24,6 +32,7 @@ fn main() -> ExitCode {
         Command::Apply { file, dry_run, prune_bitmaps, socket, json } => {
             commands::apply(&file.file, ApplyWish { dry_run, prune_bitmaps }, socket, json)
         }
+        Command::StorageDaemon { arguments } => storage_daemon::run("driveline storage-daemon", arguments),
         Command::Ctl(ctl) => commands::ctl(ctl),
         Command::Demo => commands::demo(),
         Command::Bitmap(command) => commands::bitmap(command),

@@ -186,4 +186,6 @@ pub enum Address {
     Unix(PathBuf),
     /// TCP: a host and a port.
     Inet(String, u16),
+    /// A socket that was passed to the program and listens already: its number, or its name in `LISTEN_FDNAMES`.
+    Fd(String),
 }

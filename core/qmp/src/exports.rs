@@ -266,8 +266,7 @@ struct InetSocketAddress {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct FdSocketAddress {
-    #[serde(rename = "str")]
-    _name: String,
+    str: String,
 }
 
 /// What `data` is for each type of address, for the schema.
@@ -314,9 +313,8 @@ impl SocketAddressLegacy {
                 Ok(Address::Inet(host, number))
             }
             SocketAddressType::Fd => {
-                let FdSocketAddress { _name: _ } = arguments::parse(self.data, AT)?;
-                // Descriptors that were passed on the command line are named there only.
-                Err(Error::generic("only QEMU supports file descriptor passing"))
+                let FdSocketAddress { str } = arguments::parse(self.data, AT)?;
+                Ok(Address::Fd(str))
             }
         }
     }

@@ -157,7 +157,15 @@ impl Monitor {
 
     /// Serves one connection until it ends.
     pub async fn session(&self, stream: Stream) {
-        let session = Session::new(stream);
+        self.serve_one(Session::new(stream, false)).await;
+    }
+
+    /// The same with line breaks in what it says, for people.
+    pub async fn pretty_session(&self, stream: Stream) {
+        self.serve_one(Session::new(stream, true)).await;
+    }
+
+    async fn serve_one(&self, session: Arc<Session>) {
         self.0.sessions.lock().push(session.clone());
         // Taken out again even if a command panics.
         let _listed = Listed(self, &session);

@@ -2,7 +2,8 @@
 
 use event_listener::Event;
 use parking_lot::Mutex;
-use serde_json::Value;
+use serde::Serialize;
+use serde_json::{Serializer, Value, ser::PrettyFormatter};
 
 /// A monitor that leaves more than this unread gets no new command done.
 const FULL_BYTES: usize = 1 << 20;
@@ -12,6 +13,8 @@ const DEAD_BYTES: usize = 16 << 20;
 /// Messages on their way out.
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
+    /// Messages have line breaks.
+    pretty: bool,
     state: Mutex<State>,
     changed: Event,
 }
@@ -28,13 +31,25 @@ struct State {
 }
 
 impl Outbox {
+    /// Nothing yet; `pretty`: with line breaks, for people.
+    pub(crate) fn new(pretty: bool) -> Self {
+        Self { pretty, ..Self::default() }
+    }
+
     /// Puts a message in. Says whether the other side still reads.
     pub(crate) fn put(&self, message: &Value) -> bool {
         let mut state = self.state.lock();
         if state.closed {
             return true;
         }
-        serde_json::to_writer(&mut state.waiting, message).expect("a value can be written to memory");
+        let written = match self.pretty {
+            true => {
+                let four = PrettyFormatter::with_indent(b"    ");
+                message.serialize(&mut Serializer::with_formatter(&mut state.waiting, four))
+            }
+            false => serde_json::to_writer(&mut state.waiting, message),
+        };
+        written.expect("a value can be written to memory");
         state.waiting.extend_from_slice(b"\r\n");
         let alive = !state.dead && state.waiting.len() <= DEAD_BYTES;
         if !alive {

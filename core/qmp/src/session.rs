@@ -45,9 +45,10 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    pub(crate) fn new(stream: Stream) -> Arc<Self> {
+    pub(crate) fn new(stream: Stream, pretty: bool) -> Arc<Self> {
         let [oob, negotiated, greeted, quits] = [false; 4].map(AtomicBool::new);
-        let (outbox, queue) = Default::default();
+        let outbox = Outbox::new(pretty);
+        let queue = Default::default();
         Arc::new(Self { stream, outbox, queue, oob, negotiated, greeted, quits })
     }
 

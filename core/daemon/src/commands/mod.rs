@@ -18,6 +18,7 @@ pub use graph::graph;
 pub use image::{check_image, image};
 pub use plugin::plugin;
 pub use run::run;
+pub(crate) use run::until_the_end;
 
 pub use crate::demo::demo;
 
@@ -43,6 +44,11 @@ fn read(file: &Path) -> Result<(Config, Mistakes), ExitCode> {
 pub(crate) fn fail(message: impl std::fmt::Display) -> ExitCode {
     say(message);
     ExitCode::FAILURE
+}
+
+/// As [`say`], by another name of the program.
+pub(crate) fn say_as(program: &str, message: impl std::fmt::Display) {
+    let _ = writeln!(io::stderr(), "{program}: {message}");
 }
 
 /// Tells people something. Where that cannot be written (a log on a full disk) it is lost, and nothing else.

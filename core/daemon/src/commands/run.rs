@@ -1,7 +1,10 @@
 //! `driveline run`.
 
 use super::{fail, print, read, say};
-use crate::daemon::{Daemon, StartError};
+use crate::{
+    daemon::{Daemon, StartError},
+    notify,
+};
 use driveline_engine::signal::Signals;
 use futures::future::{Either, select};
 use std::{
@@ -33,6 +36,10 @@ pub fn run(file: &Path) -> ExitCode {
         }
         Err(error) => return fail(format_args!("{}: {error}", file.display())),
     };
+    if let Err(error) = activate(&daemon) {
+        drop(daemon.stop());
+        return fail(error);
+    }
     for report in daemon.recovered().iter().filter(|report| report.crashed) {
         say(report);
     }
@@ -40,7 +47,13 @@ pub fn run(file: &Path) -> ExitCode {
         daemon.exports().iter().map(|export| format!("{}: {}\n", export.id, export.uri)).collect();
     print(&lines);
     tracing::info!("serving");
-    let closed = daemon.engine().block_on_local(|| serve(&daemon, &mut signals));
+    notify::tell("READY=1");
+    until_the_end(daemon, &mut signals)
+}
+
+/// Serves until a signal or a monitor's quit, and ends everything in order.
+pub(crate) fn until_the_end(daemon: Daemon, signals: &mut Signals) -> ExitCode {
+    let closed = daemon.engine().block_on_local(|| serve(&daemon, signals));
     let Some(closed) = closed else {
         say("ended at once, by a second signal");
         // Images are left as after a power cut, which they are made for.
@@ -51,6 +64,19 @@ pub fn run(file: &Path) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(format_args!("while closing: {error}")),
     }
+}
+
+/// Serves on the sockets that systemd passed, too: on each, what is on the server of the export of its name; if no export has
+/// its name, of the first.
+fn activate(daemon: &Daemon) -> Result<(), String> {
+    let exports = &daemon.inner().exports;
+    let ids: Vec<String> = exports.list().into_iter().map(|export| export.id).collect();
+    for (number, name) in notify::passed() {
+        let listener = notify::socket(&number.to_string())?;
+        let of = ids.iter().find(|id| **id == name).map(String::as_str);
+        exports.also_on(of, listener).map_err(|error| error.to_string())?;
+    }
+    Ok(())
 }
 
 /// Waits for the end, and ends everything in order. `None`: there was a signal meanwhile.
@@ -67,6 +93,7 @@ async fn serve(daemon: &Daemon, signals: &mut Signals) -> Option<driveline_graph
             Either::Right(_) => tracing::info!("ending, as a monitor asked"),
         }
     }
+    notify::tell("STOPPING=1");
     let mut close = pin!(daemon.close());
     loop {
         match select(close.as_mut(), pin!(signals.next())).await {

@@ -26,6 +26,8 @@ pub enum Address {
     Unix(PathBuf),
     /// TCP: `host:port`.
     Tcp(String),
+    /// A socket that was passed to the program, by number or name. No file says so.
+    Passed(String),
 }
 
 impl fmt::Display for Address {
@@ -33,6 +35,7 @@ impl fmt::Display for Address {
         match self {
             Address::Unix(path) => write!(f, "{}", path.display()),
             Address::Tcp(address) => f.write_str(address),
+            Address::Passed(name) => write!(f, "fd:{name}"),
         }
     }
 }
