@@ -317,7 +317,7 @@ impl Exports {
         let listening = Arc::new(Listening { server, socket });
         match &mut state.held {
             Some(held) => held.push((listening.clone(), listener)),
-            None => drop(listening.server.accept_from(listener)),
+            None => drop(listening.server.accept_from(listener).map_err(Unheard::Io)?),
         }
         state.servers.insert(address.clone(), listening);
         state.of_monitor = Some(address);

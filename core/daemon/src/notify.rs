@@ -40,9 +40,10 @@ pub fn tell(state: &str) {
 /// Descriptors that were passed to this very process, with their names (empty: none was given).
 pub fn passed() -> Vec<(i32, String)> {
     let number = |variable: &str| env::var(variable).ok()?.parse::<u32>().ok();
-    // Started again in the background, it is another process than the one that they were passed to.
-    let ours = number("LISTEN_PID") == Some(std::process::id())
-        || env::var_os(super::storage_daemon::CHILD).is_some();
+    // Started again in the background, it has what was passed to its parent.
+    let passed_to = number("LISTEN_PID");
+    let ours = passed_to.is_some()
+        && [Some(std::process::id()), number(crate::storage_daemon::CHILD)].contains(&passed_to);
     let count = number("LISTEN_FDS").filter(|_| ours).unwrap_or(0);
     let names = env::var("LISTEN_FDNAMES").unwrap_or_default();
     let mut names = names.split(':');

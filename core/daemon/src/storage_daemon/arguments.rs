@@ -95,8 +95,7 @@ fn short_options(
     rest: &mut impl Iterator<Item = String>,
     given: &mut Vec<Given>,
 ) -> Result<(), String> {
-    let mut letters = argument[1..].char_indices();
-    while let Some((at, letter)) = letters.next() {
+    for (at, letter) in argument[1..].char_indices() {
         let (kind, value, text) = match letter {
             'h' => (Kind::Help, String::new(), "-h".to_owned()),
             'V' => (Kind::Version, String::new(), "-V".to_owned()),
