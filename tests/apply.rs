@@ -111,6 +111,11 @@ fn filters_bitmaps_and_exports_come_and_go_while_a_guest_writes() {
     assert_eq!(world.root(), "limit");
     assert_eq!(world.apply(&second, &[]), "nothing to change\n");
     run("qemu-img", &["info", &format!("nbd+unix:///more?socket={}", world.daemon.path("more.sock"))]);
+    // Other options of a node: it is opened anew in its place.
+    let slower = LIMIT.replace("100000", "90000");
+    let third = [NODES, &slower, &drive("limit", bitmaps), &export("vda", ""), &export("more", ""), MONITOR];
+    let done = world.apply(&third, &[]);
+    assert_eq!(done, "changed:\n  ~ node limit, opened anew  iops: 100000 -> 90000\n");
     // Back again; the bitmap that the file does not name any more is kept, until it is to go.
     let first = [NODES, &drive("active", "{ name = \"daily\" }"), &export("vda", ""), MONITOR];
     let done = world.apply(&first, &[]);

@@ -2,6 +2,7 @@
 
 mod apply;
 mod backup;
+mod checkpoints;
 mod clients;
 mod ctl;
 mod differential;
@@ -16,5 +17,6 @@ mod persistent;
 mod plugins;
 mod real_job;
 mod robust;
+mod story;
 mod tidy;
 mod worlds;

@@ -112,9 +112,18 @@ impl Daemon {
 
     /// What it holds in memory, in bytes: `VmRSS`.
     pub(crate) fn resident_bytes(&self) -> u64 {
+        self.memory("VmRSS:")
+    }
+
+    fn memory(&self, key: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix(key)).expect("it runs");
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    }
+
+    /// The part of it that is no file's: what it has allocated. The code of a debug build is several times what is shipped.
+    pub(crate) fn anonymous_bytes(&self) -> u64 {
+        self.memory("RssAnon:")
     }
 
     /// A path in its directory.

@@ -2,7 +2,7 @@
 
 use driveline_drivers::{
     FileDriver,
-    conformance::{Check, OpenNodeArgs, check, edge_to, options_of},
+    conformance::{Check, OpenNodeArgs, check, edge_to, options_with_words},
 };
 use driveline_engine::{Backend, Config, Engine};
 use driveline_graph::{Driver, Kind, OpenChild, Result};
@@ -50,8 +50,11 @@ fn with_file(size: u64, options: Value) -> (Engine, TempDir, OpenChild) {
 
 #[test]
 fn options_are_those_of_the_description() {
-    let all = json!({ "path": "x", "cache": "none", "locking": "on", "discard": "ignore" });
-    options_of(&FileDriver::default(), all);
+    let all = json!({
+        "path": "x", "cache": "none", "locking": "on", "discard": "ignore", "aio": "native", "drop-cache": true,
+        "x-check-cache-dropped": false, "force-share": false,
+    });
+    options_with_words(&FileDriver::default(), all, &["filename"]);
     for wrong in [
         json!({}),
         json!({ "path": "" }),

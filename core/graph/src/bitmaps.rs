@@ -42,7 +42,7 @@ impl Change {
         let (graph, target) = (self.graph.clone(), target.to_owned());
         self.action([id], move |staged| {
             Box::pin(async move {
-                let node = staged.topology.at(id).node.clone();
+                let node = staged.any_node(id)?;
                 let info = wire(&staged.topology, false)[&id].info;
                 let cluster = (info.cluster_bytes > 0).then_some(u64::from(info.cluster_bytes));
                 let granularity = granularity.unwrap_or_else(|| Granularity::default_for(cluster));
@@ -77,7 +77,7 @@ impl Change {
         let id = self.topology.node_or_drive(target)?;
         self.action([id], move |staged| {
             Box::pin(async move {
-                let node = staged.topology.at(id).node.clone();
+                let node = staged.any_node(id)?;
                 let size = wire(&staged.topology, false)[&id].info.size_bytes;
                 refuse_parked_name(staged, id, bitmap.name().as_str())?;
                 if bitmap.length() != size {
@@ -94,7 +94,7 @@ impl Change {
     /// Removes a bitmap. One in use is refused.
     pub fn remove_bitmap(&mut self, target: &str, name: &str) -> Result<()> {
         self.bitmap_action(target, name, |staged, id, bitmap| {
-            let node = staged.topology.at(id).node.clone();
+            let node = staged.any_node(id)?;
             let before = node.bitmaps.lock().clone();
             node.bitmaps.lock().remove(bitmap.name().as_str())?;
             if let Err(error) = bitmap.forget() {
@@ -112,7 +112,7 @@ impl Change {
     /// refused.
     pub fn detach_bitmap(&mut self, target: &str, name: &str) -> Result<()> {
         self.bitmap_action(target, name, |staged, id, bitmap| {
-            let node = staged.topology.at(id).node.clone();
+            let node = staged.any_node(id)?;
             let before = node.bitmaps.lock().clone();
             bitmap.set_readonly(false);
             node.bitmaps.lock().remove(bitmap.name().as_str())?;
@@ -133,7 +133,7 @@ impl Change {
     pub fn adopt_bitmap(&mut self, target: &str, name: &str) -> Result<()> {
         let (graph, home) = (self.graph.clone(), target.to_owned());
         self.bitmap_action(target, name, move |staged, id, bitmap| {
-            let at = staged.topology.name(id);
+            let at = staged.any_node(id)?.name.clone();
             if !bitmap.is_inconsistent() {
                 let message = format_args!("bitmap '{}' is not inconsistent", bitmap.name());
                 return Err(Error::new(Kind::Invalid, message).at(&at));
@@ -195,7 +195,7 @@ impl Change {
     pub fn rename_bitmap(&mut self, target: &str, name: &str, new_name: &str) -> Result<()> {
         let new = BitmapName::new(new_name)?;
         self.bitmap_action(target, name, move |staged, id, bitmap| {
-            let node = staged.topology.at(id).node.clone();
+            let node = staged.any_node(id)?;
             let old = bitmap.name();
             node.bitmaps.lock().rename(old.as_str(), new.clone())?;
             Ok(Box::new(move || drop(node.bitmaps.lock().rename(new.as_str(), old))))

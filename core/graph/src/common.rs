@@ -117,6 +117,28 @@ impl NodeOptions {
         Ok(common)
     }
 
+    /// As options, those that differ from their defaults.
+    pub fn to_options(&self) -> Options {
+        let mut options = Options::new();
+        if self.detect_zeroes != DetectZeroes::Off {
+            options.insert("detect-zeroes".into(), self.detect_zeroes.name().into());
+        }
+        if let Some(unmap) = self.discard {
+            options.insert("discard".into(), if unmap { "unmap" } else { "ignore" }.into());
+        }
+        let mut cache = Options::new();
+        cache.extend(self.direct.map(|direct| ("direct".to_owned(), direct.into())));
+        cache.extend(self.no_flush.then(|| ("no-flush".to_owned(), true.into())));
+        if !cache.is_empty() {
+            options.insert("cache".into(), cache.into());
+        }
+        for (name, set) in [("auto-read-only", self.auto_read_only), ("force-share", self.force_share)] {
+            options.extend(set.then(|| (name.to_owned(), true.into())));
+        }
+        options.extend((!self.active).then(|| ("active".to_owned(), false.into())));
+        options
+    }
+
     /// What a node defined in place has from this one above it.
     pub(crate) fn below(&self) -> Self {
         Self { detect_zeroes: DetectZeroes::Off, discard: None, ..*self }

@@ -182,11 +182,10 @@ impl Jobs {
         }
         // After that event, as in QEMU.
         job.set_status(JobStatus::Concluded);
-        if !job.common.auto_dismiss {
-            job.until_dismissed().await;
+        if job.common.auto_dismiss {
+            self.forget(job);
+            job.set_status(JobStatus::Null);
         }
-        self.forget(job);
-        job.set_status(JobStatus::Null);
     }
 
     /// From the end of a member's work to the effect of all.

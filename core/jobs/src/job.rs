@@ -118,7 +118,6 @@ struct State {
     end_softly: bool,
     complete: bool,
     finalize: bool,
-    dismiss: bool,
     done: u64,
     total: u64,
     error: Option<Error>,
@@ -163,7 +162,6 @@ impl Job {
             end_softly: false,
             complete: false,
             finalize: false,
-            dismiss: false,
             done: 0,
             total: 0,
             error: None,
@@ -229,7 +227,8 @@ impl Job {
             }
             Verb::Complete => state.complete = true,
             Verb::Finalize => state.finalize = true,
-            Verb::Dismiss => state.dismiss = true,
+            // Whoever asked does the rest.
+            Verb::Dismiss => {}
             Verb::SetSpeed | Verb::Change => {}
         }
         drop(state);
@@ -382,10 +381,6 @@ impl Job {
     pub(crate) fn cancel_with_group(&self) {
         self.state.lock().cancel.get_or_insert(Force(true));
         self.changed.notify(usize::MAX);
-    }
-
-    pub(crate) async fn until_dismissed(&self) {
-        self.until(|state| state.dismiss).await;
     }
 
     pub(crate) async fn until_concluded(&self) {

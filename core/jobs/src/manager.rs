@@ -117,9 +117,13 @@ impl Jobs {
         self.find(id)?.verb(Verb::Finalize, Force(false))
     }
 
-    /// Forgets a concluded job.
+    /// Forgets a concluded job. When this returns its id is free.
     pub fn dismiss(&self, id: &str) -> Result<()> {
-        self.find(id)?.verb(Verb::Dismiss, Force(false))
+        let job = self.find(id)?;
+        job.verb(Verb::Dismiss, Force(false))?;
+        self.forget(&job);
+        job.set_status(JobStatus::Null);
+        Ok(())
     }
 
     /// Limits a job to so many bytes per second; 0: no limit.
@@ -184,7 +188,11 @@ impl Jobs {
     /// A reserved job is not started after all.
     pub(crate) fn unreserve(&self, job: &Job) {
         self.release(job);
-        self.0.state.lock().jobs.remove(&job.common.id);
+        let jobs = &mut self.0.state.lock().jobs;
+        // Its id may be another job's by now.
+        if jobs.get(&job.common.id).is_some_and(|there| std::ptr::eq(&**there, job)) {
+            jobs.remove(&job.common.id);
+        }
         // A shutdown may wait for it.
         job.never_was();
     }

@@ -171,13 +171,13 @@ async fn take_snapshot(bench: &Bench, options: serde_json::Value) {
 }
 
 fn fleecing(seed: u64) {
-    let faulty_target = seed % 2 == 0;
+    let faulty_target = seed.is_multiple_of(2);
     let bench = Bench::new(seed, faulty_target, 4096);
     bench.clone().sim.run(async move {
         let guest = bench.guest().await;
         bench.clone().scribble(guest.clone(), 6, 4096).await;
         let before = bench.contents("vda").await;
-        let by_bitmap = seed % 3 == 0;
+        let by_bitmap = seed.is_multiple_of(3);
         let breaks_snapshot = seed % 5 < 2;
         let wanted: Vec<bool> = (0..SIZE.div_ceil(CLUSTER))
             .map(|at| {
@@ -192,7 +192,7 @@ fn fleecing(seed: u64) {
             options["bitmap"] = json!({ "node": "vda", "name": "daily" });
         }
         take_snapshot(&bench, options).await;
-        if seed % 4 != 0 {
+        if !seed.is_multiple_of(4) {
             bench.world.faults.store(12, SeqCst);
         }
         let guests = bench.guests(&guest, 3, 12, 4096);
@@ -242,7 +242,7 @@ fn fleecing(seed: u64) {
                         assert!(denied || breaks_snapshot, "seed {seed}: {range:?}");
                         lost |= !denied;
                     }
-                    Err(error) => assert!(seed % 4 != 0, "seed {seed}: {error}"),
+                    Err(error) => assert!(!seed.is_multiple_of(4), "seed {seed}: {error}"),
                 },
             }
         }
@@ -278,7 +278,7 @@ const SYNCS: [(BackupSync, Option<BitmapMode>); 8] = [
 
 fn backup(seed: u64) {
     let granularity = [4096, CLUSTER, 4 * CLUSTER][seed as usize % 3];
-    let bench = Bench::new(seed, seed % 2 == 0, granularity);
+    let bench = Bench::new(seed, seed.is_multiple_of(2), granularity);
     bench.clone().sim.run(async move {
         let sim = &bench.sim;
         let (sync, bitmap_mode) = SYNCS[sim.below(8) as usize];

@@ -13,6 +13,7 @@ const FIRST_BITMAP: u32 = 2;
 const ALLOCATION: &str = "base:allocation";
 const DEPTH: &str = "qemu:allocation-depth";
 const BITMAP: &str = "qemu:dirty-bitmap:";
+const BACKUP: &str = "driveline:backup:";
 
 /// One context of an export.
 #[derive(Clone)]
@@ -23,6 +24,8 @@ pub(crate) enum Context {
     Depth,
     /// `qemu:dirty-bitmap:NAME`: 1 is dirty.
     Bitmap(Arc<Bitmap>),
+    /// `driveline:backup:NAME`: 1 is dirty and has to be copied, 2 is dirty and reads as zeroes, so that nothing has to be.
+    Backup(Arc<Bitmap>),
 }
 
 impl Context {
@@ -31,6 +34,7 @@ impl Context {
             Context::Allocation => ALLOCATION.to_owned(),
             Context::Depth => DEPTH.to_owned(),
             Context::Bitmap(bitmap) => format!("{BITMAP}{}", bitmap.name()),
+            Context::Backup(bitmap) => format!("{BACKUP}{}", bitmap.name()),
         }
     }
 }
@@ -60,12 +64,12 @@ pub(crate) enum Purpose {
 /// All contexts of an export.
 fn all<S>(export: &Export<S>) -> impl Iterator<Item = Selected> + '_ {
     let depth = export.allocation_depth.then_some((ContextId(1), Context::Depth));
-    let bitmaps = (FIRST_BITMAP..)
-        .zip(&export.bitmaps)
-        .map(|(id, bitmap)| (ContextId(id), Context::Bitmap(Arc::clone(bitmap))));
+    let bitmaps = export.bitmaps.iter().map(|bitmap| Context::Bitmap(Arc::clone(bitmap)));
+    let backups = export.bitmaps.iter().map(|bitmap| Context::Backup(Arc::clone(bitmap)));
+    let of_bitmaps = (FIRST_BITMAP..).map(ContextId).zip(bitmaps.chain(backups));
     std::iter::once((ContextId(0), Context::Allocation))
         .chain(depth)
-        .chain(bitmaps)
+        .chain(of_bitmaps)
         .map(|(id, context)| Selected { id, context })
 }
 
@@ -81,7 +85,8 @@ pub(crate) fn matching<S>(export: &Export<S>, queries: &[&str], purpose: Purpose
 }
 
 fn matches(name: &str, query: &str, purpose: Purpose) -> bool {
-    let wildcard = purpose == Purpose::List && ["base:", "qemu:", BITMAP].contains(&query);
+    let wildcard =
+        purpose == Purpose::List && ["base:", "qemu:", BITMAP, "driveline:", BACKUP].contains(&query);
     if wildcard { name.starts_with(query) } else { name == query }
 }
 
@@ -109,16 +114,23 @@ mod tests {
         matching(&export(), queries, purpose).iter().map(|selected| selected.context.name()).collect()
     }
 
-    const EVERYTHING: [&str; 4] =
-        ["base:allocation", "qemu:allocation-depth", "qemu:dirty-bitmap:daily", "qemu:dirty-bitmap:a:b"];
+    const EVERYTHING: [&str; 6] = [
+        "base:allocation",
+        "qemu:allocation-depth",
+        "qemu:dirty-bitmap:daily",
+        "qemu:dirty-bitmap:a:b",
+        "driveline:backup:daily",
+        "driveline:backup:a:b",
+    ];
 
     #[test]
     fn wildcards_list_and_do_not_select() {
         assert_eq!(names(&[], Purpose::List), EVERYTHING);
         assert_eq!(names(&["base:"], Purpose::List), EVERYTHING[..1]);
-        assert_eq!(names(&["qemu:"], Purpose::List), EVERYTHING[1..]);
-        assert_eq!(names(&["qemu:dirty-bitmap:"], Purpose::List), EVERYTHING[2..]);
-        for query in ["base:", "qemu:", "qemu:dirty-bitmap:"] {
+        assert_eq!(names(&["qemu:"], Purpose::List), EVERYTHING[1..4]);
+        assert_eq!(names(&["qemu:dirty-bitmap:"], Purpose::List), EVERYTHING[2..4]);
+        assert_eq!(names(&["driveline:"], Purpose::List), EVERYTHING[4..]);
+        for query in ["base:", "qemu:", "qemu:dirty-bitmap:", "driveline:", "driveline:backup:"] {
             assert_eq!(names(&[query], Purpose::Select), [""; 0]);
         }
         assert_eq!(names(&[], Purpose::Select), [""; 0]);

@@ -1,8 +1,9 @@
 //! Network block device: the protocol as a pure codec, and the server that exports drives over it.
 //!
 //! It is fixed newstyle with everything that clients use today: structured replies and extended headers, block sizes, FUA,
-//! fast zeroes, many connections, and block status with `base:allocation`, `qemu:allocation-depth` and
-//! `qemu:dirty-bitmap:NAME`. It is not a client (that is a driver).
+//! fast zeroes, many connections, and block status with `base:allocation`, `qemu:allocation-depth`,
+//! `qemu:dirty-bitmap:NAME`, and `driveline:backup:NAME`, which tells a backup tool what is dirty and has to be copied (1), and what is
+//! dirty and reads as zeroes (2). It is not a client (that is a driver).
 //!
 //! Three nouns:
 //! * [`wire`]: the bytes and nothing else; no socket, no storage, no thread. A client can use it as well.

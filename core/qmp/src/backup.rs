@@ -7,7 +7,7 @@ use crate::{
     monitor::Monitor,
     transaction::{Action, alone},
 };
-use driveline_graph::BoxFuture;
+use driveline_graph::{BoxFuture, CreatedImage, Graph, Layout, NewImage};
 use driveline_jobs::{BackupArgs, BackupSync, BitmapMode, Perf, Start};
 use serde::Deserialize;
 use serde_json::json;
@@ -44,7 +44,7 @@ struct BackupPerf {
 
 /// Writes what both commands have into a struct, with the members that only one has.
 macro_rules! backup {
-    ($(#[$doc:meta])* $name:ident { $($own:ident: $type:ty,)* }) => {
+    ($(#[$doc:meta])* $name:ident { $($(#[$meta:meta])* $own:ident: $type:ty,)* }) => {
         $(#[$doc])*
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -64,7 +64,7 @@ macro_rules! backup {
             discard_source: Option<bool>,
             x_perf: Option<BackupPerf>,
             target: String,
-            $($own: $type,)*
+            $($(#[$meta])* $own: $type,)*
         }
 
         impl $name {
@@ -113,14 +113,18 @@ backup! {
     DriveBackup {
         format: Option<String>,
         mode: Option<ModeName>,
+        /// The file that was made for it.
+        #[serde(skip)]
+        made: Option<CreatedImage>,
     }
 }
 
 /// QAPI's `NewImageMode`.
-#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum ModeName {
     Existing,
+    #[default]
     AbsolutePaths,
 }
 
@@ -171,26 +175,74 @@ impl Action for DriveBackup {
     fn stage<'a>(&'a mut self, monitor: &'a Monitor, start: &'a mut Start) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
             find_node(start, &self.device)?;
-            if self.mode != Some(ModeName::Existing) {
-                let text = "Parameter 'mode' must be 'existing' in this version: make the image first";
-                return Err(Error::generic(text));
-            }
-            let Some(format) = &self.format else {
-                return Err(Error::generic("Parameter 'format' is missing: an existing image is not probed"));
+            // All that can be wrong with the rest is said before a file is made.
+            let mut arguments = self.arguments(String::new())?;
+            let layout = start.layout();
+            let chain = layout.chain(&self.device)?;
+            let mode = self.mode.unwrap_or_default();
+            let format = match (&self.format, mode) {
+                (Some(format), _) => format.clone(),
+                (None, ModeName::AbsolutePaths) => chain[0].driver_name().to_owned(),
+                (None, ModeName::Existing) => {
+                    let text = "Parameter 'format' is missing: an existing image is not probed";
+                    return Err(Error::generic(text));
+                }
             };
-            let file = json!({ "driver": "file", "path": self.target });
-            let definition = json!({ "driver": format, "file": file });
-            let definition = definition.as_object().cloned().unwrap_or_default();
-            let definition = monitor.graph().parse(definition, &[])?;
-            let target = start.change().add_node(definition).await?.name().to_owned();
-            let arguments = self.arguments(target)?;
+            let mut node = json!({ "driver": format, "file": { "driver": "file", "path": self.target } });
+            if mode == ModeName::AbsolutePaths {
+                self.make(monitor.graph(), &layout, &format).await?;
+                let driver = monitor.graph().driver(&format)?;
+                if driver.description().children.iter().any(|child| child.name == "backing") {
+                    // Whole clusters are written, so nothing is read through it.
+                    node["backing"] = serde_json::Value::Null;
+                }
+            }
+            let node = node.as_object().cloned().unwrap_or_default();
+            let node = monitor.graph().parse(node, &[])?;
+            arguments.target = start.change().add_node(node).await?.name().to_owned();
             start.backup_to_own(arguments).await?;
             Ok(())
         })
     }
 
+    fn undo<'a>(&'a mut self, _: &'a Monitor) -> BoxFuture<'a, ()> {
+        let made = self.made.take();
+        Box::pin(async move {
+            if let Some(Err(error)) = made.map(CreatedImage::remove) {
+                tracing::warn!(target: "driveline::qmp", "after a drive-backup that failed: {error}");
+            }
+        })
+    }
+
     fn explain(&self, _: &Monitor, error: driveline_graph::Error) -> Error {
         explain(&self.bitmap, error)
+    }
+}
+
+impl DriveBackup {
+    /// Makes the image that is copied to. What a copy leaves out is read from where the source has it.
+    async fn make(&mut self, graph: &Graph, layout: &Layout, format: &str) -> Result<()> {
+        let chain = layout.chain(&self.device)?;
+        let below = match self.sync {
+            SyncName::Top => chain.get(1),
+            SyncName::None => chain.first(),
+            SyncName::Full | SyncName::Incremental | SyncName::Bitmap => None,
+        };
+        let backing = match below {
+            Some(below) => {
+                let (file, format) = driveline_jobs::file_and_format(layout, below.name())?;
+                Some((file, Some(format)))
+            }
+            None => None,
+        };
+        let image = NewImage {
+            path: self.target.clone(),
+            format: format.to_owned(),
+            size_bytes: layout.size_bytes(&self.device)?,
+            backing,
+        };
+        self.made = Some(graph.create_image(&image).await?);
+        Ok(())
     }
 }
 

@@ -1,5 +1,10 @@
 //! Commands on checkpoints: moments of drives that are kept by name, and what changed between them.
 
+mod view;
+
+pub(crate) use view::Views;
+
+use self::view::{View, ViewOptions};
 use crate::{
     bitmaps::DurabilityName,
     command::Done,
@@ -23,11 +28,15 @@ pub(crate) struct Create {
     granularity: Option<u64>,
     persistent: Option<bool>,
     durability: Option<DurabilityName>,
+    view: Option<ViewOptions>,
 }
 
 impl Action for Create {
     fn stage<'a>(&'a mut self, monitor: &'a Monitor, start: &'a mut Start) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
+            if self.view.is_some() {
+                return Err(Error::generic("A checkpoint with a 'view' cannot be part of a transaction"));
+            }
             if self.drives.is_empty() {
                 return Err(Error::generic("Parameter 'drives' expects at least one drive"));
             }
@@ -54,8 +63,33 @@ impl Action for Create {
     }
 }
 
-pub(crate) async fn create(monitor: &Monitor, create: Create) -> Result<Done> {
-    alone(monitor, create).await
+/// The views of a checkpoint that was made, if it was to have some.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Created {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    views: Option<Vec<View>>,
+}
+
+pub(crate) async fn create(monitor: &Monitor, mut create: Create) -> Result<Created> {
+    let views = match create.view.take() {
+        Some(options) => Some(view::create(monitor, create, options).await?),
+        None => {
+            alone(monitor, create).await?;
+            None
+        }
+    };
+    Ok(Created { views })
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Release {
+    name: String,
+}
+
+pub(crate) async fn release(monitor: &Monitor, release: Release) -> Result<Done> {
+    view::release(monitor, &release.name).await?;
+    Ok(Done {})
 }
 
 #[derive(Debug, Deserialize)]
@@ -114,6 +148,9 @@ pub(crate) struct Shown {
     count: u64,
     granularity: u64,
     recording: bool,
+    /// Its view, if it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    view: Option<View>,
 }
 
 pub(crate) async fn query(monitor: &Monitor, query: Query) -> Result<Vec<Shown>> {
@@ -125,6 +162,8 @@ pub(crate) async fn query(monitor: &Monitor, query: Query) -> Result<Vec<Shown>>
         }
         None => targets(graph),
     };
+    let views = monitor.views().lock().clone();
+    let views = &views;
     let shown = |drive: String| {
         let kept = of(graph, &drive);
         kept.into_iter().map(move |Checkpoint { epoch, bitmap }| Shown {
@@ -135,6 +174,10 @@ pub(crate) async fn query(monitor: &Monitor, query: Query) -> Result<Vec<Shown>>
             count: bitmap.bits().dirty_bytes(),
             granularity: bitmap.granularity().bytes(),
             recording: bitmap.is_recording(),
+            view: views
+                .get(&epoch.checkpoint)
+                .and_then(|views| views.iter().find(|view| view.is_of(&drive)))
+                .cloned(),
         })
     };
     Ok(drives.into_iter().flat_map(shown).collect())

@@ -126,6 +126,7 @@ commands! {
     "block-job-set-speed" => jobs::set_speed,
 
     "x-driveline-checkpoint-create" => checkpoints::create,
+    "x-driveline-checkpoint-release" => checkpoints::release,
     "x-driveline-checkpoint-delete" => checkpoints::delete,
     "x-driveline-checkpoint-delta" => checkpoints::delta,
     "x-driveline-query-checkpoints" => checkpoints::query,

@@ -90,14 +90,14 @@ impl Event {
 
 /// What happened in the graph, as a message, if monitors hear of it so.
 pub(crate) fn of_graph(event: &driveline_graph::Event) -> Option<Value> {
-    use driveline_graph::Event;
+    use driveline_graph::Event as Happened;
     const SECTOR: u64 = 512;
     let sectors = |range: &std::ops::Range<u64>| {
         let first = range.start / SECTOR;
         (first, range.end.div_ceil(SECTOR) - first)
     };
     match event {
-        Event::QuorumBad { node, operation, error, range } => {
+        Happened::QuorumBad { node, operation, error, range } => {
             let (first, count) = sectors(range);
             let mut data = json!({ "type": operation, "node-name": **node, "sector-num": first, "sectors-count": count });
             if let Some(errno) = error {
@@ -107,10 +107,17 @@ pub(crate) fn of_graph(event: &driveline_graph::Event) -> Option<Value> {
             }
             Some(message("QUORUM_REPORT_BAD", data))
         }
-        Event::QuorumFailure { reference, range } => {
+        Happened::QuorumFailure { reference, range } => {
             let (first, count) = sectors(range);
             let data = json!({ "reference": **reference, "sector-num": first, "sectors-count": count });
             Some(message("QUORUM_FAILURE", data))
+        }
+        Happened::NodeFailed { node, message } => {
+            Some(Event::NodeFailed { node: node.to_string(), message: message.clone() }.message())
+        }
+        Happened::WriteThreshold { node, exceeded, threshold } => {
+            let (node, exceeded, threshold) = (node.to_string(), *exceeded, *threshold);
+            Some(Event::WriteThreshold { node, exceeded, threshold }.message())
         }
         _ => None,
     }

@@ -17,7 +17,8 @@
 //! | `x-driveline-block-dirty-bitmap-adopt` `node` `name` | makes a bitmap whose contents are lost usable, all of it dirty |
 //! | `x-driveline-block-dirty-bitmap-store` `node` `store` `flush` | says where persistent bitmaps are kept; moves them to `store` (`qcow2:NODE` or `file:PATH`) first, and brings them to stable storage |
 //! | `x-driveline-apply` `file` `dry-run` `prune-bitmaps` | changes the running graph to what a configuration file says, as one; returns the `steps`, and what takes a `restart` |
-//! | `x-driveline-checkpoint-create` `name` `drives` `granularity` `persistent` `durability` | keeps this moment of several drives by a name, the same for all; it can be an action |
+//! | `x-driveline-checkpoint-create` `name` `drives` `granularity` `persistent` `durability` `view` | keeps this moment of several drives by a name, the same for all; it can be an action, unless it has a `view`: the data as they are now, and what changed since `base`, on an NBD export of each drive; what is written over meanwhile is kept in the directory `scratch` |
+//! | `x-driveline-checkpoint-release` `name` | ends the view of a checkpoint, which is kept |
 //! | `x-driveline-checkpoint-delete` `name` `drives` | forgets it; what changed between others does not change |
 //! | `x-driveline-query-checkpoints` `drive` | those that are kept, the oldest of a drive first |
 //! | `x-driveline-checkpoint-delta` `drive` `from` `to` `bitmap` `start` | what changed between two of them, or since one: `count`, `areas`, and `next` if there are more; as a bitmap of the drive, too, if one is named |

@@ -1,6 +1,7 @@
 //! All monitors together: what they control, where they connect, and what they all hear of.
 
 use crate::{
+    checkpoints::Views,
     command::{self, Done, Nothing},
     control::Control,
     error::Result,
@@ -42,6 +43,8 @@ struct Inner {
     sessions: Mutex<Vec<Arc<Session>>>,
     /// What happened before there was anybody to hear of it.
     before: Mutex<Vec<Value>>,
+    /// Views of checkpoints.
+    views: Views,
     /// Monitors know that the program ends.
     ending: AtomicBool,
 }
@@ -90,23 +93,9 @@ impl Monitor {
         if let Err(error) = objects.keep_in(&graph) {
             tracing::error!("objects that drivers do not take: {error}");
         }
-        let monitor = Self(Arc::new(Inner { graph, jobs, control, objects, sessions, before, ending }));
-        let weak = Arc::downgrade(&monitor.0);
-        monitor.0.graph.on_event(move |event| {
-            let event = match event {
-                driveline_graph::Event::NodeFailed { node, message } => {
-                    Event::NodeFailed { node: node.to_string(), message: message.clone() }
-                }
-                driveline_graph::Event::WriteThreshold { node, exceeded, threshold } => {
-                    let (exceeded, threshold) = (*exceeded, *threshold);
-                    Event::WriteThreshold { node: node.to_string(), exceeded, threshold }
-                }
-                _ => return,
-            };
-            if let Some(monitor) = Self::upgrade(&weak) {
-                monitor.emit(&event);
-            }
-        });
+        let views = Views::default();
+        let monitor =
+            Self(Arc::new(Inner { graph, jobs, control, objects, sessions, before, views, ending }));
         let weak = Arc::downgrade(&monitor.0);
         monitor.0.graph.on_event(move |event| {
             if let Some(message) = events::of_graph(event)
@@ -213,6 +202,10 @@ impl Monitor {
 
     pub(crate) fn graph(&self) -> &Graph {
         &self.0.graph
+    }
+
+    pub(crate) fn views(&self) -> &Views {
+        &self.0.views
     }
 
     pub(crate) fn jobs(&self) -> &Jobs {

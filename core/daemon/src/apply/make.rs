@@ -152,8 +152,13 @@ async fn stage(graph: &Graph, change: &mut Change, plan: &Plan, before: &State) 
 async fn stage_step(graph: &Graph, change: &mut Change, step: &Step, before: &State) -> Result<()> {
     match step {
         Step::Reopen(name, shape, _) => {
-            let _ = (name, shape);
-            Err(Error::new(Kind::NotSupported, "it cannot be opened anew while it runs"))
+            let mut shape = shape.clone();
+            // What the file leaves out about children is as it is.
+            for (child, is) in &before.nodes[name].children {
+                shape.children.entry(child.clone()).or_insert_with(|| is.clone());
+            }
+            let definition = change.parse(definition(name, &shape))?;
+            change.reopen(definition)
         }
         Step::Repoint { node, child, after, .. } => change.set_child(node, child, after.as_deref()),
         Step::NewDrive(name, drive) => {

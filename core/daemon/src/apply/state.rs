@@ -5,7 +5,7 @@ use crate::{
     exports::NewExport,
 };
 use driveline_bitmap::{Bitmap, Durability, View};
-use driveline_graph::{ChildDefinition, Definition, Graph, NodeView, Options, Result};
+use driveline_graph::{ChildDefinition, Definition, Graph, NodeOptions, NodeView, Options, Result};
 use driveline_jobs::HOLDER_DRIVER;
 use std::collections::BTreeMap;
 
@@ -164,7 +164,7 @@ impl Shape {
             name: None,
             driver: definition.driver.clone(),
             read_only: definition.read_only,
-            options: definition.options.clone(),
+            options: with_common(&definition.options, &definition.common),
             children: children.collect(),
         }
     }
@@ -185,10 +185,21 @@ impl Shape {
             name: None,
             driver: view.node.driver_name().to_owned(),
             read_only: Some(view.read_only),
-            options: view.node.options().clone(),
+            options: with_common(view.node.options(), &view.common),
             children: view.children.iter().map(child).collect(),
         }
     }
+}
+
+/// The options of a node: its driver's, and those that every node takes. Where a driver has a word of its own, that says it.
+fn with_common(own: &Options, common: &NodeOptions) -> Options {
+    let mut options = own.clone();
+    for (key, value) in common.to_options() {
+        if !options.contains_key(&key) {
+            options.insert(key, value);
+        }
+    }
+    options
 }
 
 impl BitmapShape {

@@ -45,7 +45,7 @@ impl Mistake {
     /// The same, offering the valid name that is most like `name`, or all of them if they are few.
     #[must_use]
     pub fn nearest<'a>(self, name: &str, valid: impl Iterator<Item = &'a str> + Clone) -> Self {
-        const FEW: usize = 12;
+        const FEW: usize = 20;
         if let Some(nearest) = driveline_graph::nearest(name, valid.clone()) {
             return self.label(format_args!("did you mean '{nearest}'?"));
         }

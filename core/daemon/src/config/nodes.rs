@@ -248,5 +248,12 @@ fn known_keys(description: &Description, inline: bool) -> Vec<String> {
     let options = description.options.iter().map(|option| option.to_string());
     let common = ["driver", if inline { "node-name" } else { "" }];
     let common = common.into_iter().chain(COMMON_OPTIONS).filter(|key| !key.is_empty()).map(String::from);
-    children.chain(options).chain(common).collect()
+    let mut keys: Vec<String> = Vec::new();
+    for key in children.chain(options).chain(common) {
+        // Some drivers have an option of their own by the name of one that every node has.
+        if !keys.contains(&key) {
+            keys.push(key);
+        }
+    }
+    keys
 }

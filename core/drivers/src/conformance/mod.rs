@@ -25,6 +25,6 @@ mod suite;
 #[cfg(test)]
 mod tests;
 
-pub use node::{OpenNodeArgs, edge_to, open_node, options_of};
+pub use node::{OpenNodeArgs, edge_to, open_node, options_of, options_with_words};
 pub use scatter::scattered;
 pub use suite::{Check, check, check_with};

@@ -67,10 +67,16 @@ pub fn edge_to(description: &Description, node: &dyn OpenNode, children: &[OpenC
 /// Asserts that a driver accepts exactly the options that its description lists, and that `samples` (a value for each)
 /// are all taken together. Returns the options in the form that drivers take.
 pub fn options_of(driver: &dyn Driver, samples: Value) -> Options {
+    options_with_words(driver, samples, &[])
+}
+
+/// The same; `words` are other names of options that have a sample.
+pub fn options_with_words(driver: &dyn Driver, samples: Value, words: &[&str]) -> Options {
     let Value::Object(samples) = samples else { panic!("samples are a JSON object") };
     driver.check(&samples).expect("all options together are accepted");
     let mut listed: Vec<String> = driver.description().options.iter().map(ToString::to_string).collect();
-    let mut sampled: Vec<String> = samples.keys().cloned().collect();
+    let words = words.iter().map(|&word| word.to_owned());
+    let mut sampled: Vec<String> = samples.keys().cloned().chain(words).collect();
     let mut wrong = samples.clone();
     wrong.insert("no-such-option".into(), Value::Null);
     let error = driver.check(&wrong).expect_err("an unknown option is refused").to_string();

@@ -34,7 +34,7 @@ use crate::Bytes;
 use driveline_bitmap::{Bitmap, Granularity};
 use driveline_graph::{
     BoxFuture, ChildSpec, Description, Driver, DriverKind, Error, Graph, Kind, OpenArgs, OpenNode, Options,
-    Result, Role, parse_options,
+    Reopened, Result, Role, parse_options, refuse_changes,
 };
 use driveline_op::{
     Body, DiscardRequest, Info, Instance, Next, OpTable, WriteRequest, WriteZeroesRequest, flag,
@@ -160,6 +160,19 @@ impl Driver for CopyBeforeWriteDriver {
             Ok(Arc::new(CbwNode::new(&args, state)) as _)
         })
     }
+
+    /// What was copied so far is the state of this very node: a new one beside it would begin another point in time.
+    fn reopen<'a>(
+        &'a self,
+        old: &'a Arc<dyn OpenNode>,
+        before: &'a Options,
+        args: OpenArgs<'a>,
+    ) -> BoxFuture<'a, Result<Reopened>> {
+        Box::pin(async move {
+            refuse_changes(before, args.options)?;
+            Ok(Reopened::same(old))
+        })
+    }
 }
 
 /// Source: QEMU's answers, whose texts these are.
@@ -211,6 +224,19 @@ impl Driver for CopyingFilter {
                 return Err(Error::new(Kind::Busy, "it has its one node already"));
             }
             Ok(Arc::new(CbwNode::new(&args, state)) as _)
+        })
+    }
+
+    /// What was copied so far is the state of this very node: a new one beside it would begin another point in time.
+    fn reopen<'a>(
+        &'a self,
+        old: &'a Arc<dyn OpenNode>,
+        before: &'a Options,
+        args: OpenArgs<'a>,
+    ) -> BoxFuture<'a, Result<Reopened>> {
+        Box::pin(async move {
+            refuse_changes(before, args.options)?;
+            Ok(Reopened::same(old))
         })
     }
 }

@@ -1,6 +1,10 @@
 use super::{CopyBeforeWriteDriver, CopyingFilter, Settings};
-use crate::conformance::options_of;
-use driveline_graph::Driver;
+use crate::{
+    MemoryDriver,
+    conformance::{OpenNodeArgs, open_node, options_of},
+};
+use driveline_graph::{Driver, OpenArgs};
+use futures::executor::block_on;
 use serde_json::json;
 
 #[test]
@@ -24,4 +28,35 @@ fn a_cluster_that_can_be_none_is_refused_before_anything_is_opened() {
         let settings = Settings { cluster_bytes_min: bytes, ..Settings::default() };
         assert!(CopyingFilter::new(settings).is_err());
     }
+}
+
+#[test]
+fn a_reopen_keeps_the_point_in_time_or_is_refused() {
+    block_on(async {
+        let memory = MemoryDriver::default();
+        let size = || json!({ "size": "1MiB" });
+        let target = OpenNodeArgs { name: "target", ..OpenNodeArgs::default() };
+        let children = vec![
+            open_node(&memory, size(), vec![]).await.unwrap(),
+            target.open(&memory, size(), vec![]).await.unwrap(),
+        ];
+        let driver = CopyBeforeWriteDriver::default();
+        let node = open_node(&driver, json!({}), children.clone()).await.unwrap().node;
+        let (before, other) = (json!({}), json!({ "cbw-timeout": 1 }));
+        for (options, kept) in [(&before, true), (&other, false)] {
+            let args = OpenArgs {
+                node_name: "cbw",
+                cookie: 0,
+                options: options.as_object().unwrap(),
+                children: children.clone(),
+                read_only: false,
+                directory: std::path::Path::new("."),
+            };
+            let reopened = driver.reopen(&node, before.as_object().unwrap(), args).await;
+            match reopened {
+                Ok(same) => assert!(kept && std::sync::Arc::ptr_eq(&same.open, &node) && !same.close_old),
+                Err(error) => assert!(!kept && error.to_string().contains("cbw-timeout"), "{error}"),
+            }
+        }
+    });
 }

@@ -2,12 +2,14 @@
 //!
 //! | option | default | meaning |
 //! |---|---|---|
-//! | `path`, `filename` | required | which; a relative one starts where the configuration says |
+//! | `path` | required | which; a relative one starts where the configuration says |
+//! | `filename` | | the same, in QEMU's word |
 //! | `cache` | `"writeback"` | `"writeback"`: through the host's page cache; `"none"`: past it (O_DIRECT) |
 //! | `locking` | `"auto"` | keep other programs from writing to the file meanwhile; `"auto"`: if the file system can |
 //! | `discard` | `"unmap"` | `"unmap"`: discarded ranges, and zeroes that may be unmapped, give their space back; `"ignore"`: they do not |
 //! | `aio` | `"threads"` | `"threads"`, `"native"` (only with `cache = "none"`, as in QEMU) or `"io_uring"`: taken and checked; the engine uses the fastest way that there is |
-//! | `drop-cache`, `x-check-cache-dropped` | | taken, without effect: they are about pages of another host's writes |
+//! | `drop-cache` | | taken, without effect: it is about pages of another host's writes |
+//! | `x-check-cache-dropped` | | the same |
 //! | `force-share` | `false` | others may write to what is read here (see the options of every node) |
 //!
 //! `host_device` is the same for what is a block or character device, and refuses the rest.

@@ -61,7 +61,11 @@ async fn handshake(target: &Target) -> io::Result<Connected> {
             start_tls(&stream, &mut receive).await?;
             let stream = TlsStream::connect(stream, tls, hostname.as_deref()).await?;
             let mut receive = Receive::new();
-            let terms = haggle(&stream, &mut receive, &target.wanted).await?;
+            let terms = match haggle(&stream, &mut receive, &target.wanted).await {
+                Ok(terms) => terms,
+                // A server that hung up on us may have said why.
+                Err(error) => return Err(stream.last_words().await.map_or(error, Into::into)),
+            };
             Ok(Connected { way: Way::Tls(Box::new(stream)), receive, terms })
         }
     }

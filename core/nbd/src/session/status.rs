@@ -22,6 +22,8 @@ const QUESTIONS_MAX: usize = 1 << 16;
 const QUESTIONS_PER_TURN: usize = 128;
 /// Status of a dirty extent (`NBD_STATE_DIRTY`).
 const DIRTY: u64 = 1;
+/// Status of an extent that is dirty and reads as zeroes, in the context for backups.
+const DIRTY_ZEROES: u64 = 2;
 
 /// The whole reply to a block status request: one chunk for each of `contexts`.
 ///
@@ -41,7 +43,7 @@ pub(super) async fn survey<'a, S: Storage>(
     ask_storage(storage, &range, &mut lists).await?;
     for list in &mut lists {
         if let Context::Bitmap(bitmap) = &list.selected.context {
-            read_bitmap(bitmap, &range, list);
+            read_bitmap(bitmap, &range, DIRTY, list);
         }
     }
     let mut out = Vec::with_capacity(lists.iter().map(|list| list.bytes.len() + 64).sum());
@@ -146,10 +148,15 @@ async fn ask_storage<S: Storage>(
         // A wrong answer must neither stand still nor lead out of the export.
         let described = status.length.clamp(1, length);
         for list in lists.iter_mut() {
-            match list.selected.context {
+            match &list.selected.context {
                 Context::Allocation => list.push(described, allocation(&status).0),
                 Context::Depth => list.push(described, status.depth.into()),
                 Context::Bitmap(_) => {}
+                Context::Backup(bitmap) => {
+                    let zeroes = status.flags & status::ZERO != 0;
+                    let dirty = if zeroes { DIRTY_ZEROES } else { DIRTY };
+                    read_bitmap(bitmap, &(offset..offset + described), dirty, list);
+                }
             }
         }
         offset += described;
@@ -166,18 +173,18 @@ fn allocation(status: &BlockStatus) -> AllocationFlags {
         .with(AllocationFlags::ZERO, status.flags & status::ZERO != 0)
 }
 
-fn read_bitmap(bitmap: &Bitmap, range: &Range<u64>, list: &mut List<'_>) {
+fn read_bitmap(bitmap: &Bitmap, range: &Range<u64>, dirty: u64, list: &mut List<'_>) {
     let mut offset = range.start;
     for extent in bitmap.bits().extents(range.clone()) {
         if list.full {
             return;
         }
-        list.push(extent.range.end - extent.range.start, if extent.dirty { DIRTY } else { 0 });
+        list.push(extent.range.end - extent.range.start, if extent.dirty { dirty } else { 0 });
         offset = extent.range.end;
     }
     if offset < range.end {
         // The bitmap does not reach that far, so it cannot vouch for that part.
-        list.push(range.end - offset, DIRTY);
+        list.push(range.end - offset, dirty);
     }
 }
 

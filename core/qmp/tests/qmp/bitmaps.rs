@@ -107,7 +107,7 @@ fn a_transaction_does_all_of_it_or_nothing() {
             "Parameter 'actions[5].data.name' is missing",
         ),
         (act("block-dirty-bitmap-add", of("a")), "'a' exists already"),
-        (act("blockdev-backup", json!({})), "Action 'blockdev-backup' cannot be part of a transaction"),
+        (act("blockdev-backup", json!({})), "Parameter 'actions[5].data.device' is missing"),
         (act("nonsense", json!({})), "Parameter 'actions[5].type' does not accept value 'nonsense'"),
         (act("abort", json!({})), "Transaction aborted using Abort action"),
     ];

@@ -85,6 +85,18 @@ impl<T: Transport> TlsStream<T> {
         }
     }
 
+    /// The alert that the peer ended the connection with, if it sent one. What else comes is thrown away.
+    pub async fn last_words(&self) -> Option<io::Error> {
+        loop {
+            match self.take_in().await {
+                Ok(true) => {}
+                Ok(false) => return None,
+                Err(error) if error.get_ref().is_some() => return Some(error),
+                Err(_) => return None,
+            }
+        }
+    }
+
     /// Says that nothing more will be sent. Whoever is left without this word may take the end for an attack.
     pub async fn finish(&self) -> io::Result<()> {
         self.tls.borrow_mut().send_close_notify();
