@@ -4,7 +4,7 @@
 //! ([`Graph::create`]), or files that are made for it ([`Graph::create_image`]) and that no graph knows yet.
 
 use crate::{
-    driver::{Driver, OpenArgs, OpenChild, OpenNode, Options, Permissions},
+    driver::{Driver, OpenArgs, OpenChild, OpenNode, Options, Permissions, Role},
     error::{Error, Kind, Result},
     graph::Graph,
     node::{Node, NodeId},
@@ -162,10 +162,7 @@ impl Graph {
             _ => return Err(Error::new(Kind::Invalid, "missing; an image has a driver").key("driver")),
         };
         let roots = self.open_targets(&*driver, &mut options).await?;
-        let mut units = Vec::new();
-        for (_, root) in &roots {
-            units.push(root.enter().await);
-        }
+        let units = Root::enter_all(roots.iter().map(|(_, root)| root)).await;
         let targets = self.targets(&roots, &units);
         let created = match targets {
             Ok(targets) => {
@@ -250,6 +247,12 @@ impl Graph {
             let message = format_args!("Format driver '{}' does not support image creation", image.format);
             Error::new(Kind::NotSupported, message)
         })?;
+        // Said before the file is made, or one that is there is emptied.
+        let backs = driver.description().children.iter().any(|spec| spec.role == Role::Backing);
+        if image.backing.is_some() && !backs {
+            let message = format_args!("Backing file not supported for file format '{}'", image.format);
+            return Err(Error::new(Kind::Invalid, message).key("backing-file"));
+        }
         if image.backing.as_ref().is_some_and(|(backing, _)| *backing == image.path) {
             let message = "Error: Trying to create an image with the same filename as the backing file";
             return Err(Error::new(Kind::Invalid, message));

@@ -174,6 +174,9 @@ fn unexpected(key: &str, expected: &str, found: &Value) -> Error {
     Error::new(Kind::Invalid, format_args!("expected {expected}, found {found}")).key(key)
 }
 
+/// So deep is nothing that a node could be: whoever takes a key apart calls itself for each dot.
+const DOTS_MAX: usize = 20;
+
 /// `file.driver` and `file.path` become `file` with both in it; `x.0` and `x.1` become a list. At every depth.
 ///
 /// Errors: an option that is given in two ways.
@@ -185,6 +188,10 @@ fn nested_in(options: Options, at: &str) -> Result<Options> {
     let join = |key: &str| if at.is_empty() { key.to_owned() } else { format!("{at}.{key}") };
     let mut out = Options::new();
     for (key, value) in options {
+        if key.bytes().filter(|byte| *byte == b'.').count() > DOTS_MAX {
+            let text = format_args!("an option is nested more than {DOTS_MAX} times: '{key:.64}...'");
+            return Err(Error::new(Kind::Invalid, text));
+        }
         let value = match value {
             Value::Object(inner) => Value::Object(nested_in(inner, &join(&key))?),
             other => other,

@@ -251,6 +251,26 @@ impl Root {
         }
     }
 
+    /// The same for any number of roots.
+    pub(crate) async fn enter_all<'a>(roots: impl Iterator<Item = &'a Root> + Clone) -> Vec<Unit> {
+        loop {
+            let mut closed = None;
+            let mut units = Vec::new();
+            for root in roots.clone() {
+                match InFlight::try_enter(&root.0.shared) {
+                    Some(flight) => units.push(Unit { flight }),
+                    None => {
+                        closed = Some(root);
+                        break;
+                    }
+                }
+            }
+            let Some(root) = closed else { return units };
+            drop(units);
+            drop(root.enter().await);
+        }
+    }
+
     /// Reads.
     pub async fn read(&self, range: Range<u64>) -> Result<Buffer> {
         let buffer = Buffer::new((range.end - range.start) as usize);

@@ -80,7 +80,19 @@ impl Start {
     /// the order of staging.
     ///
     /// Errors: those of [`Change::make`]; then nothing of it ever was. Without jobs also those of [`Change::commit`].
-    pub async fn make(mut self, completion: Completion) -> Result<Vec<String>> {
+    pub async fn make(self, completion: Completion) -> Result<Vec<String>> {
+        let (ids, closed) = self.make_and_close(completion).await?;
+        if ids.is_empty() {
+            closed?;
+        }
+        Ok(ids)
+    }
+
+    /// As [`Start::make`], for who has to know whether the change was made: then there is the first error of a node that was
+    /// closed afterwards, too.
+    ///
+    /// Errors: those of [`Change::make`]; then nothing of it ever was.
+    pub async fn make_and_close(mut self, completion: Completion) -> Result<(Vec<String>, Result<()>)> {
         let change = self.change.take().expect("it is made once");
         let made = change.make().await?;
         *self.committed = std::mem::take(&mut self.holders);
@@ -93,10 +105,7 @@ impl Start {
         for group in groups {
             self.jobs.let_live(Group::new(group, self.changed.clone()));
         }
-        if let (Err(error), true) = (made.closed, ids.is_empty()) {
-            return Err(error);
-        }
-        Ok(ids)
+        Ok((ids, made.closed))
     }
 
     /// As [`Start::make`], with one job in it.

@@ -3,7 +3,7 @@
 
 use crate::{
     command::Done,
-    error::{Class, Error, Result},
+    error::{Class, Error, Result, plain},
     monitor::Monitor,
     transaction::{Action, alone},
     translate::Translator,
@@ -168,31 +168,31 @@ pub(crate) struct XBlockdevChange {
     node: Option<String>,
 }
 
-/// Adds a child to a node, or takes one away. No driver here has children that come and go, so that is what is said.
+/// Adds a child to a node whose driver takes a list of them (`quorum`), or takes one away.
 pub(crate) async fn x_blockdev_change(monitor: &Monitor, args: XBlockdevChange) -> Result<Done> {
-    let change = monitor.graph().change().await;
+    let mut change = monitor.graph().change().await;
     let XBlockdevChange { parent, child, node } = args;
-    if !change.has_node(&parent) && !change.has_drive(&parent) {
-        return Err(Error::no_node(&parent));
-    }
+    let at = change.node_or_drive(&parent).map_err(|_| Error::no_node(&parent))?.name().to_owned();
     match (child, node) {
-        (Some(_), Some(_)) => Err(Error::generic("The parameters child and node are in conflict")),
-        (None, None) => Err(Error::generic("Either child or node must be specified")),
-        (Some(child), None) => {
-            let view = monitor.graph().view_node(change.node_or_drive(&parent)?.name())?;
-            let has = view.children.iter().any(|there| there.name == child);
-            Err(Error::generic(if has {
-                format!("The node {parent} does not support removing a child")
-            } else {
-                format!("Node '{parent}' does not have child '{child}'")
-            }))
+        (Some(_), Some(_)) => {
+            return Err(Error::generic("The parameters child and node are in conflict"));
         }
-        (None, Some(node)) => Err(Error::generic(if change.has_node(&node) {
-            format!("The node {parent} does not support adding a child")
-        } else {
-            format!("Node '{node}' not found")
-        })),
+        (None, None) => return Err(Error::generic("Either child or node must be specified")),
+        (Some(child), None) => {
+            if !change.layout().view_node(&at)?.children.iter().any(|there| there.name == child) {
+                return Err(Error::generic(format_args!("Node '{parent}' does not have child '{child}'")));
+            }
+            change.remove_child(&at, &child).map_err(|error| Error::generic(plain(&error)))?;
+        }
+        (None, Some(node)) => {
+            if !change.has_node(&node) {
+                return Err(Error::generic(format_args!("Node '{node}' not found")));
+            }
+            change.add_child(&at, &node).map_err(|error| Error::generic(plain(&error)))?;
+        }
     }
+    change.commit().await?;
+    Ok(Done {})
 }
 
 #[derive(Deserialize)]
@@ -202,7 +202,25 @@ pub(crate) struct BlockdevSetActive {
     active: bool,
 }
 
+/// Bitmaps that an image keeps go into it before another program may have it, and come out of it when it is ours again.
 pub(crate) async fn blockdev_set_active(monitor: &Monitor, set: BlockdevSetActive) -> Result<Done> {
+    let going = async {
+        let all = || monitor.graph().nodes().into_iter().map(|view| view.node.name().to_owned()).collect();
+        for name in set.node_name.clone().map_or_else(all, |name| vec![name]) {
+            monitor.control().node_going(&name).await?;
+        }
+        Ok::<(), Error>(())
+    };
+    let ready = if set.active { Ok(()) } else { going.await };
+    let done = match ready {
+        Ok(()) => set_active(monitor, &set).await,
+        Err(error) => Err(error),
+    };
+    monitor.control().nodes_added().await;
+    done
+}
+
+async fn set_active(monitor: &Monitor, set: &BlockdevSetActive) -> Result<Done> {
     let mut change = monitor.graph().change().await;
     match &set.node_name {
         Some(name) => {

@@ -176,20 +176,29 @@ pub(crate) async fn run(
             break;
         }
     }
+    // An action of a change that was made is done, even if a node failed when it was closed afterwards.
+    let mut made = false;
     match result {
         // The graph is let go before actions take back what they did outside of it.
         Err(_) => drop(start),
         Ok(()) => {
-            result = start.make(completion).await.map(drop).map_err(|error| match &*actions {
+            let ended = start.make_and_close(completion).await;
+            made = ended.is_ok();
+            let closed = match ended {
+                Ok((ids, closed)) if ids.is_empty() => closed,
+                Ok(_) => Ok(()),
+                Err(error) => Err(error),
+            };
+            result = closed.map_err(|error| match &*actions {
                 [action] => action.explain(monitor, error),
                 _ => error.into(),
             });
         }
     }
-    for action in actions[..staged].iter_mut().rev().filter(|_| result.is_err()) {
+    for action in actions[..staged].iter_mut().rev().filter(|_| !made) {
         action.undo(monitor).await;
     }
-    for action in actions.iter_mut().filter(|_| result.is_ok()) {
+    for action in actions.iter_mut().filter(|_| made) {
         action.made(monitor).await;
     }
     result

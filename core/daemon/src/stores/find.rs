@@ -69,7 +69,8 @@ impl Stores {
             if view.node.open_node().witness().is_none() || self.all().iter().any(taken) {
                 continue;
             }
-            if !self.state.lock().seen.insert(view.node.id()) {
+            // What another program has is looked at when it is ours.
+            if !view.common.active || !self.state.lock().seen.insert(view.node.id()) {
                 continue;
             }
             match Place::of_image(&self.graph, name) {

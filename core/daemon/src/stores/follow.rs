@@ -150,7 +150,8 @@ impl Stores {
         if kept.inner.lock().announced == names && witness {
             return Ok(());
         }
-        if self.graph.view_node(node)?.read_only {
+        let view = self.graph.view_node(node)?;
+        if view.read_only || !view.common.active {
             return Ok(());
         }
         let stored = bitmaps.iter().chain(&lost).map(|bitmap| ForImage::in_use(bitmap)).collect();
@@ -179,6 +180,7 @@ impl Stores {
         for view in self.graph.nodes() {
             let shown = view.bitmaps.iter().filter(|bitmap| {
                 !view.read_only
+                    && view.common.active
                     && bitmap.is_readonly()
                     && bitmap.ledger().is_none()
                     && !bitmap.is_inconsistent()

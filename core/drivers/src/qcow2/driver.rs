@@ -361,8 +361,7 @@ impl OpenNode for Qcow2Node {
     fn refresh<'a>(&'a self, children: &'a [OpenChild]) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
             let edges = edges(children)?;
-            let header = super::open::read_header(&mut Io::Edges(&edges)).await?;
-            self.0.driver.reload(&mut Io::Edges(&edges), header).await
+            self.0.driver.refresh(&mut Io::Edges(&edges)).await
         })
     }
 

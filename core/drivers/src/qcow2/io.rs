@@ -122,6 +122,13 @@ impl File {
         Self { child, end: AtomicU64::new(end), touched: AtomicU64::new(end) }
     }
 
+    /// Another program may have written to it: it is as long as its edge says now.
+    pub(crate) fn renew(&self, io: &Io<'_, '_>) {
+        let end = io.info(self.child).map_or(0, |info| info.size_bytes);
+        self.end.store(end, Relaxed);
+        self.touched.store(end, Relaxed);
+    }
+
     /// The file of an image that is being made: whatever is there is nothing.
     pub(crate) fn empty() -> Self {
         Self { child: FILE, end: AtomicU64::new(0), touched: AtomicU64::new(0) }

@@ -141,13 +141,15 @@ pub(super) fn path(child: &str, name: &str, image: Option<&Path>) -> Result<Path
 
 /// The format of a backing file whose image does not name it.
 fn probe(path: &Path) -> Result<&'static str> {
-    use std::io::Read;
+    use std::{io::Read, os::unix::fs::OpenOptionsExt};
     let doing = |error: std::io::Error| {
         Error::io(error.raw_os_error().unwrap_or(5), format_args!("backing file {}", path.display()))
             .key("backing")
     };
     let mut magic = Vec::new();
-    std::fs::File::open(path).map_err(doing)?.take(4).read_to_end(&mut magic).map_err(doing)?;
+    // Without O_NONBLOCK a pipe that the image names would be waited for, and all of this thread with it.
+    let file = std::fs::File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path);
+    file.map_err(doing)?.take(4).read_to_end(&mut magic).map_err(doing)?;
     Ok(if magic == super::header::MAGIC { "qcow2" } else { "raw" })
 }
 

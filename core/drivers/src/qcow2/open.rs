@@ -136,6 +136,20 @@ impl Qcow2 {
         Ok(qcow2)
     }
 
+    /// Reads anew what another program may have changed, in files that may be longer by now.
+    pub(crate) async fn refresh(&self, io: &mut Io<'_, '_>) -> Result<()> {
+        let header = read_header(io).await?;
+        if header.geometry() != self.geometry {
+            return Err(Error::new(Kind::Invalid, "another image is in its place by now; open it anew"));
+        }
+        self.file.renew(io);
+        if let Some(data_file) = &self.data_file {
+            data_file.renew(io);
+        }
+        self.bitmaps.refresh(io, &self.file, &header).await;
+        self.reload(io, header).await
+    }
+
     /// Reads everything anew, while nothing is in flight and nothing is held back.
     pub(crate) async fn reload(&self, io: &mut Io<'_, '_>, header: Header) -> Result<()> {
         let loaded = Loaded::read(io, &self.file, header, self.cache_bytes).await?;

@@ -80,7 +80,8 @@ impl Quorum {
         Ok(())
     }
 
-    /// What reads as zeroes for enough children, as far as they agree. All else counts as data.
+    /// What reads as zeroes for all children, as far as they agree. All else counts as data: a vote may go to who has some, and
+    /// with `fifo` there is none.
     pub(super) async fn block_status(
         &self,
         next: &mut Next<'_>,
@@ -93,7 +94,7 @@ impl Quorum {
             length = length.min(found.length.max(1));
             zeroes += usize::from(found.flags & status::ZERO != 0);
         }
-        let flags = if zeroes >= self.threshold { status::ZERO } else { status::DATA };
+        let flags = if zeroes == next.children() { status::ZERO } else { status::DATA };
         request.answer(BlockStatus { flags, depth: 1, length, ..BlockStatus::default() });
         Ok(())
     }

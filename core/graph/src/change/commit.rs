@@ -149,6 +149,9 @@ impl Change {
     /// The roots above anything that differs or is touched, before or after.
     fn affected(&self) -> Vec<Arc<RootShared>> {
         let (before, after) = (&*self.before.topology, &self.topology);
+        // Changes of a node hold their ranges once somebody may lock some, so none may be half-way through it then.
+        let lockers = after.roots.iter().filter(|(id, root)| root.locks && !before.roots.contains_key(id));
+        let locked: BTreeSet<NodeId> = lockers.map(|(_, root)| after.root_node(root)).collect();
         let differs = |id: &NodeId| match (before.nodes.get(id), after.nodes.get(id)) {
             (Some(a), Some(b)) => {
                 a.children != b.children
@@ -156,6 +159,7 @@ impl Change {
                     || a.common != b.common
                     || !Arc::ptr_eq(&a.node, &b.node)
                     || self.touched.contains(id)
+                    || locked.contains(id)
             }
             _ => true,
         };
@@ -168,8 +172,7 @@ impl Change {
                 Some(now) => before.root_node(attached) != after.root_node(now) || reaches(after, now),
                 None => true,
             };
-            let locked = after.roots.iter().any(|(id, root)| root.locks && !before.roots.contains_key(id));
-            if moved || locked || reaches(before, attached) {
+            if moved || reaches(before, attached) {
                 roots.push(attached.root.clone());
             }
         }

@@ -17,6 +17,10 @@ use std::{
     sync::Arc,
 };
 
+/// So many images may follow each other by the names in their headers. A cycle whose files have no names to know them by ends
+/// here, and not when memory does.
+const IMAGES_MAX: usize = 200;
+
 impl Change {
     /// Opens nodes. Those that refer to each other may come in any order. Returns them in the order of opening.
     pub async fn add_nodes(&mut self, definitions: Vec<Definition>) -> Result<Vec<Arc<Node>>> {
@@ -186,10 +190,15 @@ impl Change {
             return Ok(());
         }
         let given = self.open_children(children)?;
+        if self.images.len() == IMAGES_MAX {
+            let text = format_args!("more than {IMAGES_MAX} images name each other as backing files");
+            return Err(Error::new(Kind::Invalid, text));
+        }
         let here = given.iter().find_map(|child| child.node.filename()).map(|path| canonical(&path));
-        self.images.extend(here.clone());
+        // One behind a filter has no name; it counts all the same.
+        self.images.push(here.unwrap_or_default());
         let opened = self.open_each_implied(driver, options, &given, said, children).await;
-        here.and_then(|_| self.images.pop());
+        self.images.pop();
         opened?;
         children.sort_by_key(|child| specs.iter().position(|spec| spec.name == child.name));
         Ok(())
@@ -269,7 +278,7 @@ fn within_child(error: Error, child: &str) -> Error {
 
 /// The file that a definition names, its own or that of its first child.
 fn image_path(definition: &Definition) -> Option<&str> {
-    let own = definition.options.get("path").and_then(|path| path.as_str());
+    let own = ["path", "filename"].into_iter().find_map(|key| definition.options.get(key)?.as_str());
     own.or_else(|| match definition.children.first() {
         Some((_, ChildDefinition::Inline(file))) => image_path(file),
         _ => None,

@@ -16,6 +16,7 @@ use crate::{
     topology::ChildEdge,
     wiring::wire,
 };
+use driveline_bitmap::Bitmap;
 use std::sync::Arc;
 
 impl Change {
@@ -28,15 +29,28 @@ impl Change {
             return Err(Error::new(Kind::Invalid, "node-name not specified"));
         };
         let id = self.topology.id(&name)?;
-        self.reopen_at(id, definition, None).map_err(|error| error.at(&name))
+        let mut closing = Vec::new();
+        self.reopen_at(id, definition, None, &mut closing).map_err(|error| error.at(&name))?;
+        closing.reverse();
+        self.set_read_only_of(closing, true);
+        Ok(())
     }
 
-    fn reopen_at(&mut self, id: NodeId, definition: Definition, above_read_only: Option<bool>) -> Result<()> {
+    /// Nodes that are to be read-only go into `closing`, children first: each still writes what it holds back into its own.
+    fn reopen_at(
+        &mut self,
+        id: NodeId,
+        definition: Definition,
+        above_read_only: Option<bool>,
+        closing: &mut Vec<NodeId>,
+    ) -> Result<()> {
         let placed = self.topology.at(id).clone();
         if definition.driver != placed.node.driver_name() {
             return Err(cannot_change("driver"));
         }
-        let read_only = definition.read_only.or(above_read_only).unwrap_or(false);
+        // What has become read-only by itself stays so: why it did may still be there.
+        let by_itself = definition.common.auto_read_only && placed.read_only;
+        let read_only = definition.read_only.or(above_read_only).unwrap_or(by_itself);
         if definition.common.force_share && !read_only {
             let text = "force-share=on can only be used with read-only images";
             return Err(Error::new(Kind::Invalid, text));
@@ -68,7 +82,7 @@ impl Change {
                     let own = there.map(|at| children[at].node).filter(|own| self.topology.at(*own).implicit);
                     let Some(own) = own else { return Err(cannot_change(&format!("{}.driver", spec.name))) };
                     let below_read_only = read_only || spec.role == Role::Backing;
-                    self.reopen_at(own, *inner, Some(below_read_only)).map_err(|error| {
+                    self.reopen_at(own, *inner, Some(below_read_only), closing).map_err(|error| {
                         let key = format!("{}.{}", spec.name, error.option().unwrap_or_default());
                         error.key(key.trim_end_matches('.'))
                     })?;
@@ -95,7 +109,11 @@ impl Change {
         if options != placed.node.options || filter && new_children {
             self.reopen_driver(id, options);
         }
-        self.set_read_only_of(vec![id], read_only);
+        if read_only {
+            closing.push(id);
+        } else {
+            self.set_read_only_of(vec![id], false);
+        }
         Ok(())
     }
 
@@ -177,6 +195,7 @@ impl Change {
             self.topology.nodes.get_mut(&id).expect("it is there").common.active = active;
             if active {
                 self.refresh(id);
+                self.doubt_bitmaps(id);
             }
             if writable {
                 self.switch_read_only(id, !active);
@@ -191,12 +210,32 @@ impl Change {
     }
 
     fn refresh(&mut self, id: NodeId) {
+        let trace = self.graph.0.trace;
         self.action([id], move |staged| {
             Box::pin(async move {
                 let placed = staged.topology.at(id);
-                let children = staged.wired.get(&id).map(|wired| wired.children.clone()).unwrap_or_default();
+                // Wired anew: what is below may be longer by now, and an edge says what it was when it was made.
+                let children = wire(&staged.topology, trace)[&id].children.clone();
                 placed.node.open.refresh(&children).await.map_err(|error| error.at(&placed.node.name))?;
                 Ok(undo(|| {}))
+            })
+        });
+    }
+
+    /// What another program wrote meanwhile is in no bitmap: all of a node that becomes active may have changed.
+    fn doubt_bitmaps(&mut self, id: NodeId) {
+        self.action([id], move |staged| {
+            Box::pin(async move {
+                let mut bitmaps: Vec<Arc<Bitmap>> =
+                    staged.topology.at(id).node.bitmaps.lock().iter().cloned().collect();
+                bitmaps.retain(|bitmap| bitmap.is_recording());
+                let doubt = |bitmap: Arc<Bitmap>| {
+                    let bits = bitmap.recording_bits().clone();
+                    bitmap.mark_unconditionally(0..bitmap.length());
+                    (bitmap, bits)
+                };
+                let saved: Vec<_> = bitmaps.into_iter().map(doubt).collect();
+                Ok(undo(move || saved.into_iter().for_each(|(bitmap, bits)| drop(bitmap.restore(&bits)))))
             })
         });
     }

@@ -156,6 +156,13 @@ impl Bitmaps {
         }
     }
 
+    /// Reads anew what another program may have changed: nothing of what is known counts, not even in the same place.
+    pub(crate) async fn refresh(&self, io: &mut Io<'_, '_>, file: &File, header: &Header) {
+        let found = State::read_or_remember(io, file, header).await;
+        *self.state.lock() = found;
+        self.unwritten.store(true, Release);
+    }
+
     /// Looks again, because the image was changed as a whole. Of a directory that is where it was all is known: only we
     /// change it.
     pub(crate) async fn reload(&self, io: &mut Io<'_, '_>, file: &File, header: &Header) {
