@@ -73,8 +73,11 @@ pub fn create(graph: &Graph, change: &mut Change, new: &NewCheckpoint) -> Result
             change.disable_bitmap(drive, last.bitmap.name().as_str())?;
         }
         let after = last.map_or(0, |last| last.epoch.number);
-        let epoch =
-            Epoch { number: after + 1, after, created_s: new.created_s, checkpoint: new.name.clone() };
+        // The number may be from an image that somebody else has made.
+        let number = after.checked_add(1).ok_or_else(|| {
+            Error::new(Kind::Invalid, format_args!("'{drive}' has no number left for another checkpoint"))
+        })?;
+        let epoch = Epoch { number, after, created_s: new.created_s, checkpoint: new.name.clone() };
         let view = if graph.is_drive(drive) { View::Drive } else { View::Node };
         let bitmap = NewBitmap {
             granularity: new.granularity,
@@ -133,6 +136,8 @@ pub fn delta(graph: &Graph, drive: &str, from: &str, to: Option<&str>) -> Result
     let bits = Bits::new(granularity, epochs[0].bitmap.length());
     for epoch in epochs {
         bits.merge_from(epoch.bitmap.bits())?;
+        // While a job reads it what stands still is not all.
+        bits.merge_from(epoch.bitmap.recording_bits())?;
     }
     Ok(bits)
 }

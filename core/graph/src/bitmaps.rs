@@ -346,7 +346,7 @@ pub(crate) fn relocate(
     park: bool,
 ) -> Result<Box<dyn FnOnce() + Send>> {
     let source = staged.any_node(from)?;
-    let target = staged.topology.at(to).node.clone();
+    let target = staged.node(to)?;
     let size = wire(&staged.topology, false)[&to].info.size_bytes;
     if size != bitmap.length() {
         let message = format!(

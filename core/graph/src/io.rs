@@ -167,7 +167,7 @@ impl Marks {
 
     /// Marks, and waits if it has to.
     #[inline]
-    async fn mark_safely(&self, range: Range<u64>, flags: u32, scope: u64) -> Result<()> {
+    pub(crate) async fn mark_safely(&self, range: Range<u64>, flags: u32, scope: u64) -> Result<()> {
         if self.mark(&range, flags, scope) { self.safe(&range).await } else { Ok(()) }
     }
 }

@@ -124,15 +124,17 @@ impl Layout {
         topology.reach(from).contains(&to)
     }
 
-    /// The drive that a node belongs to: the first whose graph reaches it.
+    /// The drive that a node belongs to: the one that shows it, itself or by filters; else the first whose graph reaches it.
     pub fn drive_of(&self, node: &str) -> Option<Arc<str>> {
         let topology = &self.0.topology;
         let id = topology.id(node).ok()?;
-        topology
-            .drives
-            .iter()
-            .find(|(_, root)| topology.reach(**root).contains(&id))
-            .map(|(name, _)| name.clone())
+        // Others may reach it too: what looks at a point in time of it, or an image that is backed by it.
+        let shows =
+            |root: NodeId| std::iter::successors(Some(root), |at| topology.filtered(*at)).any(|at| at == id);
+        let reaches = |root: NodeId| topology.reach(root).contains(&id);
+        let drives = &topology.drives;
+        let found = drives.iter().find(|(_, root)| shows(**root));
+        found.or_else(|| drives.iter().find(|(_, root)| reaches(**root))).map(|(name, _)| name.clone())
     }
 
     /// Size of the drive or node.

@@ -2,8 +2,9 @@
 
 use crate::{
     change::Change,
-    error::{Kind, Result},
+    error::{Error, Kind, Result},
     graph::Graph,
+    io::Marks,
     root::{Root, RootOptions},
 };
 use driveline_bitmap::Frozen;
@@ -18,7 +19,7 @@ impl Change {
     pub fn attach_to_past(&mut self, node: &str, options: &RootOptions) -> Result<Root> {
         let id = self.topology.id(node)?;
         if self.topology.at(id).node.open.point_in_time().is_none() {
-            return Err(crate::Error::new(Kind::NotSupported, "it shows no point in time").at(node));
+            return Err(Error::new(Kind::NotSupported, "it shows no point in time").at(node));
         }
         let root = self.attach_to_node(node, options)?;
         let attached = self.topology.roots.get_mut(&root.id()).expect("it was attached just now");
@@ -62,8 +63,11 @@ impl Graph {
         let id = topology.id(node)?;
         let node = &topology.at(id).node;
         let range = offset..offset + data.len() as u64;
-        let bitmaps = node.bitmaps.lock().snapshot();
-        bitmaps.iter().for_each(|bitmap| bitmap.mark(range.clone()));
+        let marks = Marks { bitmaps: node.bitmaps.lock().snapshot(), reach: Vec::new(), grows: false };
+        // As any copy to it: whoever found the range unallocated has read it from the backing before that changes.
+        let _hold = node.ranges.hold(range.clone(), true).await;
+        let marked = marks.mark_safely(range, 0, 0).await;
+        marked.map_err(|error| Error::from(error).at(&node.name))?;
         let children = wired.get(&id).map(|wired| wired.children.clone()).unwrap_or_default();
         node.open.write_compressed(&children, offset, data).await.map_err(|error| error.at(&node.name))
     }

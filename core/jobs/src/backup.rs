@@ -52,8 +52,6 @@ struct Backup {
     piece_bytes: u64,
     root: Mutex<Option<Root>>,
     frozen: Arc<Mutex<Option<Frozen>>>,
-    /// The node of the target was opened for the job.
-    own_target: bool,
 }
 
 impl Jobs {
@@ -68,15 +66,6 @@ impl Jobs {
 impl Start {
     /// Stages a backup: its moment is when the change is made. Returns the id that it will have.
     pub async fn backup(&mut self, args: BackupArgs) -> Result<String> {
-        self.backup_to(args, false).await
-    }
-
-    /// As [`Start::backup`], to a node that the job takes out when it is over.
-    pub async fn backup_to_own(&mut self, args: BackupArgs) -> Result<String> {
-        self.backup_to(args, true).await
-    }
-
-    async fn backup_to(&mut self, args: BackupArgs, own_target: bool) -> Result<String> {
         args.check()?;
         let layout = self.layout();
         let (source, target) = (layout.node_or_drive(&args.device)?, layout.node_or_drive(&args.target)?);
@@ -119,6 +108,8 @@ impl Start {
         let change = self.change();
         let filter = change.insert_internal(internal, &args.device).await.map_err(could_not_create)?;
         let filter: Arc<str> = filter.name().into();
+        // It goes at the end: nobody else may count on its place.
+        jobs.claim(&job, filter.clone());
         let state = driver.opened().ok_or_else(|| Error::new(Kind::Invalid, "the filter was not opened"))?;
         let piece_bytes = args.piece_bytes(state.cluster_bytes())?;
         let writes = if args.discard_source { Permissions::WRITE } else { Permissions::NONE };
@@ -137,7 +128,7 @@ impl Start {
                 if by_bitmap { state.restrict(frozen.bits()) } else { Ok(()) }
             })?;
         }
-        Ok(self.stage(Backup { jobs, args, filter, state, piece_bytes, root, frozen, own_target }))
+        Ok(self.stage(Backup { jobs, args, filter, state, piece_bytes, root, frozen }))
     }
 }
 
@@ -181,9 +172,9 @@ impl Work for Backup {
         })
     }
 
-    /// Once the bitmap has forgotten what was copied, the copy must not be lost to a power cut.
+    /// What is said to be copied must not be lost to a power cut, or when the target is closed: nobody hears of that.
     fn prepare(&self) -> BoxFuture<'_, Result<()>> {
-        let root = self.root.lock().clone().filter(|_| self.frozen.lock().is_some());
+        let root = self.root.lock().clone();
         Box::pin(async move { if let Some(root) = root { root.flush().await } else { Ok(()) } })
     }
 
@@ -201,11 +192,7 @@ impl Work for Backup {
                     change.move_bitmap(&self.filter, bitmap.name().as_str(), &below.node)?;
                 }
             }
-            change.remove_emptied_filter(&self.filter)?;
-            if self.own_target {
-                change.remove_node(&self.args.target)?;
-            }
-            Ok(())
+            change.remove_emptied_filter(&self.filter)
         })
     }
 

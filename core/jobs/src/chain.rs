@@ -8,8 +8,6 @@ use std::sync::Arc;
 pub(crate) struct Chain {
     /// The format nodes, the upper one first, without `base`.
     pub(crate) layers: Vec<Arc<str>>,
-    /// The node below them, as the lowest layer refers to it: a filter, if one is on top of the base.
-    pub(crate) below: Option<Arc<str>>,
     /// The format node below them.
     pub(crate) base: Option<Arc<str>>,
 }
@@ -42,12 +40,18 @@ impl Chain {
                 }
             },
         };
-        let layers = names[..end].to_vec();
-        let lowest = layout.view_node(layers.last().expect("a chain has a top"))?;
-        let below =
-            lowest.children.iter().find(|child| child.name == "backing").map(|child| child.node.clone());
-        let base = names.get(end).cloned();
-        Ok(Self { layers, below: if base.is_some() { below } else { None }, base })
+        Ok(Self { layers: names[..end].to_vec(), base: names.get(end).cloned() })
+    }
+
+    /// The node below them, as the lowest layer refers to it now: a filter, if one is on top of the base. Filters may have
+    /// come and gone there since the job began.
+    pub(crate) fn below(&self, layout: &Layout) -> Result<Option<Arc<str>>> {
+        if self.base.is_none() {
+            return Ok(None);
+        }
+        let lowest = layout.view_node(self.layers.last().expect("a chain has a top"))?;
+        let backing = lowest.children.iter().find(|child| child.name == "backing");
+        Ok(backing.map(|child| child.node.clone()))
     }
 
     pub(crate) fn top(&self) -> &Arc<str> {

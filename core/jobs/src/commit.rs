@@ -286,13 +286,13 @@ impl Commit {
         }
         if success && !self.active {
             let header = self.header.as_ref().map(|(file, format)| (file.as_str(), format.as_str()));
-            let below = self.chain.below.as_deref();
+            let below = self.chain.below(&layout)?;
             for overlay in &overlays(&layout, top) {
                 let name = overlay.node.name();
                 if overlay.read_only {
                     change.set_read_only(name, false)?;
                 }
-                change.set_backing(name, below, header)?;
+                change.set_backing(name, below.as_deref(), header)?;
                 if overlay.read_only {
                     change.set_read_only(name, true)?;
                 }

@@ -98,6 +98,7 @@ pub(crate) async fn run(
             }
             job.pause_point().await?;
         }
+        let retries = !again.is_empty();
         let piece = match again.pop_front() {
             Some(piece) => Some(piece),
             None if flying.len() < in_flight_max => match source.next().await {
@@ -138,6 +139,10 @@ pub(crate) async fn run(
                 continue;
             }
             flying.push(async move {
+                // What fails at once would fail again at once, and nobody else would get this thread.
+                if retries {
+                    runtime.sleep(SLICE).await;
+                }
                 let result = source.copy(piece.clone(), buffers).await;
                 (piece, result)
             });

@@ -43,7 +43,8 @@ impl Holders {
         drive: &str,
         node_name: Option<&str>,
     ) -> Result<Option<UsedHolder>> {
-        if let Some(held) = self.0.get_mut(drive) {
+        // Its user may have emptied a holder and taken it out.
+        if let Some(held) = self.0.get_mut(drive).filter(|held| change.has_node(&held.node)) {
             held.jobs += 1;
             return Ok(Some(UsedHolder { drive: drive.into(), inserted: held.node.clone() }));
         }
@@ -73,12 +74,16 @@ impl Holders {
     /// A bitmap whose home is still below the drive's root goes there; else it goes to the root. One of the same
     /// name that is there is merged into it.
     pub(crate) fn leave(&mut self, change: &mut Change, used: &UsedHolder) -> Result<()> {
-        let Some(held) = self.0.get_mut(&used.drive) else { return Ok(()) };
+        let own = |held: &&mut Held| held.node == used.inserted;
+        let Some(held) = self.0.get_mut(&used.drive).filter(own) else { return Ok(()) };
         held.jobs -= 1;
         if held.jobs > 0 {
             return Ok(());
         }
         self.0.remove(&used.drive);
+        if !change.has_node(&used.inserted) {
+            return Ok(());
+        }
         for (_, bitmap) in change.layout().bitmap_places(&used.inserted)? {
             change.bring_home(&used.inserted, bitmap.name().as_str(), &used.drive)?;
         }

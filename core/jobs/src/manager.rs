@@ -3,7 +3,7 @@
 use crate::{
     event::JobEvent,
     holder::Holders,
-    job::{Common, Force, Job, JobInfo},
+    job::{Common, Force, Job, JobInfo, JobKind},
     state::{JobStatus, Verb},
 };
 use driveline_graph::{BoxFuture, Error, Graph, Kind, Result};
@@ -185,6 +185,11 @@ impl Jobs {
         Ok(job)
     }
 
+    /// A reserved job counts on one more node, which is there for it alone.
+    pub(crate) fn claim(&self, job: &Job, node: Arc<str>) {
+        self.0.state.lock().claimed.insert(node, job.common.id.clone());
+    }
+
     /// A reserved job is not started after all.
     pub(crate) fn unreserve(&self, job: &Job) {
         self.release(job);
@@ -200,6 +205,17 @@ impl Jobs {
     /// The job's claims end: whoever hears that it is over may start the next one on the same nodes at once.
     pub(crate) fn release(&self, job: &Job) {
         self.0.state.lock().claimed.retain(|_, by| *by != job.common.id);
+    }
+
+    /// Nodes of chains that streams and commits work on, each with its job.
+    pub(crate) fn chains(&self) -> Vec<(Arc<str>, String)> {
+        let state = self.0.state.lock();
+        let moves = |id: &str| {
+            let kind = state.jobs.get(id).map(|job| job.common.kind);
+            matches!(kind, Some(JobKind::Stream | JobKind::Commit))
+        };
+        let claimed = state.claimed.iter().filter(|(_, id)| moves(id));
+        claimed.map(|(node, id)| (node.clone(), id.clone())).collect()
     }
 
     /// Whoever hears that the job is gone may use its id at once.

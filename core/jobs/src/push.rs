@@ -100,10 +100,13 @@ impl<'a> Push<'a> {
         self.to.flush().await
     }
 
+    /// Whole granules: only whole ones become clean.
     fn piece_bytes_max(&self) -> u64 {
+        let granule = self.dirty.granularity().bytes();
+        let longest = PIECE_BYTES_MAX.max(granule);
         match self.how.in_flight_bytes {
-            0 => PIECE_BYTES_MAX,
-            bytes => bytes.clamp(self.dirty.granularity().bytes(), PIECE_BYTES_MAX),
+            0 => longest,
+            bytes => (bytes / granule * granule).clamp(granule, longest),
         }
     }
 }
@@ -127,6 +130,7 @@ impl Source for Push<'_> {
             let (above, below) = self.from.enter_both(self.to).await;
             // No guest writes here between the clean bit and the copy: its write would be marked, but not copied.
             let _lock = above.lock(piece.clone()).await;
+            let mut uncopied = Uncopied { dirty: self.dirty, piece: Some(piece.clone()) };
             self.dirty.bits().clear_range(piece.clone());
             let How { flags, zero_flags, scope, .. } = self.how;
             let mut at = piece.start;
@@ -160,8 +164,8 @@ impl Source for Push<'_> {
                 Ok(())
             };
             let result = copied.await;
-            if result.is_err() {
-                self.dirty.mark_unconditionally(piece);
+            if result.is_ok() {
+                uncopied.piece = None;
             }
             result
         })
@@ -175,6 +179,21 @@ impl Source for Push<'_> {
         match self.how.in_flight_bytes {
             0 => copy::IN_FLIGHT_MAX,
             bytes => ((bytes / self.piece_bytes_max()) as usize).clamp(1, copy::IN_FLIGHT_MAX),
+        }
+    }
+}
+
+/// A piece that is marked again unless all of it was copied: also when the job fails at another one, and gives this one up
+/// half-way.
+struct Uncopied<'a> {
+    dirty: &'a Bitmap,
+    piece: Option<Range<u64>>,
+}
+
+impl Drop for Uncopied<'_> {
+    fn drop(&mut self) {
+        if let Some(piece) = self.piece.take() {
+            self.dirty.mark_unconditionally(piece);
         }
     }
 }

@@ -93,6 +93,7 @@ impl Start {
     ///
     /// Errors: those of [`Change::make`]; then nothing of it ever was.
     pub async fn make_and_close(mut self, completion: Completion) -> Result<(Vec<String>, Result<()>)> {
+        self.check_chains()?;
         let change = self.change.take().expect("it is made once");
         let made = change.make().await?;
         *self.committed = std::mem::take(&mut self.holders);
@@ -106,6 +107,30 @@ impl Start {
             self.jobs.let_live(Group::new(group, self.changed.clone()));
         }
         Ok((ids, made.closed))
+    }
+
+    /// A stream or commit counts its layers from the top of the chain: another image between them would hide some from it, and
+    /// its end would drop them. Filters may come and go.
+    fn check_chains(&self) -> Result<()> {
+        let chains = self.jobs.chains();
+        if chains.is_empty() {
+            return Ok(());
+        }
+        let (was, is) = (self.jobs.0.graph.layout(), self.layout());
+        let below = |layout: &Layout, node: &str| {
+            let chain = layout.chain(node).ok()?;
+            Some(chain.get(1).map(|node| node.id()))
+        };
+        for (node, job) in chains {
+            let own = self.staged.iter().any(|member| member.job.common.id == job);
+            if let (false, Some(was), Some(is)) = (own, below(&was, &node), below(&is, &node))
+                && was != is
+            {
+                let message = format_args!("Node '{node}' is busy: its backing is in use by job '{job}'");
+                return Err(Error::new(Kind::Busy, message));
+            }
+        }
+        Ok(())
     }
 
     /// As [`Start::make`], with one job in it.

@@ -167,7 +167,8 @@ impl Work for Stream {
             let change = &mut into.change;
             if end.is_success() {
                 let header = self.header.as_ref().map(|(file, format)| (file.as_str(), format.as_str()));
-                change.set_backing(self.chain.top(), self.chain.below.as_deref(), header)?;
+                let below = self.chain.below(&change.layout())?;
+                change.set_backing(self.chain.top(), below.as_deref(), header)?;
             }
             if let Some(used) = &self.holder {
                 into.holders.leave(change, used)?;

@@ -1,6 +1,7 @@
 //! `blockdev-backup` and `drive-backup`, as commands and as actions of a transaction.
 
 use crate::{
+    checkpoints::refuse_epoch,
     command::Done,
     error::{Error, Result},
     jobs::{OnErrorName, speed},
@@ -71,6 +72,10 @@ macro_rules! backup {
             /// What the job is started with, to that node.
             fn arguments(&self, target: String) -> Result<BackupArgs> {
                 let perf = self.x_perf.map(perf).transpose()?.unwrap_or_default();
+                let changes = !matches!(self.bitmap_mode, Some(BitmapModeName::Never));
+                if let Some(bitmap) = self.bitmap.as_deref().filter(|_| changes) {
+                    refuse_epoch(bitmap)?;
+                }
                 Ok(BackupArgs {
                     job_id: self.job_id.clone(),
                     device: self.device.clone(),
@@ -199,8 +204,9 @@ impl Action for DriveBackup {
             }
             let node = node.as_object().cloned().unwrap_or_default();
             let node = monitor.graph().parse(node, &[])?;
-            arguments.target = start.change().add_node(node).await?.name().to_owned();
-            start.backup_to_own(arguments).await?;
+            // It goes with the job, unless somebody looks at it then.
+            arguments.target = start.change().add_implicit(node).await?.name().to_owned();
+            start.backup(arguments).await?;
             Ok(())
         })
     }

@@ -27,10 +27,11 @@ pub(crate) trait BitmapAction: Send + Sync {
 }
 
 impl<T: BitmapAction> Action for T {
-    fn stage<'a>(&'a mut self, _: &'a Monitor, start: &'a mut Start) -> BoxFuture<'a, Result<()>> {
+    fn stage<'a>(&'a mut self, monitor: &'a Monitor, start: &'a mut Start) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
             let (node, name) = self.about();
             refuse_epoch(name)?;
+            refuse_of_job(monitor, name)?;
             let change = start.change();
             change.node_or_drive(node).map_err(|_| Error::no_node(node))?;
             self.edit(change)
@@ -45,6 +46,15 @@ impl<T: BitmapAction> Action for T {
             (Kind::Exists, Ok(_)) => Error::generic(format_args!("Bitmap already exists: {name}")),
             _ => error.into(),
         }
+    }
+}
+
+/// What a commit or mirror still has to copy is in a bitmap of its own: without it guests' writes would be lost in the end.
+pub(crate) fn refuse_of_job(monitor: &Monitor, bitmap: &str) -> Result<()> {
+    let job = ["#commit-", "#mirror-"].into_iter().find_map(|prefix| bitmap.strip_prefix(prefix));
+    match job.filter(|id| monitor.jobs().get(id).is_ok()) {
+        Some(id) => Err(Error::generic(format_args!("Bitmap '{bitmap}' belongs to job '{id}'"))),
+        None => Ok(()),
     }
 }
 

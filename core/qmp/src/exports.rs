@@ -2,7 +2,7 @@
 
 use crate::{
     arguments,
-    bitmaps::{BitmapRef, Source},
+    bitmaps::{BitmapRef, Source, refuse_of_job},
     command::{Done, Nothing},
     control::{Address, NbdExport, NbdServer, RemoveMode},
     error::{Error, Result},
@@ -116,6 +116,7 @@ async fn add_export(monitor: &Monitor, mut export: NbdExport, bitmaps: Vec<Sourc
         };
         let at = node.as_deref().unwrap_or(&export.node_name);
         graph.node_or_drive(at).map_err(|_| Error::no_node(at))?;
+        refuse_of_job(monitor, &name)?;
         if graph.bitmap(at, &name).is_err() {
             return Err(Error::generic(format_args!("Bitmap '{name}' is not found")));
         }

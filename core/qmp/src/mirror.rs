@@ -9,6 +9,7 @@
 //! `drive-mirror` with `mode` `existing` needs a `format`: to look into an image for what it is lets a guest decide.
 
 use crate::{
+    checkpoints::refuse_epoch,
     command::Done,
     error::{Error, Result},
     jobs::{CopyModeName, OnErrorName, speed},
@@ -65,6 +66,9 @@ pub(crate) struct BlockdevMirror {
 impl BlockdevMirror {
     fn arguments(&self) -> Result<MirrorArgs> {
         let (sync, bitmap_mode) = self.sync()?;
+        if let Some(bitmap) = self.bitmap.as_deref().filter(|_| bitmap_mode != BitmapMode::Never) {
+            refuse_epoch(bitmap)?;
+        }
         let buffer_bytes = u64::try_from(self.buf_size.unwrap_or(0))
             .map_err(|_| Error::generic("Invalid parameter 'buf-size'"))?;
         let policy = |name: Option<OnErrorName>| name.map_or(OnError::Report, Into::into);

@@ -246,6 +246,12 @@ impl Staged {
         placed.map(|placed| placed.node.clone()).ok_or_else(missing)
     }
 
+    /// A node of the new topology.
+    pub(crate) fn node(&self, id: NodeId) -> Result<Arc<Node>> {
+        let missing = || Error::new(Kind::Busy, "the node is taken out by the same change");
+        self.topology.nodes.get(&id).map(|placed| placed.node.clone()).ok_or_else(missing)
+    }
+
     /// Nodes that are new have no wiring in the old graph; actions may need theirs.
     fn wire_new(&mut self, graph: &Graph) {
         for (id, wired) in wire(&self.topology, graph.0.trace) {

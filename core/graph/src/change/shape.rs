@@ -15,6 +15,7 @@ impl Change {
     pub fn remove_node(&mut self, name: &str) -> Result<()> {
         self.refuse_used(name)?;
         self.refuse_with_bitmaps(self.topology.id(name)?)?;
+        self.refuse_touched(name)?;
         self.take_out(name).map(drop)
     }
 
@@ -64,6 +65,14 @@ impl Change {
         }
         let message = format_args!("it has bitmaps ({}); move or remove them first", names.join(", "));
         Err(Error::new(Kind::Busy, message).at(&node.name))
+    }
+
+    /// Actions are run after all edits: one of this change would not find the node any more.
+    fn refuse_touched(&self, name: &str) -> Result<()> {
+        if !self.touched.contains(&self.topology.id(name)?) {
+            return Ok(());
+        }
+        Err(Error::new(Kind::Busy, "an earlier action of the same change works on it").at(name))
     }
 
     /// Makes `node` the child of that name of `parent` (`None`: no child).
@@ -172,6 +181,7 @@ impl Change {
     pub fn remove_filter(&mut self, name: &str) -> Result<()> {
         let id = self.topology.id(name)?;
         self.refuse_with_bitmaps(id)?;
+        self.refuse_touched(name)?;
         self.bypass(id, name)
     }
 
