@@ -64,7 +64,7 @@ pub fn socket(name: &str) -> Result<Listener, String> {
         (Err(_), Some((number, _))) => number,
         (Err(_), None) => return Err(format!("Unable to parse FD number {name}")),
     };
-    let listener = inherited::take(number).and_then(Listener::inherited);
+    let listener = inherited::take_if(number, Listener::check).and_then(Listener::inherited);
     listener.map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => format!("File descriptor '{name}' is not a socket"),
         _ => format!("File descriptor '{name}' is not a socket that listens: {error}"),

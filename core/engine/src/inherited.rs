@@ -1,7 +1,7 @@
 //! Descriptors that whoever started the program left open for it, by number: sockets of systemd, ends of pipes.
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use parking_lot::Mutex;
 
@@ -15,6 +15,11 @@ static TAKING: Mutex<()> = Mutex::new(());
 ///
 /// Errors: `NotFound` for a number that is not open, or not inherited, or taken already.
 pub fn take(number: RawFd) -> io::Result<OwnedFd> {
+    take_if(number, |_| Ok(()))
+}
+
+/// The same for one that is what it has to be. Another stays open, for whoever it is meant for.
+pub fn take_if(number: RawFd, check: impl FnOnce(BorrowedFd<'_>) -> io::Result<()>) -> io::Result<OwnedFd> {
     let _turn = TAKING.lock();
     let none =
         || io::Error::new(io::ErrorKind::NotFound, "no descriptor of that number was passed to the program");
@@ -26,6 +31,8 @@ pub fn take(number: RawFd) -> io::Result<OwnedFd> {
     if flags < 0 || flags & libc::FD_CLOEXEC != 0 {
         return Err(none());
     }
+    // SAFETY: it is open, and nobody takes or closes it meanwhile: it has no owner, and this is our turn.
+    check(unsafe { BorrowedFd::borrow_raw(number) })?;
     // SAFETY: the flag of a descriptor that nobody in this program owns, see above.
     if unsafe { libc::fcntl(number, libc::F_SETFD, flags | libc::FD_CLOEXEC) } < 0 {
         return Err(io::Error::last_os_error());

@@ -91,70 +91,76 @@ pub(crate) async fn run(
     let mut ignored = None;
     let mut limit = RateLimit::default();
     let in_flight_max = source.in_flight_max();
-    loop {
-        if job.is_cancelled() || job.wants_pause() {
-            while let Some((piece, result)) = flying.next().await {
-                settle(job, source, piece, result, &mut again, &mut ignored)?;
+    let copied = async {
+        loop {
+            if job.is_cancelled() || job.wants_pause() {
+                while let Some((piece, result)) = flying.next().await {
+                    settle(job, source, piece, result, &mut again, &mut ignored)?;
+                }
+                job.pause_point().await?;
             }
-            job.pause_point().await?;
-        }
-        let retries = !again.is_empty();
-        let piece = match again.pop_front() {
-            Some(piece) => Some(piece),
-            None if flying.len() < in_flight_max => match source.next().await {
-                Ok(Next::Skip(bytes)) => {
-                    job.add_done(bytes);
-                    continue;
-                }
-                Ok(Next::Piece(piece)) => Some(piece),
-                Ok(Next::Nothing) => None,
-                Err(error) => {
-                    match job.on_io_error(&error.error, error.operation) {
-                        ErrorAction::Report => return Err(Stopped::Failed(error.error.into())),
-                        // What is not known cannot be skipped: it is asked again, in a while.
-                        ErrorAction::Ignore | ErrorAction::Stop => runtime.sleep(SLICE).await,
+            let retries = !again.is_empty();
+            let piece = match again.pop_front() {
+                Some(piece) => Some(piece),
+                None if flying.len() < in_flight_max => match source.next().await {
+                    Ok(Next::Skip(bytes)) => {
+                        job.add_done(bytes);
+                        continue;
                     }
-                    continue;
-                }
-            },
-            None => None,
-        };
-        if let Some(piece) = piece {
-            let mut room = pin!(limit.wait(job, runtime, piece.end - piece.start));
-            // What is in flight goes on meanwhile: it holds locks that guests wait for.
-            let granted = loop {
-                if flying.is_empty() {
-                    break room.await;
-                }
-                match select(room.as_mut(), flying.next()).await {
-                    Either::Left((granted, _)) => break granted,
-                    Either::Right((Some((piece, result)), _)) => {
-                        settle(job, source, piece, result, &mut again, &mut ignored)?;
+                    Ok(Next::Piece(piece)) => Some(piece),
+                    Ok(Next::Nothing) => None,
+                    Err(error) => {
+                        match job.on_io_error(&error.error, error.operation) {
+                            ErrorAction::Report => return Err(Stopped::Failed(error.error.into())),
+                            // What is not known cannot be skipped: it is asked again, in a while.
+                            ErrorAction::Ignore | ErrorAction::Stop => runtime.sleep(SLICE).await,
+                        }
+                        continue;
                     }
-                    Either::Right((None, _)) => unreachable!("something is in flight"),
-                }
+                },
+                None => None,
             };
-            if !granted {
-                again.push_front(piece);
-                continue;
-            }
-            flying.push(async move {
-                // What fails at once would fail again at once, and nobody else would get this thread.
-                if retries {
-                    runtime.sleep(SLICE).await;
+            if let Some(piece) = piece {
+                let mut room = pin!(limit.wait(job, runtime, piece.end - piece.start));
+                // What is in flight goes on meanwhile: it holds locks that guests wait for.
+                let granted = loop {
+                    if flying.is_empty() {
+                        break room.await;
+                    }
+                    match select(room.as_mut(), flying.next()).await {
+                        Either::Left((granted, _)) => break granted,
+                        Either::Right((Some((piece, result)), _)) => {
+                            settle(job, source, piece, result, &mut again, &mut ignored)?;
+                        }
+                        Either::Right((None, _)) => unreachable!("something is in flight"),
+                    }
+                };
+                if !granted {
+                    again.push_front(piece);
+                    continue;
                 }
-                let result = source.copy(piece.clone(), buffers).await;
-                (piece, result)
-            });
-            if flying.len() < in_flight_max {
-                continue;
+                flying.push(async move {
+                    // What fails at once would fail again at once, and nobody else would get this thread.
+                    if retries {
+                        runtime.sleep(SLICE).await;
+                    }
+                    let result = source.copy(piece.clone(), buffers).await;
+                    (piece, result)
+                });
+                if flying.len() < in_flight_max {
+                    continue;
+                }
+            }
+            match flying.next().await {
+                Some((piece, result)) => settle(job, source, piece, result, &mut again, &mut ignored)?,
+                None => return Ok(ignored),
             }
         }
-        match flying.next().await {
-            Some((piece, result)) => settle(job, source, piece, result, &mut again, &mut ignored)?,
-            None => return Ok(ignored),
-        }
-    }
+    };
+    let outcome = copied.await;
+    // A driver may go on with what nobody waits for: a server would store a piece after whoever copies it the next time.
+    while flying.next().await.is_some() {}
+    outcome
 }
 
 fn settle(

@@ -178,6 +178,15 @@ impl Filter for Blklogwrites {
     }
 }
 
+/// An entry that has its place in the log. Dropped, it is not there, and the log has come to its end.
+struct Unfinished<'a>(&'a Blklogwrites);
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        self.0.state().broken = true;
+    }
+}
+
 impl Blklogwrites {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -208,6 +217,8 @@ impl Blklogwrites {
             state.entries += 1;
             (at * state.sector_bytes, state.sector_bytes, state.entries)
         };
+        // Until the entry is there the log has a hole; also if nobody waits for it any more.
+        let unfinished = Unfinished(self);
         let entry =
             Entry { sector: offset / sector_bytes, sectors: length / sector_bytes, flags, data_length: 0 };
         let mut first = Buffer::new(sector_bytes as usize);
@@ -221,10 +232,8 @@ impl Blklogwrites {
             }
             (logged, _) => logged,
         };
-        if logged.is_err() {
-            self.state().broken = true;
-        }
         logged?;
+        std::mem::forget(unfinished);
         drop(written);
         if flags & Entry::FLUSH != 0 || entries.is_multiple_of(self.super_update_interval) {
             self.write_super(next).await?;

@@ -39,6 +39,9 @@ struct Ends {
     data: u64,
     /// The child.
     file: u64,
+    /// How long the child may have been found by our own doing, since it was as it was meant. Somebody may show us one of these
+    /// long after we have made it longer: wires are looked at while requests run.
+    ours: (u64, u64),
     /// Requests that make one of them larger now.
     at_work: u32,
 }
@@ -64,16 +67,17 @@ impl Filter for Preallocate {
         Ok(Self {
             align: options.prealloc_align.0,
             size: options.prealloc_size.0,
-            ends: Mutex::new(Ends { data: end, file: end, at_work: 0 }),
+            ends: Mutex::new(Ends { data: end, file: end, ours: (end, end), at_work: 0 }),
             growing: RangeLock::new(),
         })
     }
 
-    /// While we do nothing, a child that is not as long as we left it was made so by somebody else, who meant it.
+    /// While we do nothing, a child that is as long as we never made it was made so by somebody else, who meant it.
     fn info(&self, _: &[Info], shown: Info) -> Info {
         let mut ends = self.ends();
-        if ends.at_work == 0 && ends.file != shown.size_bytes {
-            (ends.data, ends.file) = (shown.size_bytes, shown.size_bytes);
+        let (least, most) = ends.ours;
+        if ends.at_work == 0 && !(least..=most).contains(&shown.size_bytes) {
+            ends.all_at(shown.size_bytes);
         }
         Info { size_bytes: ends.data, ..shown }
     }
@@ -115,7 +119,9 @@ impl Filter for Preallocate {
         // What was reserved reads as zeroes, as what is new shall.
         if !(ends.data..=ends.file).contains(&size_bytes) {
             next.resize(request).await?;
-            self.ends().file = size_bytes;
+            let mut ends = self.ends();
+            ends.file = size_bytes;
+            ends.ours = (ends.ours.0.min(size_bytes), ends.ours.1.max(size_bytes));
         }
         self.ends().data = size_bytes;
         Ok(())
@@ -126,11 +132,18 @@ impl Filter for Preallocate {
         let _turn = self.growing.lock(0..1).await;
         let _work = self.work();
         let ends = *self.ends();
-        if ends.file > ends.data {
+        if ends.file > ends.data || ends.ours.1 > ends.data {
             next.resize_at(0, ends.data).await?;
-            self.ends().file = ends.data;
         }
+        self.ends().all_at(ends.data);
         Ok(())
+    }
+}
+
+impl Ends {
+    /// Everything ends there, and nothing else was our doing.
+    fn all_at(&mut self, end: u64) {
+        (self.data, self.file, self.ours) = (end, end, (end, end));
     }
 }
 
@@ -142,6 +155,7 @@ impl Work<'_> {
         let mut ends = self.0.ends();
         ends.data = ends.data.max(end);
         ends.file = ends.file.max(end);
+        ends.ours.1 = ends.ours.1.max(end);
     }
 }
 
@@ -175,6 +189,8 @@ impl Preallocate {
         let to = end.checked_add(self.size).and_then(|to| to.checked_next_multiple_of(self.align));
         let reached = match to.filter(|to| *to <= i64::MAX as u64) {
             Some(to) => {
+                // Even if nobody waits for the end of it.
+                self.may_reach(to);
                 let reserved = next.write_zeroes(&WriteZeroesRequest::new(from..to, flag::NO_FALLBACK)).await;
                 reserved.map(|()| to).unwrap_or_else(|error| {
                     tracing::debug!(from, to, %error, "no space was reserved");
@@ -186,6 +202,12 @@ impl Preallocate {
         // Where nothing was reserved the write is going to reach `end`: nobody may zero it from now on.
         let mut ends = self.ends();
         ends.file = ends.file.max(reached);
+        ends.ours.1 = ends.ours.1.max(reached);
+    }
+
+    fn may_reach(&self, end: u64) {
+        let mut ends = self.ends();
+        ends.ours.1 = ends.ours.1.max(end);
     }
 }
 

@@ -164,11 +164,7 @@ impl Listener {
     ///
     /// Errors: `InvalidInput` for what is no such socket.
     pub fn inherited(fd: OwnedFd) -> io::Result<Listener> {
-        let wrong = |what| io::Error::new(io::ErrorKind::InvalidInput, what);
-        let listens = rustix::net::sockopt::socket_acceptconn(&fd);
-        if !listens.map_err(|_| wrong("it is no socket"))? {
-            return Err(wrong("the socket does not listen"));
-        }
+        Listener::check(fd.as_fd())?;
         match rustix::net::sockopt::socket_domain(&fd)? {
             AddressFamily::UNIX => {
                 let listener = std::os::unix::net::UnixListener::from(fd);
@@ -181,6 +177,19 @@ impl Listener {
                 listener.set_nonblocking(true)?;
                 Ok(Listener::Tcp(TcpListener { listener }))
             }
+            _ => unreachable!("it was checked"),
+        }
+    }
+
+    /// Would [`Listener::inherited`] take it?
+    pub fn check(fd: BorrowedFd<'_>) -> io::Result<()> {
+        let wrong = |what| io::Error::new(io::ErrorKind::InvalidInput, what);
+        let listens = rustix::net::sockopt::socket_acceptconn(fd);
+        if !listens.map_err(|_| wrong("it is no socket"))? {
+            return Err(wrong("the socket does not listen"));
+        }
+        match rustix::net::sockopt::socket_domain(fd)? {
+            AddressFamily::UNIX | AddressFamily::INET | AddressFamily::INET6 => Ok(()),
             _ => Err(wrong("the socket is neither a unix socket nor TCP")),
         }
     }

@@ -2,7 +2,7 @@
 
 use super::{Change, Staged, Undo, undo};
 use crate::{
-    driver::OpenChild,
+    driver::{DriverKind, OpenChild},
     error::{Error, Kind, Result},
     event::Event,
     graph::{Graph, State, find_bitmap},
@@ -53,6 +53,7 @@ impl Change {
         };
         staged.wire_new(&self.graph);
         let mut undos = Vec::new();
+        self.settle_filters(&gone, &staged.topology, &mut undos).await;
         let batch = Batch::begin(&self.graph);
         let result = self.apply(&mut staged, &granted, &mut undos).await;
         if let Err(error) = result.and_then(|()| batch.settle()) {
@@ -64,7 +65,7 @@ impl Change {
             self.topology = staged.topology;
             return Err(self.abandon(error).await);
         }
-        self.publish(staged, granted);
+        self.publish(staged, granted, &drained);
         drop(batch);
         drop(drained);
         let closed = self.close_nodes(&gone).await;
@@ -72,6 +73,33 @@ impl Change {
         let closed = closed.and(close_replaced(replaced).await);
         self.graph.emit(&Event::Changed);
         Ok(Made { closed })
+    }
+
+    /// Filters that go, and whose children stay, leave those as they shall be found while nobody writes to them: when they are
+    /// closed, what were their parents may do so. (An error is told by their close.)
+    async fn settle_filters(&mut self, gone: &[NodeId], after: &Topology, undos: &mut Vec<Undo>) {
+        for id in gone {
+            let Some(placed) = self.before.topology.nodes.get(id) else { continue };
+            let is_filter = placed.node.driver.description().kind == DriverKind::Filter;
+            let stays = placed.children.iter().any(|child| after.nodes.contains_key(&child.node));
+            if !is_filter || !stays || placed.takes_no_writes() {
+                continue;
+            }
+            let node = placed.node.clone();
+            let children = self.before.wired.get(id).map(|wired| wired.children.clone()).unwrap_or_default();
+            if let Err(error) = node.open.set_read_only(&children, true).await {
+                tracing::warn!(node = node.name(), "before a filter is taken out: {error}");
+                continue;
+            }
+            let back: Undo = Box::new(move || {
+                Box::pin(async move {
+                    if let Err(error) = node.open.set_read_only(&children, false).await {
+                        tracing::error!(node = node.name(), "undo of a graph change: {error}");
+                    }
+                })
+            });
+            undos.push(back);
+        }
     }
 
     /// Runs the actions, and takes the permissions last.
@@ -106,10 +134,10 @@ impl Change {
     }
 
     /// Wires the new topology and puts it in place of the old one.
-    fn publish(&mut self, staged: Staged, granted: BTreeMap<NodeId, Granted>) {
+    fn publish(&mut self, staged: Staged, granted: BTreeMap<NodeId, Granted>, drained: &Drained) {
         let Staged { mut topology, parked, .. } = staged;
         topology.roots.retain(|_, attached| !attached.root.gone.load(std::sync::atomic::Ordering::Relaxed));
-        self.take_sizes(&topology);
+        self.take_sizes(&topology, drained);
         let wired = wire(&topology, self.graph.0.trace);
         for (id, wired) in &wired {
             *topology.at(*id).node.info.write() = wired.info;
@@ -136,10 +164,33 @@ impl Change {
     }
 
     /// Bitmaps take the size of their node. Whether what it has grown by is dirty is the bitmap's own rule.
-    fn take_sizes(&self, topology: &Topology) {
+    ///
+    /// A protocol that is not drained may have writes in flight that make it longer. Its bitmaps have grown and recorded them
+    /// before (see `Marks`), so they are ahead of it, and must not be cut.
+    fn take_sizes(&self, topology: &Topology, drained: &Drained) {
+        let works = |(id, attached): &(&u64, &Attached)| {
+            self.before.topology.roots.contains_key(id)
+                && !drained.0.iter().any(|root| Arc::ptr_eq(root, &attached.root))
+        };
+        let busy: BTreeSet<NodeId> = topology
+            .roots
+            .iter()
+            .filter(works)
+            .flat_map(|(_, attached)| topology.reach(topology.root_node(attached)))
+            .collect();
         for (id, wired) in wire(topology, false) {
+            let grows = topology.at(id).node.driver.description().kind == DriverKind::Protocol;
+            if grows && busy.contains(&id) {
+                continue;
+            }
             for bitmap in topology.at(id).node.bitmaps.lock().iter() {
-                if bitmap.length() != wired.info.size_bytes {
+                // A filter that panics about its size shows an empty node: that is nothing to cut what was recorded to.
+                let failed = || {
+                    let reach = topology.reach(id);
+                    reach.iter().any(|below| topology.at(*below).node.failed.lock().is_some())
+                };
+                let size_bytes = wired.info.size_bytes;
+                if bitmap.length() != size_bytes && !(size_bytes == 0 && failed()) {
                     bitmap.resize(wired.info.size_bytes);
                 }
             }

@@ -10,7 +10,7 @@
 use super::{Change, Undo, undo};
 use crate::{
     definition::{ChildDefinition, Definition},
-    driver::{BoxFuture, OpenArgs, Reopened, Role},
+    driver::{BoxFuture, DriverKind, OpenArgs, OpenChild, OpenNode, Reopened, Role},
     error::{Error, Kind, Result},
     node::{Node, NodeId},
     topology::ChildEdge,
@@ -121,10 +121,23 @@ impl Change {
     fn reopen_driver(&mut self, id: NodeId, options: crate::Options) {
         let (trace, directory) = (self.graph.0.trace, self.directory.clone());
         let closing = self.replaced.clone();
+        let children_before = self.before.wired.get(&id).map(|wired| wired.children.clone());
         self.action([id], move |staged| {
             Box::pin(async move {
                 let placed = staged.topology.at(id).clone();
                 let node = &placed.node;
+                // A filter leaves its children as they shall be found before another instance looks at them, and never while
+                // that one writes to them.
+                let settled = match &children_before {
+                    Some(children)
+                        if node.driver.description().kind == DriverKind::Filter
+                            && !placed.was_read_only(&staged.before) =>
+                    {
+                        node.open.set_read_only(children, true).await.map_err(|e| e.at(&node.name))?;
+                        Some((node.open.clone(), children.clone()))
+                    }
+                    _ => None,
+                };
                 let wired = wire(&staged.topology, trace);
                 let args = OpenArgs {
                     node_name: &node.name,
@@ -135,7 +148,13 @@ impl Change {
                     directory: &directory,
                 };
                 let reopened = node.driver.reopen(&node.open, &node.options, args).await;
-                let Reopened { open, undo: take_back, close_old } = reopened.map_err(|e| e.at(&node.name))?;
+                let Reopened { open, undo: take_back, close_old } = match reopened {
+                    Ok(reopened) => reopened,
+                    Err(error) => {
+                        unsettle(settled).await;
+                        return Err(error.at(&node.name));
+                    }
+                };
                 let new = Arc::new(Node {
                     id,
                     name: node.name.clone(),
@@ -153,7 +172,8 @@ impl Change {
                 let children = wired[&id].children.clone();
                 staged.wired.extend(wire(&staged.topology, trace));
                 if close_old {
-                    closing.lock().push((old, children.clone()));
+                    // With the children that it had.
+                    closing.lock().push((old, children_before.unwrap_or_else(|| children.clone())));
                 }
                 let back: Undo = Box::new(move || -> BoxFuture<'static, ()> {
                     Box::pin(async move {
@@ -161,6 +181,7 @@ impl Change {
                         if close_old && let Err(error) = open.close(&children).await {
                             tracing::warn!("closing after a failed change: {error}");
                         }
+                        unsettle(settled).await;
                     })
                 });
                 Ok(back)
@@ -295,6 +316,15 @@ impl Change {
             self.set_read_only(node, true)?;
         }
         Ok(())
+    }
+}
+
+/// An instance that was settled goes on after all.
+async fn unsettle(settled: Option<(Arc<dyn OpenNode>, Vec<OpenChild>)>) {
+    if let Some((open, children)) = settled
+        && let Err(error) = open.set_read_only(&children, false).await
+    {
+        tracing::error!("undo of a graph change: {error}");
     }
 }
 

@@ -2,7 +2,10 @@
 
 use std::cell::RefCell;
 use std::fmt;
+use std::future::Future;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::pin::pin;
+use std::task::{Context, Waker};
 
 use rustls::{CertificateError, ClientConnection, Connection, Error, ServerConnection};
 
@@ -144,8 +147,15 @@ impl<T: Transport> TlsStream<T> {
         }
         let outcome = self.digest();
         if outcome.is_err() {
-            // The other side may learn why, if it listens; the error is ours to report in any case.
-            let _ = self.send_pending().await;
+            // The other side may learn why, if it listens; the error is ours to report in any case. Later than in the handshake,
+            // which has a limit, nobody waits for one who does not listen.
+            let handshaking = self.tls.borrow().is_handshaking();
+            let mut told = pin!(self.send_pending());
+            if handshaking {
+                let _ = told.await;
+            } else {
+                let _ = told.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+            }
         }
         outcome
     }
