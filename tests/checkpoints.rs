@@ -114,7 +114,7 @@ fn a_view_is_the_moment_of_all_drives_and_knows_what_changed() {
     // What was trimmed need not be copied.
     assert_eq!(map(folder.path(), "tuesday-vda", "driveline:backup:since-monday"), [(3, 1), (5, 2)]);
     // A scratch file has no name, so nothing stays of it.
-    assert_eq!(files(folder.path()), [PathBuf::new(); 0]);
+    assert_eq!(files(folder.path()), Vec::<PathBuf>::new());
     let kept = qmp.run("x-driveline-query-checkpoints", json!({ "drive": "vda" }));
     assert_eq!((&kept[0]["view"], &kept[1]["view"]["export"]), (&Value::Null, &json!("tuesday-vda")));
 
@@ -152,7 +152,7 @@ fn a_view_that_cannot_be_served_leaves_nothing() {
         assert!(error["desc"].as_str().unwrap().contains(expected), "{error}");
         assert_eq!(qmp.run("query-named-block-nodes", json!({ "flat": true })), before);
         assert_eq!(qmp.run("x-driveline-query-checkpoints", json!({})), json!([]));
-        assert_eq!(files(folder.path()), [PathBuf::new(); 0]);
+        assert_eq!(files(folder.path()), Vec::<PathBuf>::new());
     };
     refused(json!({ "base": "sunday" }), "'vda' has no checkpoint 'sunday'");
     refused(json!({ "scratch": "/no/such/folder" }), "/no/such/folder");

@@ -215,7 +215,8 @@ fn nbdinfo_lists_what_is_served_and_its_contexts() {
     assert_eq!(vda["export-size"], SIZE);
     let contexts: BTreeSet<&str> =
         vda["contexts"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
-    let expected = ["base:allocation", "qemu:allocation-depth", "qemu:dirty-bitmap:daily"];
+    let expected =
+        ["base:allocation", "qemu:allocation-depth", "qemu:dirty-bitmap:daily", "driveline:backup:daily"];
     assert_eq!(contexts, BTreeSet::from(expected));
     for can in
         ["can_flush", "can_fua", "can_trim", "can_zero", "can_cache", "can_multi_conn", "can_fast_zero"]

@@ -30,6 +30,7 @@ fn environment(folder: &Path) -> Option<PathBuf> {
         return Some(programs);
     }
     eprintln!("SKIPPED: qemu.qmp cannot be installed");
+    assert!(std::env::var_os("CI").is_none(), "in CI no test is skipped");
     None
 }
 

@@ -115,7 +115,7 @@ Examples:
     },
     /// Look at a running daemon, and steer it.
     ///
-    /// A daemon with a [monitor] listens on a socket, as said there. Jobs are waited for, with a bar on a terminal; Ctrl-C
+    /// A daemon with a `[monitor]` listens on a socket, as said there. Jobs are waited for, with a bar on a terminal; Ctrl-C
     /// leaves them running.
     #[command(after_help = "\
 Exit status: 0 done, 1 the daemon refused or the job failed, 2 the command line makes no sense, 3 no daemon was reached.

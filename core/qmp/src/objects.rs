@@ -280,7 +280,7 @@ impl Objects {
         // What is given is read first, then the id is looked at, then what is given has to make sense: QEMU's order.
         let given = match &*kind {
             "iothread" => Given::IoThread(arguments::parse(properties, "")?),
-            "throttle-group" => Given::ThrottleGroup(arguments::parse(properties, "")?),
+            "throttle-group" => Given::ThrottleGroup(Box::new(arguments::parse(properties, "")?)),
             "secret" => Given::Secret(arguments::parse(properties, "")?),
             _ => Given::TlsX509(arguments::parse(properties, "")?),
         };
@@ -441,7 +441,7 @@ impl Objects {
 /// Properties, as they are given.
 enum Given {
     IoThread(IoThreadArguments),
-    ThrottleGroup(GivenLimits),
+    ThrottleGroup(Box<GivenLimits>),
     Secret(SecretArguments),
     TlsX509(TlsX509Arguments),
 }

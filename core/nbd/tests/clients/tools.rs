@@ -21,7 +21,8 @@ fn nbdinfo_sees_every_export_and_what_it_can_do() {
     let disk = &exports[0];
     assert_eq!(disk["description"], "the disk disk");
     assert_eq!(disk["export-size"], 64 * MIB);
-    let contexts = ["base:allocation", "qemu:allocation-depth", "qemu:dirty-bitmap:daily"];
+    let contexts =
+        ["base:allocation", "qemu:allocation-depth", "qemu:dirty-bitmap:daily", "driveline:backup:daily"];
     assert_eq!(disk["contexts"], serde_json::json!(contexts));
     for can in [
         "can_cache",
