@@ -1,6 +1,6 @@
 //! `driveline ctl` against a running daemon, as a person at a terminal has it.
 
-use crate::harness::{Daemon, have};
+use crate::harness::{Daemon, have, run};
 use serde_json::Value;
 use std::process::{Command, Output};
 
@@ -41,13 +41,13 @@ impl World {
             return None;
         }
         let folder = tempfile::tempdir().unwrap();
-        let run = |program: &str, arguments: &[&str]| {
+        let make = |program: &str, arguments: &[&str]| {
             let status = Command::new(program).args(arguments).current_dir(&folder).output().unwrap();
             assert!(status.status.success(), "{status:?}");
         };
-        run("qemu-img", &["create", "-q", "-f", "qcow2", "base.qcow2", "8M"]);
-        run("qemu-io", &["-f", "qcow2", "-c", "write -P 7 0 8M", "base.qcow2"]);
-        run("qemu-img", &["create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", "active.qcow2"]);
+        make("qemu-img", &["create", "-q", "-f", "qcow2", "base.qcow2", "8M"]);
+        make("qemu-io", &["-f", "qcow2", "-c", "write -P 7 0 8M", "base.qcow2"]);
+        make("qemu-img", &["create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", "active.qcow2"]);
         let daemon = Daemon::start(folder.path(), CONFIGURATION);
         Some(Self { daemon, folder })
     }
@@ -118,6 +118,34 @@ fn a_job_is_waited_for_and_says_how_it_ended() {
     assert_eq!(world.says(&["export", "add", "active", "--name", "second"]), "");
     assert!(world.says(&["exports"]).contains("second"));
     assert_eq!(world.says(&["export", "remove", "second"]), "");
+}
+
+#[test]
+fn checkpoints_are_made_looked_at_and_compared() {
+    let Some(world) = World::new() else { return };
+    assert_eq!(world.says(&["checkpoint", "create", "monday", "vda"]), "");
+    assert_eq!(
+        world.says(&["checkpoint", "create", "tuesday", "vda", "--view", "--base", "monday"]),
+        "vda: tuesday-vda\n"
+    );
+    let listed = world.says(&["checkpoint", "list"]);
+    let lines: Vec<&str> = listed.lines().collect();
+    assert_eq!(lines[1], "vda    monday                         0 B  closed");
+    assert_eq!(lines[2], "vda    tuesday                        0 B  recording  tuesday-vda");
+    assert_eq!(world.says(&["checkpoint", "delta", "vda", "monday"]), "0 B changed\n");
+    assert_eq!(world.json(&["--json", "checkpoint", "delta", "vda", "monday", "tuesday"])["count"], 0);
+    assert_eq!(world.says(&["checkpoint", "release", "tuesday"]), "");
+    assert_eq!(world.says(&["checkpoint", "delete", "monday"]), "");
+    assert_eq!(world.json(&["--json", "checkpoint", "list"]).as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn a_drive_is_backed_up_to_a_file_that_the_daemon_makes() {
+    let Some(world) = World::new() else { return };
+    assert_eq!(world.says(&["backup", "vda", "copy.qcow2"]), "vda: done, 8 MiB\n");
+    let path = |name: &str| world.folder.path().join(name).to_str().unwrap().to_owned();
+    let compare = ["compare", "-U", &path("copy.qcow2"), &path("active.qcow2")];
+    assert!(run("qemu-img", &compare).contains("identical"));
 }
 
 #[test]

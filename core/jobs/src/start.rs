@@ -18,7 +18,7 @@ use crate::{
 use async_lock::MutexGuardArc;
 use driveline_graph::{Change, Error, Kind, Layout, Result};
 use event_listener::Event;
-use std::{fmt, sync::Arc};
+use std::{collections::BTreeSet, fmt, sync::Arc};
 
 /// How jobs that start together end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,6 +42,7 @@ pub struct Start {
     staged: Vec<Member>,
     /// Reserved, but not staged yet.
     reserved: Option<Arc<Job>>,
+    heard: BTreeSet<String>,
     /// What the jobs tell each other by.
     changed: Arc<Event>,
 }
@@ -60,8 +61,8 @@ impl Jobs {
         let committed = self.0.holders.lock_arc().await;
         let change = Some(self.0.graph.change().await);
         let holders = committed.clone();
-        let (staged, reserved, changed) = (Vec::new(), None, Arc::default());
-        Start { jobs: self.clone(), holders, committed, change, staged, reserved, changed }
+        let (staged, reserved, heard, changed) = (Vec::new(), None, BTreeSet::new(), Arc::default());
+        Start { jobs: self.clone(), holders, committed, change, staged, reserved, heard, changed }
     }
 }
 
@@ -69,6 +70,11 @@ impl Start {
     /// The change, for what else is to happen in it.
     pub fn change(&mut self) -> &mut Change {
         self.change.as_mut().expect("it is there until it is made")
+    }
+
+    /// Is it the first time that this change hears of it? For what reads the graph as it was, and must not come twice.
+    pub fn is_first(&mut self, what: String) -> bool {
+        self.heard.insert(what)
     }
 
     /// The graph as this change would have it so far.

@@ -51,6 +51,7 @@ impl Action for Create {
             let graph = monitor.graph();
             for drive in &self.drives {
                 graph.node_or_drive(drive).map_err(|_| Error::no_node(drive))?;
+                refuse_second(start, drive)?;
             }
             let new = NewCheckpoint {
                 drives: self.drives.clone(),
@@ -117,6 +118,7 @@ impl Action for Delete {
             }
             for drive in &drives {
                 graph.node_or_drive(drive).map_err(|_| Error::no_node(drive))?;
+                refuse_second(start, drive)?;
                 checkpoints::delete(graph, start.change(), drive, &self.name)?;
             }
             Ok(())
@@ -263,6 +265,17 @@ fn targets(graph: &Graph) -> Vec<String> {
 
 fn of(graph: &Graph, drive: &str) -> Vec<Checkpoint> {
     checkpoints::of_drive(graph, drive).unwrap_or_default()
+}
+
+/// An action on checkpoints goes by those that are there, so a second one on the same drive would not know of the first.
+fn refuse_second(start: &mut Start, drive: &str) -> Result<()> {
+    match start.is_first(format!("checkpoints of {drive}")) {
+        true => Ok(()),
+        false => {
+            let text = format_args!("A transaction has at most one action on checkpoints of '{drive}'");
+            Err(Error::generic(text))
+        }
+    }
 }
 
 /// Bitmaps of checkpoints are changed by checkpoints alone: a delta would be less than the truth. They may be looked at, and

@@ -155,6 +155,9 @@ Examples:
         #[arg(value_name = "NODE", add = Complete::new(names::nodes))]
         node: String,
     },
+    /// Keep moments of drives by name, look at one, and ask what changed between two.
+    #[command(subcommand)]
+    Checkpoint(Checkpoint),
     /// List what is served.
     Exports,
     /// Serve a drive or node over NBD, or end that.
@@ -265,6 +268,62 @@ pub struct OneBitmap {
     /// The bitmap's name.
     #[arg(value_name = "BITMAP", add = Complete::new(names::bitmaps))]
     pub bitmap: String,
+}
+
+/// Keeping moments.
+#[derive(Debug, Subcommand)]
+pub enum Checkpoint {
+    /// Keep this moment of several drives, the same for all.
+    Create {
+        /// Its name.
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// The drives.
+        #[arg(value_name = "DRIVE", required = true, add = Complete::new(names::targets))]
+        drives: Vec<String>,
+        /// It survives the end of the daemon.
+        #[arg(long)]
+        persistent: bool,
+        /// Serve the drives as they are now, on NBD exports NAME-DRIVE, until it is released.
+        #[arg(long)]
+        view: bool,
+        /// Show in the view what changed since that checkpoint.
+        #[arg(long, value_name = "CHECKPOINT", requires = "view")]
+        base: Option<String>,
+        /// Where the view keeps what is written over meanwhile.
+        #[arg(long, value_name = "DIRECTORY", requires = "view")]
+        scratch: Option<PathBuf>,
+    },
+    /// List those that are kept, the oldest of a drive first.
+    List {
+        /// The drive, or a node.
+        #[arg(value_name = "DRIVE", add = Complete::new(names::targets))]
+        drive: Option<String>,
+    },
+    /// End the view of one; it stays.
+    Release {
+        /// Its name.
+        #[arg(value_name = "NAME")]
+        name: String,
+    },
+    /// Forget one; what changed between others is still known.
+    Delete {
+        /// Its name.
+        #[arg(value_name = "NAME")]
+        name: String,
+    },
+    /// Print what changed in a drive between two, or since one.
+    Delta {
+        /// The drive, or a node.
+        #[arg(value_name = "DRIVE", add = Complete::new(names::targets))]
+        drive: String,
+        /// The older one.
+        #[arg(value_name = "FROM")]
+        from: String,
+        /// The newer one; without it, now.
+        #[arg(value_name = "TO")]
+        to: Option<String>,
+    },
 }
 
 /// Steering a job.

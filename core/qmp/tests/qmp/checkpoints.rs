@@ -58,5 +58,8 @@ fn nobody_else_changes_the_bitmaps_of_checkpoints() {
         { "type": "abort", "data": {} },
     ] });
     client.wrong("transaction", actions);
+    let action = |name: &str| json!({ "type": "x-driveline-checkpoint-create", "data": { "name": name, "drives": ["vda"] } });
+    let twice = client.wrong("transaction", json!({ "actions": [action("a"), action("b")] }));
+    assert_eq!(twice, "A transaction has at most one action on checkpoints of 'vda'");
     assert_eq!(client.ok("x-driveline-query-checkpoints", json!({})).as_array().unwrap().len(), 1);
 }

@@ -5,6 +5,7 @@
 
 mod apply;
 mod bitmaps;
+mod checkpoints;
 mod client;
 mod exports;
 mod graph;
@@ -131,6 +132,7 @@ impl Talk {
             Command::Remove { node } => {
                 self.simple("x-driveline-blockdev-remove-filter", json!({ "node-name": node }))
             }
+            Command::Checkpoint(command) => self.checkpoint(command),
             Command::Exports => self.exports(),
             Command::Export(change) => self.change_export(change),
             Command::Recovered => self.recovered(),
