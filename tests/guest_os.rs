@@ -30,8 +30,8 @@ const CONFIGURATION: &str = r#"
 "#;
 
 #[test]
-fn a_file_system_lives_through_a_stream_and_filters_below_it() {
-    let name = "a_file_system_lives_through_a_stream_and_filters_below_it";
+fn a_file_system_lives_through_what_is_done_below_it_and_is_restored_from_backups() {
+    let name = "a_file_system_lives_through_what_is_done_below_it_and_is_restored_from_backups";
     if !have(name, &["qemu-img"]) || !Vm::have(name) {
         return;
     }
@@ -54,9 +54,37 @@ fn a_file_system_lives_through_a_stream_and_filters_below_it() {
     let mut hashes = vec![write(&mut vm, "before", 8)];
     qmp.run("block-stream", json!({ "device": "vda", "job-id": "stream", "speed": 64 << 20 }));
     hashes.push(write(&mut vm, "during", 8));
+    let full = json!({ "device": "vda", "job-id": "backup", "target": path("full.qcow2"), "format": "qcow2", "sync": "full" });
+    let clear = json!({ "node": "vda", "name": "daily" });
+    let actions = json!([
+        { "type": "block-dirty-bitmap-clear", "data": clear },
+        { "type": "drive-backup", "data": full },
+    ]);
+    qmp.run("transaction", json!({ "actions": actions }));
+    assert!(qmp.wait_event("BLOCK_JOB_COMPLETED", "backup").get("error").is_none());
     let slow = json!({ "driver": "delay", "node-name": "slow", "write": "100us" });
     qmp.run("x-driveline-blockdev-insert-filter", json!({ "above": "vda", "options": slow }));
     hashes.push(write(&mut vm, "filtered", 4));
+    run(
+        "qemu-img",
+        &[
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-b",
+            &path("full.qcow2"),
+            "-F",
+            "qcow2",
+            &path("incremental.qcow2"),
+        ],
+    );
+    let incremental = json!({
+        "device": "vda", "job-id": "backup", "target": path("incremental.qcow2"), "format": "qcow2", "mode": "existing",
+        "sync": "incremental", "bitmap": "daily",
+    });
+    qmp.run("drive-backup", incremental);
+    assert!(qmp.wait_event("BLOCK_JOB_COMPLETED", "backup").get("error").is_none());
     vm.run("rm /mnt/before && sync");
     qmp.run("x-driveline-blockdev-remove-filter", json!({ "node-name": "slow" }));
     hashes.push(write(&mut vm, "after", 4));
@@ -73,5 +101,14 @@ fn a_file_system_lives_through_a_stream_and_filters_below_it() {
         ["during", "filtered", "after"].map(|file| vm.run(&format!("sha256sum /mnt/{file}"))).into();
     assert_eq!(found, hashes[1..]);
     vm.run("test ! -e /mnt/before");
+    vm.power_off();
+    // And of the backups: what was there when the last one was taken.
+    run("qemu-img", &["convert", "-O", "raw", &path("incremental.qcow2"), &path("restored.raw")]);
+    let mut vm = Vm::boot(folder.path(), &path("restored.raw"));
+    vm.run("mount -t ext4 -o ro /dev/vda /mnt");
+    let found: Vec<String> =
+        ["before", "during", "filtered"].map(|file| vm.run(&format!("sha256sum /mnt/{file}"))).into();
+    assert_eq!(found, hashes[..3]);
+    vm.run("test ! -e /mnt/after");
     vm.power_off();
 }
