@@ -174,3 +174,23 @@ fn wrong_arguments_are_named_and_change_nothing() {
     let text = client.wrong("x-driveline-block-dirty-bitmap-adopt", with(json!({})));
     assert_eq!(text, "node 'disk': bitmap 'b' is not inconsistent");
 }
+
+/// A bitmap action on a node that the same transaction removes was a panic half-way: what came before it stayed done.
+#[test]
+fn a_bitmap_on_a_node_that_goes_in_the_same_transaction_undoes_all_of_it() {
+    let (world, mut client) = World::with_disk();
+    client.ok("block-dirty-bitmap-add", json!({ "node": "vda", "name": "daily" }));
+    world.write("vda", 0, &[1; 512]);
+    client.ok("blockdev-add", json!({ "driver": "memory", "node-name": "goes", "size": 65536 }));
+    let actions = json!([
+        { "type": "block-dirty-bitmap-clear", "data": { "node": "vda", "name": "daily" } },
+        { "type": "block-dirty-bitmap-add", "data": { "node": "goes", "name": "b" } },
+        { "type": "blockdev-del", "data": { "node-name": "goes" } },
+    ]);
+    client.wrong("transaction", json!({ "actions": actions }));
+    assert_eq!(bitmaps(&mut client, "disk"), [named("daily", 65536, true)]);
+    assert_eq!(bitmaps(&mut client, "goes"), []);
+    // In the other order each is what it says.
+    let actions = json!([{ "type": "blockdev-del", "data": { "node-name": "goes" } }]);
+    client.ok("transaction", json!({ "actions": actions }));
+}

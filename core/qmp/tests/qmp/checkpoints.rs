@@ -38,6 +38,12 @@ fn nobody_else_changes_the_bitmaps_of_checkpoints() {
         let refused = client.wrong(&format!("block-dirty-bitmap-{command}"), bitmap.clone());
         assert!(refused.contains("belongs to checkpoint 'monday'"), "{refused}");
     }
+    // A job that would make it clean is no better.
+    let by = json!({ "device": "vda", "target": "disk", "sync": "incremental", "bitmap": kept[0]["bitmap"] });
+    for command in ["blockdev-backup", "blockdev-mirror"] {
+        let refused = client.wrong(command, by.clone());
+        assert!(refused.contains("belongs to checkpoint 'monday'"), "{command}: {refused}");
+    }
     for (command, arguments, expected) in [
         ("create", json!({ "name": "monday", "drives": ["vda"] }), "'vda' has a checkpoint 'monday' already"),
         ("create", json!({ "name": "x", "drives": [] }), "Parameter 'drives' expects at least one drive"),
