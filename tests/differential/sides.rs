@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    time::{Duration, Instant},
 };
 
 /// Makes the images that sequences are about: a chain of three, and a raw one.
@@ -57,12 +58,19 @@ impl Side {
 
     pub(super) fn qemu(folder: &Path) -> Self {
         let chardev = format!("socket,id=c,server=on,wait=off,path={}", folder.join("qmp.sock").display());
+        let ready = folder.join("qemu.pid");
         let qemu = Command::new("qemu-storage-daemon")
-            .args(["--chardev", &chardev, "--monitor", "chardev=c"])
+            .args(["--chardev", &chardev, "--monitor", "chardev=c", "--pidfile", ready.to_str().unwrap()])
             .stdin(Stdio::null())
             .spawn()
             .map(Qemu)
             .unwrap();
+        // It writes the file when all of it is there. Who comes between its socket and its monitor may never be answered.
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !ready.exists() {
+            assert!(Instant::now() < deadline, "qemu-storage-daemon starts");
+            std::thread::sleep(Duration::from_millis(2));
+        }
         let qmp = Qmp::connect(&folder.join("qmp.sock"));
         Self { program: Program::Qemu(qemu), qmp, folder: folder.to_owned() }
     }

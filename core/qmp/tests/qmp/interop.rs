@@ -18,15 +18,17 @@ pub(crate) struct Qsd {
 impl Qsd {
     pub(crate) fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let socket = folder.path().join("qsd.sock");
+        let (socket, ready) = (folder.path().join("qsd.sock"), folder.path().join("qsd.pid"));
         let chardev = format!("socket,id=c,server=on,wait=off,path={}", socket.display());
         let child = Command::new("qemu-storage-daemon")
             .args(["--blockdev", "null-co,node-name=disk,size=1048576", "--chardev", &chardev])
-            .args(["--monitor", "chardev=c"])
+            .args(["--monitor", "chardev=c", "--pidfile", ready.to_str().unwrap()])
             .stderr(Stdio::inherit())
             .spawn()
             .unwrap();
-        let mut client = Client::connect(wait_for(&socket));
+        // It writes the file when all of it is there. Who comes between its socket and its monitor may never be answered.
+        wait_for(&ready);
+        let mut client = Client::connect(&socket);
         client.ok("qmp_capabilities", json!({}));
         Self { child, client, _folder: folder }
     }
@@ -39,13 +41,12 @@ impl Drop for Qsd {
     }
 }
 
-fn wait_for(path: &Path) -> &Path {
+fn wait_for(path: &Path) {
     let end = Instant::now() + Duration::from_secs(20);
-    while std::os::unix::net::UnixStream::connect(path).is_err() {
+    while !path.exists() {
         assert!(Instant::now() < end, "{} does not appear", path.display());
         std::thread::sleep(Duration::from_millis(10));
     }
-    path
 }
 
 /// Input that is wrong in the same way for both.
