@@ -86,23 +86,53 @@ pub(crate) async fn run(
     source: &dyn Source,
     buffers: &Buffers,
 ) -> Result<Option<driveline_op::Error>, Stopped> {
-    let mut flying = FuturesUnordered::new();
-    let mut again: VecDeque<Range<u64>> = VecDeque::new();
-    let mut ignored = None;
-    let mut limit = RateLimit::default();
-    let in_flight_max = source.in_flight_max();
-    let copied = async {
+    let mut flight = Flight {
+        job,
+        retries: source.retries(),
+        flying: FuturesUnordered::new(),
+        again: VecDeque::new(),
+        ignored: None,
+    };
+    let outcome = flight.fill(runtime, source, buffers).await;
+    // A driver may go on with what nobody waits for: a server would store a piece after whoever copies it the next time.
+    while flight.flying.next().await.is_some() {}
+    outcome.map(|()| flight.ignored)
+}
+
+/// A piece that is over.
+type Landed = (Range<u64>, Result<(), PieceError>);
+
+/// Pieces in flight, and what became of those before them.
+struct Flight<'a> {
+    job: &'a Job,
+    retries: bool,
+    flying: FuturesUnordered<BoxFuture<'a, Landed>>,
+    /// Pieces that failed.
+    again: VecDeque<Range<u64>>,
+    ignored: Option<driveline_op::Error>,
+}
+
+impl<'a> Flight<'a> {
+    async fn fill(
+        &mut self,
+        runtime: &'a Arc<dyn Runtime>,
+        source: &'a dyn Source,
+        buffers: &'a Buffers,
+    ) -> Result<(), Stopped> {
+        let job = self.job;
+        let mut limit = RateLimit::default();
+        let in_flight_max = source.in_flight_max();
         loop {
             if job.is_cancelled() || job.wants_pause() {
-                while let Some((piece, result)) = flying.next().await {
-                    settle(job, source, piece, result, &mut again, &mut ignored)?;
+                while let Some(landed) = self.flying.next().await {
+                    self.settle(landed)?;
                 }
                 job.pause_point().await?;
             }
-            let retries = !again.is_empty();
-            let piece = match again.pop_front() {
+            let retries = !self.again.is_empty();
+            let piece = match self.again.pop_front() {
                 Some(piece) => Some(piece),
-                None if flying.len() < in_flight_max => match source.next().await {
+                None if self.flying.len() < in_flight_max => match self.meanwhile(source.next()).await? {
                     Ok(Next::Skip(bytes)) => {
                         job.add_done(bytes);
                         continue;
@@ -113,7 +143,9 @@ pub(crate) async fn run(
                         match job.on_io_error(&error.error, error.operation) {
                             ErrorAction::Report => return Err(Stopped::Failed(error.error.into())),
                             // What is not known cannot be skipped: it is asked again, in a while.
-                            ErrorAction::Ignore | ErrorAction::Stop => runtime.sleep(SLICE).await,
+                            ErrorAction::Ignore | ErrorAction::Stop => {
+                                self.meanwhile(runtime.sleep(SLICE)).await?;
+                            }
                         }
                         continue;
                     }
@@ -121,70 +153,60 @@ pub(crate) async fn run(
                 None => None,
             };
             if let Some(piece) = piece {
-                let mut room = pin!(limit.wait(job, runtime, piece.end - piece.start));
-                // What is in flight goes on meanwhile: it holds locks that guests wait for.
-                let granted = loop {
-                    if flying.is_empty() {
-                        break room.await;
-                    }
-                    match select(room.as_mut(), flying.next()).await {
-                        Either::Left((granted, _)) => break granted,
-                        Either::Right((Some((piece, result)), _)) => {
-                            settle(job, source, piece, result, &mut again, &mut ignored)?;
-                        }
-                        Either::Right((None, _)) => unreachable!("something is in flight"),
-                    }
-                };
-                if !granted {
-                    again.push_front(piece);
+                if !self.meanwhile(limit.wait(job, runtime, piece.end - piece.start)).await? {
+                    self.again.push_front(piece);
                     continue;
                 }
-                flying.push(async move {
+                self.flying.push(Box::pin(async move {
                     // What fails at once would fail again at once, and nobody else would get this thread.
                     if retries {
                         runtime.sleep(SLICE).await;
                     }
                     let result = source.copy(piece.clone(), buffers).await;
                     (piece, result)
-                });
-                if flying.len() < in_flight_max {
+                }));
+                if self.flying.len() < in_flight_max {
                     continue;
                 }
             }
-            match flying.next().await {
-                Some((piece, result)) => settle(job, source, piece, result, &mut again, &mut ignored)?,
-                None => return Ok(ignored),
+            match self.flying.next().await {
+                Some(landed) => self.settle(landed)?,
+                None => return Ok(()),
             }
         }
-    };
-    let outcome = copied.await;
-    // A driver may go on with what nobody waits for: a server would store a piece after whoever copies it the next time.
-    while flying.next().await.is_some() {}
-    outcome
-}
+    }
 
-fn settle(
-    job: &Job,
-    source: &dyn Source,
-    piece: Range<u64>,
-    result: Result<(), PieceError>,
-    again: &mut VecDeque<Range<u64>>,
-    ignored: &mut Option<driveline_op::Error>,
-) -> Result<(), Stopped> {
-    let Err(failed) = result else {
-        job.add_done(piece.end - piece.start);
-        return Ok(());
-    };
-    match job.on_io_error(&failed.error, failed.operation) {
-        ErrorAction::Report => return Err(Stopped::Failed(failed.error.into())),
-        ErrorAction::Stop => again.push_back(piece),
-        ErrorAction::Ignore if source.retries() => again.push_back(piece),
-        ErrorAction::Ignore => {
-            job.add_done(piece.end - piece.start);
-            ignored.get_or_insert(failed.error);
+    /// Waits for `future` while what is in flight goes on. It holds locks, of guests' ranges and of an image's tables, and
+    /// `future` may wait for one of them.
+    async fn meanwhile<T>(&mut self, future: impl Future<Output = T>) -> Result<T, Stopped> {
+        let mut future = pin!(future);
+        loop {
+            if self.flying.is_empty() {
+                return Ok(future.await);
+            }
+            match select(future.as_mut(), self.flying.next()).await {
+                Either::Left((done, _)) => return Ok(done),
+                Either::Right((landed, _)) => self.settle(landed.expect("something is in flight"))?,
+            }
         }
     }
-    Ok(())
+
+    fn settle(&mut self, (piece, result): Landed) -> Result<(), Stopped> {
+        let Err(failed) = result else {
+            self.job.add_done(piece.end - piece.start);
+            return Ok(());
+        };
+        match self.job.on_io_error(&failed.error, failed.operation) {
+            ErrorAction::Report => return Err(Stopped::Failed(failed.error.into())),
+            ErrorAction::Stop => self.again.push_back(piece),
+            ErrorAction::Ignore if self.retries => self.again.push_back(piece),
+            ErrorAction::Ignore => {
+                self.job.add_done(piece.end - piece.start);
+                self.ignored.get_or_insert(failed.error);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A speed limit: so many bytes in each slice of time.

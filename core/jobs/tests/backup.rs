@@ -6,7 +6,9 @@ mod kit;
 
 use driveline_drivers::{CopyBeforeWriteDriver, SnapshotAccessDriver};
 use driveline_graph::{Graph, GraphOptions, Kind, NewBitmap, Options, Root, RootOptions};
-use driveline_jobs::{BackupArgs, BackupSync, BitmapMode, Completion, JobEvent, Jobs, OnError, Runtime};
+use driveline_jobs::{
+    BackupArgs, BackupSync, BitmapMode, Completion, JobEvent, Jobs, OnError, Perf, Runtime,
+};
 use driveline_op::{Ask, Buffer, flag, op, status};
 use kit::{
     drivers::{World, register},
@@ -300,6 +302,12 @@ fn backup(seed: u64) {
             on_source_error: on_error,
             on_target_error: on_error,
             speed: if sim.chance(3) { 1 << 20 } else { 0 },
+            // With few workers the next piece is looked for while others are in flight: once that was not let go on.
+            perf: if sim.chance(2) {
+                Perf { workers_max: 2, chunk_bytes_max: CLUSTER as i64, ..Perf::default() }
+            } else {
+                Perf::default()
+            },
             manual_dismiss: true,
             ..BackupArgs::default()
         };

@@ -243,6 +243,13 @@ impl Cow {
         })
     }
 
+    /// As a format loads a table, under a lock that others wait for.
+    async fn look_up(&self, cluster: u64) -> Option<Option<Vec<u8>>> {
+        let _changing = self.changing.lock().await;
+        self.world.sim.maybe_yield().await;
+        self.clusters.lock().get(&cluster).cloned()
+    }
+
     async fn below(&self, next: &mut Next<'_>, range: Range<u64>) -> driveline_op::Result<Vec<u8>> {
         let mut data = vec![0; (range.end - range.start) as usize];
         if next.children() > 0 {
@@ -258,8 +265,7 @@ impl Cow {
 
     async fn read(&self, next: &mut Next<'_>, request: &ReadRequest<'_>) -> OpResult {
         for (cluster, piece) in Self::pieces(request.range()) {
-            self.world.sim.maybe_yield().await;
-            let here = self.clusters.lock().get(&cluster).cloned();
+            let here = self.look_up(cluster).await;
             let at = (piece.start % CLUSTER) as usize;
             let length = (piece.end - piece.start) as usize;
             let data = match here {
@@ -324,8 +330,7 @@ impl Cow {
     async fn block_status(&self, next: &mut Next<'_>, request: &BlockStatusRequest<'_>) -> OpResult {
         let (cluster, piece) = Self::pieces(request.range()).next().expect("not empty");
         let length = piece.end - piece.start;
-        let here = self.clusters.lock().get(&cluster).map(Option::is_some);
-        let found = match here {
+        let found = match self.look_up(cluster).await.as_ref().map(Option::is_some) {
             Some(true) => BlockStatus { flags: status::DATA, depth: 1, length, ..Default::default() },
             Some(false) => BlockStatus { flags: status::ZERO, depth: 1, length, ..Default::default() },
             None if next.children() > 0 && piece.start < next.info(0).size_bytes => {
