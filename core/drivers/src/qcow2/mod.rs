@@ -66,6 +66,7 @@ mod read;
 mod refcount;
 mod resize;
 mod snapshot;
+mod sparse;
 mod subclusters;
 mod write;
 mod zero;

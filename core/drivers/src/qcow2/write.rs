@@ -5,6 +5,7 @@ use super::{
     io::{FILE, Io},
     layout::{COPIED, Entry, Mapping},
     meta::Taken,
+    sparse,
 };
 use driveline_op::{FlushRequest, Next, Result, WriteRequest, flag};
 use std::ops::Range;
@@ -30,6 +31,20 @@ impl Payload<'_> {
             Payload::Bytes(data, at) => Payload::Bytes(data, at + bytes),
             Payload::Zeroes => Payload::Zeroes,
         }
+    }
+
+    /// Are these bytes of it zeroes? Those that are not mostly show it in the first of them.
+    fn is_zero(self, range: Range<u64>) -> bool {
+        let mut block = [0_u8; sparse::BLOCK_BYTES as usize];
+        let block = &mut block[..(range.end - range.start) as usize];
+        let first = block.len().min(64);
+        let mut any = |from: usize, to: usize| {
+            self.skip(range.start + from as u64).copy_to(&mut block[from..to]);
+            // One OR over all: the compiler makes wide instructions of it.
+            block[from..to].iter().fold(0, |all, byte| all | byte) != 0
+        };
+        let length = (range.end - range.start) as usize;
+        !any(0, first) && !any(first, length)
     }
 
     pub(crate) fn copy_to(self, data: &mut [u8]) {
@@ -189,7 +204,14 @@ impl Qcow2 {
                     self.data().write(io, at(range.start), &buffer).await?;
                 }
             }
-            self.put(io, payload, at(offset), length).await?;
+            if place.fresh && length > sparse::BLOCK_BYTES {
+                for run in sparse::runs(length, |block| payload.is_zero(block)) {
+                    let length = run.end - run.start;
+                    self.put(io, payload.skip(run.start), at(offset + run.start), length).await?;
+                }
+            } else {
+                self.put(io, payload, at(offset), length).await?;
+            }
         }
         self.link(io, start, place).await?;
         Ok(length)

@@ -293,3 +293,29 @@ fn space_that_was_discarded_is_used_again() {
     }
     assert!(most < 6 << 20, "{most} bytes for never more than 2 MiB");
 }
+
+#[test]
+fn zeroes_among_the_data_of_fresh_clusters_are_not_written() {
+    let leaf = leaf(Vec::new());
+    block_on(create(&file_child(&leaf, None).edge, &CreateOptions::new(64 << 20))).unwrap();
+    let world = World::on(leaf, None, false, serde_json::json!({})).unwrap();
+    let mut data = vec![0; 1 << 20];
+    data[300_000..304_000].fill(7);
+    write(&world, 0, &vec![9; 65536]);
+    *world.leaf.driver.log.lock() = Some(Vec::new());
+    let written = |world: &World| -> usize {
+        let log = world.leaf.driver.log.lock().replace(Vec::new()).unwrap();
+        log.iter().map(|event| if let Event::Write(_, bytes) = event { bytes.len() } else { 0 }).sum()
+    };
+    write(&world, 1 << 20, &data);
+    assert!(written(&world) < 20_000, "two blocks");
+    assert_eq!(world.read(1 << 20, data.len()).unwrap(), data);
+    // In its own place, and where something was before, it is written as it is.
+    write(&world, 0, &data[..65536]);
+    write(&world, 1 << 20, &data);
+    assert_eq!(written(&world), 65536 + data.len());
+    world.plain(op::DISCARD, 1 << 20, 1 << 20, 0).unwrap();
+    world.flush().unwrap();
+    write(&world, 2 << 20, &data);
+    assert_eq!(world.read(2 << 20, data.len()).unwrap(), data, "a cluster that is used again is not fresh");
+}

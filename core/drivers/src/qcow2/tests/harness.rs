@@ -341,15 +341,19 @@ pub(crate) fn seeds() -> std::ops::Range<u64> {
     0..std::env::var("DRIVELINE_QCOW2_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(1)
 }
 
-/// Bytes that depend on where they are and on a seed.
+/// Bytes that depend on where they are and on a seed. Some are mostly zeroes, if they are long.
 pub(crate) fn pattern(seed: u64, length: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    (0..length)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state as u8
-        })
-        .collect()
+    let next = |_| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state as u8
+    };
+    let mut bytes: Vec<u8> = (0..length).map(next).collect();
+    if seed % 4 == 2 {
+        let from = length / 8 & !511;
+        bytes[from..(length - length / 8).max(from)].fill(0);
+    }
+    bytes
 }
