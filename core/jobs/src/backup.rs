@@ -20,7 +20,7 @@ pub use args::{BackupArgs, BackupSync, Perf};
 
 use crate::{
     bitmap_mode::BitmapMode,
-    copy::{self, Buffers, Next, PieceError, Source},
+    copy::{self, Next, PieceError, Source},
     group::{End, Ending, Work},
     job::{Common, Job, JobKind, Stopped},
     manager::Jobs,
@@ -164,10 +164,15 @@ impl Work for Backup {
                     select(pin!(job.user_acted()), runtime.sleep(LOOK_AGAIN)).await;
                 }
             }
-            let (state, piece_bytes) = (&*self.state, self.piece_bytes);
-            let in_flight = self.args.perf.in_flight();
-            let rest = Rest { job, state, root, piece_bytes, in_flight, cursor: Mutex::default() };
-            copy::run(job, runtime, &rest, &Buffers::default()).await?;
+            let rest = Rest {
+                job: job.clone(),
+                state: self.state.clone(),
+                root,
+                piece_bytes: self.piece_bytes,
+                in_flight: self.args.perf.in_flight(),
+                cursor: Mutex::default(),
+            };
+            copy::run(job, runtime, Arc::new(rest)).await?;
             Ok(())
         })
     }
@@ -254,9 +259,9 @@ impl Backup {
 }
 
 /// What is left to copy: what neither the job nor a write of the guest has had copied yet.
-struct Rest<'a> {
-    job: &'a Job,
-    state: &'a CopyBeforeWrite,
+struct Rest {
+    job: Arc<Job>,
+    state: Arc<CopyBeforeWrite>,
     root: Root,
     piece_bytes: u64,
     in_flight: usize,
@@ -271,7 +276,7 @@ struct Cursor {
     data_until: u64,
 }
 
-impl Rest<'_> {
+impl Rest {
     /// The first run that is left from `at` on. `Err`: before it so many bytes were copied by others.
     fn next_left(&self, at: u64) -> Result<Option<Range<u64>>, u64> {
         let end = self.state.size_bytes();
@@ -307,7 +312,7 @@ impl Rest<'_> {
     }
 }
 
-impl Source for Rest<'_> {
+impl Source for Rest {
     fn next(&self) -> BoxFuture<'_, Result<Next, PieceError>> {
         Box::pin(async move {
             let Cursor { at, data_until } = *self.cursor.lock();
@@ -322,7 +327,7 @@ impl Source for Rest<'_> {
         })
     }
 
-    fn copy<'a>(&'a self, piece: Range<u64>, _: &'a Buffers) -> BoxFuture<'a, Result<(), PieceError>> {
+    fn copy(self: Arc<Self>, piece: Range<u64>) -> BoxFuture<'static, Result<(), PieceError>> {
         Box::pin(async move {
             let (offset, length) = (piece.start, piece.end - piece.start);
             let ask = Ask { op: op::CACHE, offset, length, ..Ask::default() };
@@ -332,6 +337,11 @@ impl Source for Rest<'_> {
                 Some(Side::Source) | None => PieceError::reading(error),
             })
         })
+    }
+
+    /// Flushing the point in time flushes what was copied of it.
+    fn target(&self) -> Option<Root> {
+        Some(self.root.clone())
     }
 
     fn retries(&self) -> bool {

@@ -16,7 +16,6 @@
 
 use crate::{
     chain::{Chain, by_file, file_and_format, overlays},
-    copy::Buffers,
     group::{End, Ending, Work},
     holder::UsedHolder,
     job::{Common, Job, JobKind, Stopped},
@@ -204,20 +203,16 @@ impl Work for Commit {
             let roots = self.state.lock().clone();
             let (top, base) = (roots.top.expect("until it is over"), roots.base.expect("until it is over"));
             self.find_allocated(job, &top).await?;
-            let push = Push::new(&self.dirty, &top, &base, unchanged_from(self.top_id));
+            let push = self.push(&top, &base);
             let runtime = &self.jobs.0.runtime;
-            if self.active {
-                push.follow(job, runtime, || {}).await
-            } else {
-                push.run(job, runtime, &Buffers::default()).await
-            }
+            if self.active { push.follow(job, runtime, || {}).await } else { push.run(job, runtime).await }
         })
     }
 
     fn prepare(&self) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
             let Roots { top: Some(top), base: Some(base) } = self.state.lock().clone() else { return Ok(()) };
-            Push::new(&self.dirty, &top, &base, unchanged_from(self.top_id)).once_more().await
+            self.push(&top, &base).once_more().await
         })
     }
 
@@ -231,6 +226,11 @@ impl Work for Commit {
 }
 
 impl Commit {
+    /// Nobody but the job writes to the base.
+    fn push(&self, top: &Root, base: &Root) -> Arc<Push> {
+        Push::new(&self.dirty, top, base, unchanged_from(self.top_id), Arc::default())
+    }
+
     /// Marks what the layers hold. The guest's writes are marked by their way through `top`.
     async fn find_allocated(&self, job: &Arc<Job>, top: &Root) -> Result<(), Stopped> {
         let size = top.info().size_bytes;

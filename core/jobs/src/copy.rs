@@ -1,50 +1,57 @@
-//! The work of a job: pieces of a node, copied several at a time, with a speed limit, pauses and an error policy.
+//! The work of a job: pieces of a node, copied several at a time on all threads, with a speed limit, pauses and an error
+//! policy.
 
 use crate::{
     job::{Job, Stopped},
+    limit::{RateLimit, SLICE},
     manager::Runtime,
     state::ErrorAction,
 };
-use driveline_graph::BoxFuture;
-use driveline_op::Buffer;
+use driveline_graph::{BoxFuture, Root};
+use driveline_op::{Buffer, Error};
 use futures::{
     StreamExt,
+    channel::oneshot,
     future::{Either, select},
     stream::FuturesUnordered,
 };
 use parking_lot::Mutex;
-use std::{collections::VecDeque, ops::Range, pin::pin, sync::Arc, time::Duration};
+use std::{collections::VecDeque, ops::Range, pin::pin, sync::Arc};
 
 /// Pieces in flight at once.
 pub(crate) const IN_FLIGHT_MAX: usize = 16;
 /// The longest piece. From page cache to page cache each is read and written at once, on one thread, while it is in that
 /// processor's cache: pieces of a megabyte are not, and took twice the time for the write.
 pub(crate) const PIECE_BYTES_MAX: u64 = 256 << 10;
-/// The speed limit is kept over slices of this length.
-const SLICE: Duration = Duration::from_millis(100);
+/// After so much the target is flushed while the copying goes on, so that little is left to wait for at the end.
+const FLUSH_BYTES: u64 = 32 << 20;
 
 /// A piece could not be copied: what failed, and in which operation.
 pub(crate) struct PieceError {
-    pub(crate) error: driveline_op::Error,
+    pub(crate) error: Error,
     pub(crate) operation: &'static str,
 }
 
 impl PieceError {
-    pub(crate) fn reading(error: driveline_op::Error) -> Self {
+    pub(crate) fn reading(error: Error) -> Self {
         Self { error, operation: "read" }
     }
 
-    pub(crate) fn writing(error: driveline_op::Error) -> Self {
+    pub(crate) fn writing(error: Error) -> Self {
         Self { error, operation: "write" }
     }
 }
 
 /// What a job copies.
-pub(crate) trait Source: Send + Sync {
+pub(crate) trait Source: Send + Sync + 'static {
     /// The next piece to be copied, at most [`PIECE_BYTES_MAX`] long, and how many bytes before it need nothing.
     fn next(&self) -> BoxFuture<'_, Result<Next, PieceError>>;
     /// Copies a piece. It looks again, because the guest may have changed it since.
-    fn copy<'a>(&'a self, piece: Range<u64>, buffers: &'a Buffers) -> BoxFuture<'a, Result<(), PieceError>>;
+    fn copy(self: Arc<Self>, piece: Range<u64>) -> BoxFuture<'static, Result<(), PieceError>>;
+    /// What is flushed in the course of the copying. The job flushes it at its end all the same.
+    fn target(&self) -> Option<Root> {
+        None
+    }
     /// How many pieces are copied at once.
     fn in_flight_max(&self) -> usize {
         IN_FLIGHT_MAX
@@ -83,43 +90,48 @@ impl Buffers {
 pub(crate) async fn run(
     job: &Arc<Job>,
     runtime: &Arc<dyn Runtime>,
-    source: &dyn Source,
-    buffers: &Buffers,
-) -> Result<Option<driveline_op::Error>, Stopped> {
+    source: Arc<dyn Source>,
+) -> Result<Option<Error>, Stopped> {
     let mut flight = Flight {
         job,
-        retries: source.retries(),
+        runtime,
+        source,
         flying: FuturesUnordered::new(),
+        flushing: false,
+        unflushed: 0,
         again: VecDeque::new(),
         ignored: None,
     };
-    let outcome = flight.fill(runtime, source, buffers).await;
+    let outcome = flight.fill().await;
     // A driver may go on with what nobody waits for: a server would store a piece after whoever copies it the next time.
     while flight.flying.next().await.is_some() {}
     outcome.map(|()| flight.ignored)
 }
 
-/// A piece that is over.
-type Landed = (Range<u64>, Result<(), PieceError>);
+/// What is over.
+enum Landed {
+    Piece(Range<u64>, Result<(), PieceError>),
+    Flush(Result<(), Error>),
+}
 
 /// Pieces in flight, and what became of those before them.
 struct Flight<'a> {
     job: &'a Job,
-    retries: bool,
+    runtime: &'a Arc<dyn Runtime>,
+    source: Arc<dyn Source>,
     flying: FuturesUnordered<BoxFuture<'a, Landed>>,
+    /// One of them is a flush.
+    flushing: bool,
+    /// How much was copied since it began.
+    unflushed: u64,
     /// Pieces that failed.
     again: VecDeque<Range<u64>>,
-    ignored: Option<driveline_op::Error>,
+    ignored: Option<Error>,
 }
 
-impl<'a> Flight<'a> {
-    async fn fill(
-        &mut self,
-        runtime: &'a Arc<dyn Runtime>,
-        source: &'a dyn Source,
-        buffers: &'a Buffers,
-    ) -> Result<(), Stopped> {
-        let job = self.job;
+impl Flight<'_> {
+    async fn fill(&mut self) -> Result<(), Stopped> {
+        let (job, runtime, source) = (self.job, self.runtime, self.source.clone());
         let mut limit = RateLimit::default();
         let in_flight_max = source.in_flight_max();
         loop {
@@ -132,7 +144,7 @@ impl<'a> Flight<'a> {
             let retries = !self.again.is_empty();
             let piece = match self.again.pop_front() {
                 Some(piece) => Some(piece),
-                None if self.flying.len() < in_flight_max => match self.meanwhile(source.next()).await? {
+                None if self.pieces() < in_flight_max => match self.meanwhile(source.next()).await? {
                     Ok(Next::Skip(bytes)) => {
                         job.add_done(bytes);
                         continue;
@@ -157,15 +169,8 @@ impl<'a> Flight<'a> {
                     self.again.push_front(piece);
                     continue;
                 }
-                self.flying.push(Box::pin(async move {
-                    // What fails at once would fail again at once, and nobody else would get this thread.
-                    if retries {
-                        runtime.sleep(SLICE).await;
-                    }
-                    let result = source.copy(piece.clone(), buffers).await;
-                    (piece, result)
-                }));
-                if self.flying.len() < in_flight_max {
+                self.start(piece, retries);
+                if self.pieces() < in_flight_max {
                     continue;
                 }
             }
@@ -176,8 +181,37 @@ impl<'a> Flight<'a> {
         }
     }
 
-    /// Waits for `future` while what is in flight goes on. It holds locks, of guests' ranges and of an image's tables, and
-    /// `future` may wait for one of them.
+    fn pieces(&self) -> usize {
+        self.flying.len() - usize::from(self.flushing)
+    }
+
+    fn start(&mut self, piece: Range<u64>, retries: bool) {
+        let (source, runtime, copied) = (self.source.clone(), self.runtime.clone(), piece.clone());
+        let copy = async move {
+            // What fails at once would fail again at once, and nobody else would get this thread.
+            if retries {
+                runtime.sleep(SLICE).await;
+            }
+            source.copy(copied).await
+        };
+        let lost = || Err(PieceError::writing(Error::IO));
+        self.launch(copy, lost, |copied| Landed::Piece(piece, copied));
+    }
+
+    /// Runs something as a task of its own: it needs nobody to wait for it, and has a thread of its own where there is one.
+    /// What it leaves if it panics, or ends with the whole engine, is `lost`.
+    fn launch<T: Send + 'static>(
+        &mut self,
+        flight: impl Future<Output = T> + Send + 'static,
+        lost: impl FnOnce() -> T + Send + 'static,
+        landed: impl FnOnce(T) -> Landed + Send + 'static,
+    ) {
+        let (tell, told) = oneshot::channel();
+        self.runtime.spawn(Box::pin(async move { drop(tell.send(flight.await)) }));
+        self.flying.push(Box::pin(async move { landed(told.await.unwrap_or_else(|_| lost())) }));
+    }
+
+    /// Waits for `future`, and takes note of what lands meanwhile.
     async fn meanwhile<T>(&mut self, future: impl Future<Output = T>) -> Result<T, Stopped> {
         let mut future = pin!(future);
         loop {
@@ -191,56 +225,48 @@ impl<'a> Flight<'a> {
         }
     }
 
-    fn settle(&mut self, (piece, result): Landed) -> Result<(), Stopped> {
+    fn settle(&mut self, landed: Landed) -> Result<(), Stopped> {
+        let (piece, result) = match landed {
+            Landed::Piece(piece, result) => (piece, result),
+            Landed::Flush(result) => {
+                self.flushing = false;
+                let Err(error) = result else { return Ok(()) };
+                return match self.job.on_io_error(&error, "write") {
+                    ErrorAction::Report => Err(Stopped::Failed(error.into())),
+                    // The next one does what this one did not, or fails as well.
+                    ErrorAction::Stop | ErrorAction::Ignore => Ok(()),
+                };
+            }
+        };
+        let length = piece.end - piece.start;
         let Err(failed) = result else {
-            self.job.add_done(piece.end - piece.start);
+            self.job.add_done(length);
+            self.flush_after(length);
             return Ok(());
         };
         match self.job.on_io_error(&failed.error, failed.operation) {
             ErrorAction::Report => return Err(Stopped::Failed(failed.error.into())),
             ErrorAction::Stop => self.again.push_back(piece),
-            ErrorAction::Ignore if self.retries => self.again.push_back(piece),
+            ErrorAction::Ignore if self.source.retries() => self.again.push_back(piece),
             ErrorAction::Ignore => {
-                self.job.add_done(piece.end - piece.start);
+                self.job.add_done(length);
                 self.ignored.get_or_insert(failed.error);
             }
         }
         Ok(())
     }
-}
 
-/// A speed limit: so many bytes in each slice of time.
-#[derive(Default)]
-struct RateLimit {
-    slice_end: Duration,
-    spent: u64,
-}
-
-impl RateLimit {
-    /// Waits until so many bytes may be copied. `false`: the user wants the job to pause or to end instead.
-    async fn wait(&mut self, job: &Job, runtime: &Arc<dyn Runtime>, bytes: u64) -> bool {
-        loop {
-            if job.is_cancelled() || job.wants_pause() {
-                return false;
-            }
-            let speed = job.speed();
-            if speed == 0 {
-                return true;
-            }
-            let quota = (speed / 10).max(1);
-            let now = runtime.now();
-            if now >= self.slice_end {
-                // Debt of a piece longer than a slice's quota is paid off in the slices that follow.
-                let slices = 1 + (now - self.slice_end).as_millis() as u64 / SLICE.as_millis() as u64;
-                self.spent = self.spent.saturating_sub(quota.saturating_mul(slices));
-                self.slice_end = now + SLICE;
-            }
-            if self.spent < quota {
-                self.spent += bytes;
-                return true;
-            }
-            let sleep = runtime.sleep(self.slice_end - now);
-            select(pin!(job.user_acted()), sleep).await;
+    fn flush_after(&mut self, bytes: u64) {
+        self.unflushed += bytes;
+        if self.unflushed < FLUSH_BYTES || self.flushing {
+            return;
         }
+        let Some(target) = self.source.target() else { return };
+        (self.flushing, self.unflushed) = (true, 0);
+        let flush = async move {
+            let flushed = target.flush().await;
+            flushed.map_err(|error| Error::new(error.errno_code(), error.message()))
+        };
+        self.launch(flush, || Err(Error::IO), Landed::Flush);
     }
 }

@@ -34,6 +34,7 @@ mod event;
 mod group;
 mod holder;
 mod job;
+mod limit;
 mod manager;
 mod mirror;
 mod push;

@@ -1,8 +1,9 @@
 //! Copying what a bitmap says from one node to another while guests write to the first: commit and mirror.
 //!
-//! The bitmap is on the node that is read. A guest's write marks it before it is done, a piece's bits are cleared before it
-//! is read, and no guest writes where a piece is being copied: so whatever is clean is the same on both sides, or is being
-//! copied just now.
+//! The bitmap is on the node that is read. A guest's write marks it before it is done, and a piece's bits are cleared before
+//! it is read, while no write is under way there: so whatever is clean is the same on both sides, or is being copied just
+//! now. What a guest writes while its piece is copied is marked again, and copied again; it waits for no target, however slow
+//! that is. Only where the guest's writes go to the target as well, piece and write exclude each other to the end.
 
 use crate::{
     copy::{self, Buffers, Next, PIECE_BYTES_MAX, PieceError, Source},
@@ -15,7 +16,15 @@ use driveline_bitmap::Bitmap;
 use driveline_graph::{BoxFuture, Result, Root};
 use driveline_op::{Ask, Buffer, Call, Edge, flag, op, status};
 use parking_lot::Mutex;
-use std::{ops::Range, pin::pin, sync::Arc, time::Duration};
+use std::{
+    ops::Range,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 /// How often a job that is ready looks for what the guest has written.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
@@ -34,27 +43,37 @@ pub(crate) struct How {
 }
 
 /// What is copied: what `dirty` says, from `from` to `to`.
-pub(crate) struct Push<'a> {
-    dirty: &'a Bitmap,
-    from: &'a Root,
-    to: &'a Root,
+pub(crate) struct Push {
+    dirty: Arc<Bitmap>,
+    from: Root,
+    to: Root,
     how: How,
+    blocking: Arc<AtomicBool>,
+    buffers: Buffers,
     cursor: Mutex<u64>,
 }
 
-impl<'a> Push<'a> {
-    pub(crate) fn new(dirty: &'a Bitmap, from: &'a Root, to: &'a Root, how: How) -> Self {
-        Self { dirty, from, to, how, cursor: Mutex::new(0) }
+impl Push {
+    /// `blocking`: guests' writes go to `to` as well; it changes only while nothing is in flight.
+    pub(crate) fn new(
+        dirty: &Arc<Bitmap>,
+        from: &Root,
+        to: &Root,
+        how: How,
+        blocking: Arc<AtomicBool>,
+    ) -> Arc<Self> {
+        let (dirty, from, to) = (dirty.clone(), from.clone(), to.clone());
+        let (buffers, cursor) = Default::default();
+        Arc::new(Self { dirty, from, to, how, blocking, buffers, cursor })
     }
 
     /// Copies until nothing is left.
     pub(crate) async fn run(
-        &self,
+        self: &Arc<Self>,
         job: &Arc<Job>,
         runtime: &Arc<dyn Runtime>,
-        buffers: &Buffers,
     ) -> Result<(), Stopped> {
-        copy::run(job, runtime, self, buffers).await?;
+        copy::run(job, runtime, self.clone()).await?;
         *self.cursor.lock() = 0;
         Ok(())
     }
@@ -62,14 +81,13 @@ impl<'a> Push<'a> {
     /// Copies until nothing is left, says that the job is ready, and goes on with what guests write until the user wants
     /// it to end. `caught_up` is told whenever nothing is left.
     pub(crate) async fn follow(
-        &self,
+        self: &Arc<Self>,
         job: &Arc<Job>,
         runtime: &Arc<dyn Runtime>,
         caught_up: impl Fn(),
     ) -> Result<(), Stopped> {
-        let buffers = Buffers::default();
         loop {
-            self.run(job, runtime, &buffers).await?;
+            self.run(job, runtime).await?;
             if self.dirty.bits().next_dirty(0).is_some() {
                 continue;
             }
@@ -91,11 +109,10 @@ impl<'a> Push<'a> {
     }
 
     /// Copies once more what there is, before guests are kept waiting for the rest: see [`copy_rest`].
-    pub(crate) async fn once_more(&self) -> Result<()> {
-        let buffers = Buffers::default();
+    pub(crate) async fn once_more(self: &Arc<Self>) -> Result<()> {
         *self.cursor.lock() = 0;
         while let Ok(Next::Piece(piece)) = self.next().await {
-            self.copy(piece, &buffers).await.map_err(|failed| failed.error)?;
+            self.clone().copy(piece).await.map_err(|failed| failed.error)?;
         }
         self.to.flush().await
     }
@@ -111,7 +128,7 @@ impl<'a> Push<'a> {
     }
 }
 
-impl Source for Push<'_> {
+impl Source for Push {
     fn next(&self) -> BoxFuture<'_, Result<Next, PieceError>> {
         Box::pin(async move {
             let at = *self.cursor.lock();
@@ -125,13 +142,15 @@ impl Source for Push<'_> {
         })
     }
 
-    fn copy<'a>(&'a self, piece: Range<u64>, buffers: &'a Buffers) -> BoxFuture<'a, Result<(), PieceError>> {
+    fn copy(self: Arc<Self>, piece: Range<u64>) -> BoxFuture<'static, Result<(), PieceError>> {
         Box::pin(async move {
-            let (above, below) = self.from.enter_both(self.to).await;
-            // No guest writes here between the clean bit and the copy: its write would be marked, but not copied.
-            let _lock = above.lock(piece.clone()).await;
-            let mut uncopied = Uncopied { dirty: self.dirty, piece: Some(piece.clone()) };
+            let buffers = &self.buffers;
+            let (above, below) = self.from.enter_both(&self.to).await;
+            // A write that has marked, and is not done yet, would have lost its mark.
+            let lock = above.lock(piece.clone()).await;
+            let mut uncopied = Uncopied { dirty: &self.dirty, piece: Some(piece.clone()) };
             self.dirty.bits().clear_range(piece.clone());
+            let _lock = self.blocking.load(Relaxed).then_some(lock);
             let How { flags, zero_flags, scope, .. } = self.how;
             let mut at = piece.start;
             let copied = async {
@@ -169,6 +188,10 @@ impl Source for Push<'_> {
             }
             result
         })
+    }
+
+    fn target(&self) -> Option<Root> {
+        Some(self.to.clone())
     }
 
     fn retries(&self) -> bool {

@@ -145,8 +145,9 @@ impl Work for Stream {
             let root = self.root.lock().clone().expect("it has its root until it is over");
             let size = root.info().size_bytes;
             job.set_total(size);
-            let pull = Pull { chain: &self.chain, root, cursor: Mutex::default(), end: size };
-            let ignored = copy::run(job, &self.jobs.0.runtime, &pull, &Buffers::default()).await?;
+            let (cursor, buffers) = Default::default();
+            let pull = Pull { chain: self.chain.clone(), root, buffers, cursor, end: size };
+            let ignored = copy::run(job, &self.jobs.0.runtime, Arc::new(pull)).await?;
             match ignored {
                 // What could not be copied is still read from below: the chain must stay.
                 Some(error) => Err(Stopped::Failed(error.into())),
@@ -189,9 +190,10 @@ impl Work for Stream {
 }
 
 /// What a stream copies: what is in the layers below the top one.
-struct Pull<'a> {
-    chain: &'a Chain,
+struct Pull {
+    chain: Chain,
     root: Root,
+    buffers: Buffers,
     cursor: Mutex<Cursor>,
     end: u64,
 }
@@ -204,7 +206,7 @@ struct Cursor {
     wanted_until: u64,
 }
 
-impl Pull<'_> {
+impl Pull {
     /// Does an extent have to be written to `top`? And if so, as zeroes?
     fn wanted(&self, found: &driveline_op::BlockStatus) -> Option<bool> {
         if found.depth < 2 || !self.chain.holds(found.depth) {
@@ -216,7 +218,7 @@ impl Pull<'_> {
     }
 }
 
-impl Source for Pull<'_> {
+impl Source for Pull {
     fn next(&self) -> BoxFuture<'_, Result<Next, PieceError>> {
         Box::pin(async move {
             let Cursor { at, mut wanted_until } = *self.cursor.lock();
@@ -243,8 +245,9 @@ impl Source for Pull<'_> {
         })
     }
 
-    fn copy<'a>(&'a self, piece: Range<u64>, buffers: &'a Buffers) -> BoxFuture<'a, Result<(), PieceError>> {
+    fn copy(self: Arc<Self>, piece: Range<u64>) -> BoxFuture<'static, Result<(), PieceError>> {
         Box::pin(async move {
+            let buffers = &self.buffers;
             let unit = self.root.enter().await;
             let _lock = unit.lock(piece.clone()).await;
             let mut at = piece.start;

@@ -5,12 +5,12 @@
 mod kit;
 
 use driveline_graph::{Kind, Options, Result, RootOptions};
-use driveline_jobs::{BitmapMode, Completion, CopyMode, JobStatus, MirrorArgs, MirrorSync, OnError};
+use driveline_jobs::{BitmapMode, Completion, CopyMode, JobStatus, MirrorArgs, MirrorSync, OnError, Runtime};
 use kit::{
     bench::{Bench, SIZE},
     drivers::CLUSTER,
 };
-use std::sync::atomic::Ordering::SeqCst;
+use std::{sync::atomic::Ordering::SeqCst, time::Duration};
 
 fn mirror(drive: &str, target: &str) -> MirrorArgs {
     MirrorArgs {
@@ -127,6 +127,76 @@ fn a_target_that_fails_does_not_fail_the_guest() {
     bench.jobs.cancel("mirror-a", false).unwrap();
     assert_eq!(bench.wait("mirror-a"), None);
     assert_eq!(bench.read("copy"), bench.read("a2"));
+}
+
+/// A mirror to a server that hung stopped its guests as well.
+#[test]
+fn a_target_that_is_slow_does_not_hold_up_guests_in_the_background() {
+    for seed in 0..10 {
+        let bench = Bench::new(seed);
+        bench.image("copy");
+        bench.fault_above("copy");
+        let guest = bench.root("drive-a");
+        bench.world.delay_ms.store(1000, SeqCst);
+        start(&bench, mirror("a", "copy-fault")).unwrap();
+        bench.sleep(10);
+        let begin = bench.sim.now();
+        for at in 0..SIZE / CLUSTER {
+            bench.write(&guest, at * CLUSTER, vec![60 + at as u8; 512]);
+        }
+        assert!(bench.sim.now() - begin < Duration::from_millis(500), "they waited for the target");
+        bench.world.delay_ms.store(1, SeqCst);
+        bench.until("mirror-a", JobStatus::Ready);
+        bench.jobs.cancel("mirror-a", false).unwrap();
+        assert_eq!(bench.wait("mirror-a"), None);
+        assert_eq!(bench.read("copy"), bench.read("a2"));
+    }
+}
+
+/// A write that had reached the source, and the target not yet, took away the mark of a discard that came between.
+#[test]
+fn a_discard_beside_a_write_reaches_the_target_in_write_blocking_mode() {
+    for seed in 0..10 {
+        let bench = Bench::new(seed);
+        bench.image("copy");
+        bench.fault_above("copy");
+        let guest = bench.root("drive-a");
+        let args = MirrorArgs { copy_mode: CopyMode::WriteBlocking, ..mirror("a", "copy-fault") };
+        start(&bench, args).unwrap();
+        bench.until("mirror-a", JobStatus::Ready);
+        bench.world.delay_ms.store(20, SeqCst);
+        let writer = guest.clone();
+        bench.sim.go(async move { writer.write(0, &[9; CLUSTER as usize], 0).await.unwrap() });
+        bench.sleep(5);
+        let (discarder, sim) = (guest.clone(), bench.sim.clone());
+        sim.run(async move { discarder.discard(0..CLUSTER, 0).await.unwrap() });
+        bench.sleep(200);
+        bench.jobs.cancel("mirror-a", false).unwrap();
+        assert_eq!(bench.wait("mirror-a"), None);
+        assert_eq!(bench.read("a2")[..CLUSTER as usize], [0; CLUSTER as usize]);
+        assert_eq!(bench.read("copy"), bench.read("a2"));
+    }
+}
+
+/// A piece that guests did not have to wait for was still on its way to the target when their writes began to go there.
+#[test]
+fn pieces_of_background_mode_are_over_when_writes_are_blocking() {
+    for seed in 0..20 {
+        let bench = Bench::new(seed);
+        bench.image("copy");
+        bench.fault_above("copy");
+        let guest = bench.root("drive-a");
+        bench.world.delay_ms.store(50, SeqCst);
+        start(&bench, mirror("a", "copy-fault")).unwrap();
+        bench.sleep(10);
+        let (jobs, sim) = (bench.jobs.clone(), bench.sim.clone());
+        sim.run(async move { jobs.set_copy_mode("mirror-a", CopyMode::WriteBlocking).await.unwrap() });
+        bench.world.delay_ms.store(seed % 3, SeqCst);
+        bench.write(&guest, 0, vec![8; 4 * CLUSTER as usize]);
+        bench.until("mirror-a", JobStatus::Ready);
+        bench.sleep(100);
+        assert_eq!(bench.read("copy"), bench.read("a2"));
+    }
 }
 
 #[test]

@@ -164,6 +164,9 @@ impl Jobs {
         };
         let mut change = self.0.graph.change().await;
         let (shared, blocking) = (shared.clone(), mode == CopyMode::WriteBlocking);
+        // Nor may a piece be in flight: one that guests need not wait for is no match for a write that goes to the target.
+        let source = change.layout().view_node(node)?.children[0].node.clone();
+        change.visit(&source, |_, _| Box::pin(async { Ok(()) }))?;
         change.visit(node, move |_, _| {
             shared.blocking.store(blocking, Relaxed);
             Box::pin(async { Ok(()) })
@@ -365,7 +368,7 @@ impl Work for Mirror {
             let Some(roots) = self.roots.lock().clone() else { return Ok(()) };
             self.find_work(job, &roots).await?;
             job.set_total(self.shared.dirty.bits().dirty_bytes());
-            let push = Push::new(&self.shared.dirty, &roots.source, &roots.target, self.how);
+            let push = self.push(&roots);
             let caught_up = || job.set_synced(self.shared.is_blocking());
             push.follow(job, &self.jobs.0.runtime, caught_up).await
         })
@@ -374,7 +377,7 @@ impl Work for Mirror {
     fn prepare(&self) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
             let Some(roots) = self.roots.lock().clone() else { return Ok(()) };
-            Push::new(&self.shared.dirty, &roots.source, &roots.target, self.how).once_more().await
+            self.push(&roots).once_more().await
         })
     }
 
@@ -389,6 +392,11 @@ impl Work for Mirror {
 }
 
 impl Mirror {
+    fn push(&self, roots: &Roots) -> Arc<Push> {
+        let blocking = self.shared.blocking.clone();
+        Push::new(&self.shared.dirty, &roots.source, &roots.target, self.how, blocking)
+    }
+
     /// Marks what is to be copied. What guests write is marked by its way through the source.
     async fn find_work(&self, job: &Arc<Job>, roots: &Roots) -> Result<(), Stopped> {
         let bitmap = self.bitmap.lock().as_ref().map(|used| used.bitmap().clone());

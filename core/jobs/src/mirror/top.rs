@@ -2,15 +2,19 @@
 //!
 //! A write that is blocking is done to the source, then to the target, and is answered when both have it. Writes that
 //! overlap follow each other, so that source and target get them in one order. The source's bitmap, which the job copies
-//! from, was marked on the way; what has reached the target whole is taken out of it again. If the target fails, the mark
-//! stays, the guest does not notice, and the job copies it later or fails by its own policy.
+//! from, was marked on the way; what has reached the target whole is taken out of it again. If the target fails, the range
+//! is marked, the guest does not notice, and the job copies it later or fails by its own policy. A discard goes to the
+//! source alone, and what it leaves there is copied by the job; it waits for writes under way like one of them, or such a
+//! write would take its mark away.
 
 use crate::job::Job;
 use driveline_bitmap::Bitmap;
 use driveline_graph::{
     BoxFuture, ChildSpec, Description, Driver, DriverKind, OpenArgs, OpenNode, Options, Ranges, Result, Role,
 };
-use driveline_op::{Body, Info, Instance, Next, OpTable, WriteRequest, WriteZeroesRequest, flag};
+use driveline_op::{
+    Body, DiscardRequest, Info, Instance, Next, OpTable, WriteRequest, WriteZeroesRequest, flag,
+};
 use std::{
     ops::Range,
     sync::{
@@ -29,14 +33,14 @@ const TARGET: usize = 1;
 pub(crate) struct Shared {
     pub(crate) dirty: Arc<Bitmap>,
     /// Changed only while the filter is drained: writes of both modes at once would not know of each other.
-    pub(crate) blocking: AtomicBool,
+    pub(crate) blocking: Arc<AtomicBool>,
     job: Weak<Job>,
     ranges: Arc<Ranges>,
 }
 
 impl Shared {
     pub(crate) fn new(dirty: Arc<Bitmap>, blocking: bool, job: &Arc<Job>) -> Arc<Self> {
-        let (blocking, job) = (AtomicBool::new(blocking), Arc::downgrade(job));
+        let (blocking, job) = (Arc::new(AtomicBool::new(blocking)), Arc::downgrade(job));
         Arc::new(Self { dirty, blocking, job, ranges: Arc::default() })
     }
 
@@ -55,6 +59,8 @@ impl Shared {
             Ok(()) => self.dirty.bits().clear_range(range),
             Err(error) => {
                 tracing::debug!("a mirror's target is behind: {error}");
+                // The job may have copied it meanwhile, and nobody knows what the target has now.
+                self.dirty.mark_unconditionally(range);
                 if let Some(job) = self.job.upgrade() {
                     job.set_synced(false);
                 }
@@ -107,8 +113,8 @@ impl OpenNode for OpenTop {
 
 struct Top(Arc<Shared>);
 
-/// A discard goes to the source alone: what it leaves there is copied afterwards.
-static TOP: OpTable<Top> = OpTable::new().write(Top::write).write_zeroes(Top::write_zeroes);
+static TOP: OpTable<Top> =
+    OpTable::new().write(Top::write).write_zeroes(Top::write_zeroes).discard(Top::discard);
 
 impl Top {
     async fn write(&self, next: &mut Next<'_>, request: &WriteRequest<'_>) -> driveline_op::Result<()> {
@@ -140,5 +146,13 @@ impl Top {
         let written = next.child(TARGET).write_zeroes(&copy).await;
         self.0.written(request.range(), written);
         Ok(())
+    }
+
+    async fn discard(&self, next: &mut Next<'_>, request: &DiscardRequest<'_>) -> driveline_op::Result<()> {
+        if !self.0.is_blocking() || request.flags() & flag::UNCHANGED != 0 {
+            return next.discard(request).await;
+        }
+        let _hold = self.0.ranges.hold(self.0.granules(&request.range()), true).await;
+        next.discard(request).await
     }
 }

@@ -6,6 +6,7 @@ use driveline_graph::{
     BoxFuture, ChildSpec, Description, Driver, DriverKind, OpenArgs, OpenChild, OpenNode, Options, Result,
     Role,
 };
+use driveline_jobs::Runtime;
 use driveline_op::{
     BlockStatus, BlockStatusRequest, Body, DiscardRequest, Error, FlushRequest, Info, Instance, Next,
     OpTable, ReadRequest, WriteRequest, WriteZeroesRequest, status,
@@ -18,6 +19,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     },
+    time::Duration,
 };
 
 pub const CLUSTER: u64 = 4096;
@@ -29,14 +31,16 @@ pub struct World {
     pub sim: Sim,
     /// One write in so many fails, in `fault` nodes; 0: none.
     pub faults: Arc<AtomicU64>,
+    /// A write takes so many milliseconds, in `fault` nodes.
+    pub delay_ms: Arc<AtomicU64>,
     /// So many headers can be written, and then one cannot; 0: all can.
     pub header_fault: Arc<AtomicU64>,
 }
 
 impl World {
     pub fn new(sim: &Sim) -> Self {
-        let (faults, header_fault) = Default::default();
-        Self { sim: sim.clone(), faults, header_fault }
+        let (faults, delay_ms, header_fault) = Default::default();
+        Self { sim: sim.clone(), faults, delay_ms, header_fault }
     }
 }
 
@@ -147,6 +151,10 @@ impl Fault {
         next.read(request).await
     }
     async fn write(&self, next: &mut Next<'_>, request: &WriteRequest<'_>) -> OpResult {
+        let delay = self.0.delay_ms.load(SeqCst);
+        if delay > 0 {
+            self.0.sim.sleep(Duration::from_millis(delay)).await;
+        }
         self.strike()?;
         next.write(request).await
     }
@@ -319,7 +327,15 @@ impl Cow {
         Ok(())
     }
 
-    async fn discard(&self, _: &mut Next<'_>, _: &DiscardRequest<'_>) -> OpResult {
+    /// What is given up reads as zeroes.
+    async fn discard(&self, _: &mut Next<'_>, request: &DiscardRequest<'_>) -> OpResult {
+        for (cluster, piece) in Self::pieces(request.range()) {
+            self.world.sim.maybe_yield().await;
+            if piece.end - piece.start == CLUSTER {
+                let _changing = self.changing.lock().await;
+                self.clusters.lock().insert(cluster, None);
+            }
+        }
         Ok(())
     }
 
