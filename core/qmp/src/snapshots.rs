@@ -38,7 +38,7 @@ impl Action for BlockdevSnapshot {
             for name in [&self.node, &self.overlay] {
                 change.node_or_drive(name).map_err(|_| Error::no_node(name))?;
             }
-            change.snapshot(&self.node, &self.overlay).await.map_err(in_qemus_words)
+            change.snapshot(&self.node, &self.overlay).map_err(in_qemus_words)
         })
     }
 }
@@ -124,7 +124,7 @@ impl Action for BlockdevSnapshotSync {
             }
             let definition = monitor.graph().parse(overlay, &[])?;
             let overlay = start.change().add_node(definition).await?.name().to_owned();
-            start.change().snapshot(&target, &overlay).await.map_err(in_qemus_words)
+            start.change().snapshot(&target, &overlay).map_err(in_qemus_words)
         })
     }
 

@@ -42,6 +42,8 @@ pub(super) struct File {
     pub(super) read_only: AtomicBool,
     pub(super) ways: Ways,
     pub(super) extents: Extents,
+    /// Something may have been written since the last [`File::sync`] began.
+    unsynced: AtomicBool,
     /// The errno of the write-back that failed, or 0.
     lost: AtomicI32,
     bounce: Mutex<Vec<Buffer>>,
@@ -60,6 +62,7 @@ impl File {
             size_bytes: AtomicU64::new(size_bytes),
             read_only: AtomicBool::new(read_only),
             extents: Extents::default(),
+            unsynced: AtomicBool::new(true),
             lost: AtomicI32::new(0),
             bounce: Mutex::default(),
             file,
@@ -122,6 +125,7 @@ impl File {
         range::inside(0, size_bytes, range::SIZE_BYTES_MAX)?;
         driveline_engine::unblock(move || file.set_len(size_bytes)).await?;
         self.size_bytes.store(size_bytes, Relaxed);
+        self.unsynced.store(true, SeqCst);
         self.extents.forget();
         Ok(())
     }
@@ -263,6 +267,9 @@ impl File {
         if length > 0 && offset + length > self.size_bytes.load(Relaxed) {
             self.size_bytes.fetch_max(offset + length, Relaxed);
         }
+        if !self.unsynced.load(SeqCst) {
+            self.unsynced.store(true, SeqCst);
+        }
         if flags & flag::FUA != 0 {
             self.sync().await?;
         }
@@ -275,14 +282,22 @@ impl File {
             0 => {}
             errno => return Err(Error::errno(errno)),
         }
+        // What is written from here on may come too late for it.
+        self.unsynced.store(false, SeqCst);
         let synced = self.file.fsync(true).await;
-        if let Err(error) = &synced
-            && !self.file.is_direct()
-        {
-            // The kernel reports a failed write-back once and forgets the data. With O_DIRECT each write tells by itself.
-            self.lost.store(error.raw_os_error().unwrap_or(libc::EIO), SeqCst);
+        if let Err(error) = &synced {
+            self.unsynced.store(true, SeqCst);
+            if !self.file.is_direct() {
+                // The kernel reports a failed write-back once and forgets the data. With O_DIRECT each write tells by itself.
+                self.lost.store(error.raw_os_error().unwrap_or(libc::EIO), SeqCst);
+            }
         }
         Ok(synced?)
+    }
+
+    /// The same while nothing is in flight; it asks the disk only if something was written since the last time.
+    pub(super) async fn settle(&self) -> Result<()> {
+        if self.unsynced.load(SeqCst) || self.lost.load(SeqCst) != 0 { self.sync().await } else { Ok(()) }
     }
 }
 

@@ -175,7 +175,7 @@ impl OpenNode for FileNode {
             }
             if read_only {
                 // What was written belongs to the time before.
-                file.sync().await.map_err(|error| at_file(&error, "writing back", &self.path))?;
+                file.settle().await.map_err(|error| at_file(&error, "writing back", &self.path))?;
             } else {
                 self.locks.take_write(&file.file, &self.path)?;
             }
@@ -198,7 +198,7 @@ impl OpenNode for FileNode {
     fn close<'a>(&'a self, _: &'a [OpenChild]) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
             let file = &self.body.driver;
-            let written = if file.read_only.load(Relaxed) { Ok(()) } else { file.sync().await };
+            let written = if file.read_only.load(Relaxed) { Ok(()) } else { file.settle().await };
             // Whoever still holds an edge to us keeps the file open, but not from others.
             self.locks.release(&file.file);
             written.map_err(|error| at_file(&error, "writing back", &self.path))

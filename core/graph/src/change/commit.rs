@@ -14,6 +14,8 @@ use crate::{
     wiring::wire,
 };
 use driveline_bitmap::{Bitmap, BitmapId};
+use driveline_op::{Ask, Buffer, Call, op};
+use futures::future::join_all;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -44,6 +46,10 @@ impl Change {
             Ok(planned) => planned,
             Err(error) => return Err(self.abandon(error).await),
         };
+        // Once while requests come and go, so that little is left of it for the time when they wait.
+        if let Err(error) = self.write_back().await {
+            return Err(self.abandon(error).await);
+        }
         let drained = Drained::begin(&self.affected()).await;
         let mut staged = Staged {
             topology: std::mem::take(&mut self.topology),
@@ -102,6 +108,21 @@ impl Change {
         }
     }
 
+    /// Makes durable what was written to nodes that become read-only, all of them at once: each waits for the same disk.
+    fn write_back(&self) -> impl Future<Output = Result<()>> + Send + use<> {
+        let flushes = self.settling.iter().filter_map(|id| {
+            let placed = self.before.topology.nodes.get(id).filter(|placed| !placed.read_only)?;
+            let (node, edge) = (placed.node.clone(), self.before.wired.get(id)?.edge.clone());
+            Some(async move {
+                let flush = Ask { op: op::FLUSH, ..Ask::default() };
+                let answer = Call::new(edge, flush, Buffer::default()).await;
+                answer.result.map_err(|error| Error::from(error).at(node.name()))
+            })
+        });
+        let all = join_all(flushes);
+        async move { all.await.into_iter().collect() }
+    }
+
     /// Runs the actions, and takes the permissions last.
     async fn apply(
         &mut self,
@@ -109,6 +130,7 @@ impl Change {
         granted: &BTreeMap<NodeId, Granted>,
         undos: &mut Vec<Undo>,
     ) -> Result<()> {
+        self.write_back().await?;
         for action in std::mem::take(&mut self.actions) {
             undos.push(action(staged).await?);
         }

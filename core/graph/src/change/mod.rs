@@ -54,6 +54,8 @@ pub struct Change {
     /// Nodes that actions touch: the roots above them are drained.
     pub(crate) touched: BTreeSet<NodeId>,
     opened: Vec<NodeId>,
+    /// Nodes that become read-only; not those that keep their data for them.
+    settling: Vec<NodeId>,
     /// Instances that others have replaced, to be closed when nothing can fail any more.
     pub(crate) replaced: Replaced,
     directory: PathBuf,
@@ -103,6 +105,7 @@ impl Change {
             actions: Vec::new(),
             touched: BTreeSet::new(),
             opened: Vec::new(),
+            settling: Vec::new(),
             replaced: Replaced::default(),
             directory: PathBuf::new(),
             images: Vec::new(),

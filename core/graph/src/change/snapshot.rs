@@ -10,7 +10,6 @@ use crate::{
     wiring::wire,
 };
 use driveline_bitmap::{Bitmap, View};
-use driveline_op::{Ask, Buffer, Call, op};
 use std::sync::Arc;
 
 impl Change {
@@ -25,10 +24,8 @@ impl Change {
     /// drives and roots that follow go along, and so do bitmaps that record what the drive's user changes; those in node
     /// view stay, as QEMU has it. A bitmap takes the size of the overlay.
     ///
-    /// What is written back already need not be while everything waits, so this flushes the node at once.
-    ///
-    /// Errors: the overlay is in use, has a backing image or can have none; a job works on the node; the flush.
-    pub async fn snapshot(&mut self, node: &str, overlay: &str) -> Result<()> {
+    /// Errors: the overlay is in use, has a backing image or can have none; a job works on the node.
+    pub fn snapshot(&mut self, node: &str, overlay: &str) -> Result<()> {
         let named = self.topology.node_or_drive(node)?;
         let is_node = self.topology.names.contains_key(node);
         let old = if is_node { named } else { self.topology.skip_filters(named) };
@@ -46,7 +43,6 @@ impl Change {
         self.topology.check_acyclic(new, old)?;
         let below: Vec<NodeId> = std::iter::successors(Some(old), |id| self.topology.filtered(*id)).collect();
         below.iter().try_for_each(|id| self.refuse_job(*id))?;
-        self.flush(old).await?;
         let (old_name, new_name) = (self.topology.name(old), self.topology.name(new));
         self.move_parents(old, new);
         self.set_child(&new_name, &spec.name, Some(&old_name))?;
@@ -70,17 +66,6 @@ impl Change {
             }
         }
         Ok(())
-    }
-
-    /// Makes what was written to a node durable, while requests come and go.
-    async fn flush(&mut self, id: NodeId) -> Result<()> {
-        let Some(wired) = self.before.wired.get(&id) else { return Ok(()) };
-        if self.before.topology.nodes.get(&id).is_none_or(|placed| placed.read_only) {
-            return Ok(());
-        }
-        let ask = Ask { op: op::FLUSH, ..Ask::default() };
-        let answer = Call::new(wired.edge.clone(), ask, Buffer::default()).await;
-        answer.result.map_err(|error| Error::from(error).at(&self.topology.name(id)))
     }
 
     /// Keeps the data of a node as a snapshot inside its image; if the change is not made it is deleted again.

@@ -34,6 +34,8 @@ impl Change {
         // Writable from the leaf up, read-only from the top down: a node never writes to a read-only child.
         if !read_only {
             order.reverse();
+        } else {
+            self.settling.extend(order.first());
         }
         for id in order {
             let placed = self.topology.nodes.get_mut(&id).expect("it is there");
