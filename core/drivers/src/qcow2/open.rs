@@ -171,21 +171,15 @@ impl Qcow2 {
         let kept = self.begin_bitmaps(io).await? | AUTOCLEAR_RAW_EXTERNAL;
         // Whoever understands such a feature must be able to see that it was not kept up.
         let autoclear = self.header.lock().autoclear;
-        if autoclear & !kept != 0
-            && let Err(error) = self.change_header(io, |header| header.autoclear &= kept).await
-        {
-            if let Err(error) = self.end_bitmaps(io).await {
-                tracing::warn!(%error, "bitmaps of a qcow2 image stay flagged as in use");
-            }
-            return Err(error.into());
+        if autoclear & !kept != 0 {
+            self.change_header(io, |header| header.autoclear &= kept).await?;
         }
         Ok(())
     }
 
     /// Writes what is held back; no write is to come.
     pub(crate) async fn end_writing(&self, io: &mut Io<'_, '_>) -> Result<()> {
-        self.settle(io).await?;
-        Ok(self.end_bitmaps(io).await?)
+        Ok(self.settle(io).await?)
     }
 
     /// Becomes read-only or writable, while nothing is in flight.

@@ -20,8 +20,8 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 const PART_BYTES: usize = 512;
 
 impl Qcow2 {
-    /// Prepares the bitmaps for writes to come: flags those that look valid. Returns the bits of `autoclear` that are
-    /// kept up from now on.
+    /// Prepares the bitmaps for writes to come. The file is not written to: they are as good as they were until the first write,
+    /// see [`Qcow2::flag_bitmaps`]. Returns the bits of `autoclear` that are kept up from now on.
     pub(crate) async fn begin_bitmaps(&self, io: &mut Io<'_, '_>) -> driveline_op::Result<u64> {
         let header = self.header.lock().clone();
         self.bitmaps.witness_at_open.store(header.autoclear & AUTOCLEAR_WITNESS != 0, Relaxed);
@@ -31,32 +31,11 @@ impl Qcow2 {
         }
         self.survey(io).await?;
         self.protect_bitmaps();
-        let flagged = {
-            let state = self.bitmaps.state.lock();
-            let Some(_) = state.place else { return Ok(0) };
-            let stored = state.stored.iter().enumerate();
-            stored.filter(|(_, stored)| !stored.entry.has(IN_USE)).map(|(i, _)| i).collect::<Vec<_>>()
-        };
-        if let Err(error) = self.flip(io, true, &flagged).await {
-            // Nothing was written, so they are as good as they were.
-            if let Err(error) = self.flip(io, false, &[]).await {
-                tracing::warn!(%error, "bitmaps of a qcow2 image may stay flagged as in use");
-            }
-            return Err(error);
+        if self.bitmaps.state.lock().place.is_none() {
+            return Ok(0);
         }
-        self.bitmaps.state.lock().flagged = flagged;
         self.bitmaps.unwritten.store(true, Release);
         Ok(AUTOCLEAR_BITMAPS)
-    }
-
-    /// No writes are to come. If none came, the bitmaps are as they were found.
-    pub(crate) async fn end_bitmaps(&self, io: &mut Io<'_, '_>) -> driveline_op::Result<()> {
-        let flagged = self.bitmaps.state.lock().flagged.clone();
-        if self.bitmaps.unwritten.load(Acquire) && !flagged.is_empty() {
-            self.flip(io, false, &flagged).await?;
-            self.bitmaps.state.lock().flagged.clear();
-        }
-        Ok(())
     }
 
     /// Must the flags be looked after before data is written?
@@ -75,7 +54,6 @@ impl Qcow2 {
             if state.place.is_some() { stored.map(|(i, _)| i).collect() } else { Vec::new() }
         };
         self.flip(io, true, &flagged).await?;
-        self.bitmaps.state.lock().flagged.clear();
         self.bitmaps.unwritten.store(false, Release);
         Ok(())
     }
@@ -110,7 +88,6 @@ impl Qcow2 {
             }
         }
         self.flip(io, in_use, &chosen).await?;
-        self.bitmaps.state.lock().flagged.clear();
         self.bitmaps.unwritten.store(true, Release);
         Ok(())
     }

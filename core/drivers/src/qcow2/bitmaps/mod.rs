@@ -14,9 +14,9 @@
 //!
 //! # Who may believe it
 //!
-//! A bitmap in the image is flagged as in use while somebody may write to the disk. A node that becomes writable flags
-//! all of them, before the first write can come. Whoever keeps bitmaps up loads them then, and stores them again in
-//! the end; the next write flags them once more. If nothing at all was written, closing takes the flags back.
+//! A bitmap in the image is flagged as in use from the first write to the disk on, before that write. Opening the image
+//! changes nothing: an open that leads to nothing may never be followed by a close. Whoever keeps bitmaps up loads them, and
+//! stores them again in the end; the next write flags them once more.
 
 pub(super) mod codec;
 mod flags;
@@ -62,8 +62,6 @@ struct State {
     surveyed: bool,
     /// Writing flags did not come to its end, so it is not known which ones are in the image.
     flags_unsure: bool,
-    /// Those that were flagged because the image became writable, by number.
-    flagged: Vec<usize>,
 }
 
 /// A bitmap in the image.

@@ -39,8 +39,6 @@ impl Qcow2 {
         self.check_writable()?;
         self.check_bitmaps(bitmaps)?;
         let mut meta = self.lock(io).await?;
-        // Whoever stores looks after the flags, whether or not it succeeds.
-        self.bitmaps.state.lock().flagged.clear();
         let has_extension = self.header.lock().extensions.iter().any(|e| e.kind == EXT_BITMAPS);
         if bitmaps.is_empty() && !has_extension {
             return Ok(());
