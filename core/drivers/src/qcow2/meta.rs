@@ -147,7 +147,8 @@ impl Qcow2 {
         self.changes.load(SeqCst) == self.changes_durable.load(SeqCst)
     }
 
-    /// Notes that the map was changed in memory.
+    /// Notes that the map is about to be changed in memory: under its lock, so that whoever sees the change finds the map not
+    /// durable.
     fn changed(&self) {
         self.changes.fetch_add(1, SeqCst);
     }
@@ -251,12 +252,12 @@ impl Qcow2 {
         self.file.write(io, offset, &table).await?;
         {
             let mut map = self.map.lock();
+            self.changed();
             map.l1[index] = offset | COPIED;
             map.protect(offset);
         }
         meta.l1_dirty.insert(index / L1_PART);
         meta.barrier = true;
-        self.changed();
         taken.keep();
         if old != 0 {
             let cluster = old / cluster_bytes;
@@ -286,10 +287,10 @@ impl Qcow2 {
             if new == old {
                 return Ok(());
             }
+            self.changed();
             map.set(slice, first, &new);
             break (old, new);
         };
-        self.changed();
         let epoch = self.epoch.now();
         if self.geometry.data_file {
             // Nothing is counted there, and what is new may not be durable yet.
@@ -347,9 +348,12 @@ impl Qcow2 {
         index: usize,
         used: impl Iterator<Item = Range<u64>>,
     ) {
-        self.map.lock().l1[index] = 0;
+        {
+            let mut map = self.map.lock();
+            self.changed();
+            map.l1[index] = 0;
+        }
         meta.l1_dirty.insert(index / L1_PART);
-        self.changed();
         let epoch = self.epoch.now();
         for clusters in used.filter(|clusters| !clusters.is_empty()) {
             meta.give_up(clusters, epoch, true);

@@ -91,7 +91,8 @@ impl Qcow2 {
     #[inline]
     async fn write_checked(&self, next: &mut Next<'_>, request: &WriteRequest<'_>) -> Result<()> {
         let durable = request.flags() & flag::FUA != 0;
-        // If the map is durable, the file's own FUA is enough for what is written in place.
+        // If the map is durable, the file's own FUA is enough for what is written in place. It is asked again in the end: what
+        // others linked meanwhile may be what ours lies in.
         let mut flush = durable && !self.is_clean();
         // Data of ours that does not change for our reader does change for the file's.
         let flags = if flush { 0 } else { request.flags() & flag::FUA };
@@ -124,7 +125,11 @@ impl Qcow2 {
                 }
             }
         }
-        if flush { Box::pin(self.flush_all(&mut Io::Next(next))).await } else { Ok(()) }
+        if flush || durable && !self.is_clean() {
+            Box::pin(self.flush_all(&mut Io::Next(next))).await
+        } else {
+            Ok(())
+        }
     }
 
     /// Writes zeroes as data.

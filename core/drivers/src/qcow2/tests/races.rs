@@ -2,7 +2,7 @@
 
 use super::harness::*;
 use crate::qcow2::{CreateOptions, create};
-use driveline_op::{Buffer, op};
+use driveline_op::{Buffer, flag, op};
 use futures::{
     executor::block_on,
     future::{join, join_all},
@@ -168,6 +168,72 @@ fn failures_of_the_file_pass() {
         }
         let after = World::open(world.bytes(), None, true).unwrap();
         assert!(after.read(1 << 20, data.len()).unwrap() == data, "seed {seed}");
+    }
+}
+
+async fn write_fua(world: &World, offset: u64, data: &[u8]) {
+    world.ask(op::WRITE, offset, 0, flag::FUA, data.into()).await.result.unwrap();
+}
+
+/// What the image holds in this range for who opens it after the program was killed just now.
+fn after_a_kill(world: &World, offset: u64, length: usize) -> Vec<u8> {
+    let look = || World::open(world.bytes(), None, true).unwrap().read(offset, length).unwrap();
+    // Not on this thread, which runs the requests.
+    std::thread::scope(|scope| scope.spawn(look).join().unwrap())
+}
+
+/// A FUA write asked once, at its begin, whether the map was durable. While its first cluster was written another request
+/// linked its second one; so that was written in place and answered, and the map never said where it is.
+#[test]
+fn a_fua_write_is_answered_when_what_others_linked_for_it_is_durable() {
+    let world = image(&CreateOptions::new(64 << 20));
+    block_on(async {
+        write(&world, 0, vec![1; CLUSTER as usize]).await;
+        world.ask(op::FLUSH, 0, 0, 0, Buffer::default()).await.result.unwrap();
+        let mut other = Box::pin(write(&world, CLUSTER + 8192, vec![2; 4096]));
+        assert!(futures::poll!(other.as_mut()).is_pending(), "it took a cluster, and writes there");
+        world.leaf.driver.slow.store(1000, Relaxed);
+        let mut durable = Box::pin(write_fua(&world, CLUSTER - 4096, &[3; 8192]));
+        assert!(futures::poll!(durable.as_mut()).is_pending(), "it writes into the first cluster");
+        world.leaf.driver.slow.store(0, Relaxed);
+        other.await;
+        durable.await;
+    });
+    assert!(after_a_kill(&world, CLUSTER - 4096, 8192).iter().all(|&byte| byte == 3));
+}
+
+/// On the page cache nothing waits, so tests on files never saw requests meet between two steps of one. Here every call waits,
+/// each for another time, and each round begins with a durable map, goes over the end of a cluster that is there, and finds
+/// others who make the next one.
+#[test]
+fn what_is_answered_with_fua_survives_a_kill_while_every_call_waits() {
+    for seed in 0..6 * seeds().end {
+        let cluster_bytes = [4096, 65536][seed as usize % 2];
+        let world = image(&CreateOptions { cluster_bytes, ..CreateOptions::new(8 << 20) });
+        let mut random = StdRng::seed_from_u64(seed);
+        let begin = async |at: u64, fill: u8, durable: bool, order: u64| {
+            let mut random = StdRng::seed_from_u64(order);
+            for _ in 0..random.random_range(0..10) {
+                yield_now().await;
+            }
+            world.leaf.driver.slow.store(random.random_range(0..20), Relaxed);
+            if durable {
+                write_fua(&world, at, &[fill; 1024]).await;
+                assert!(after_a_kill(&world, at, 1024) == [fill; 1024], "seed {seed}, at {at}");
+            } else {
+                write(&world, at, vec![fill; 1024]).await;
+            }
+        };
+        for round in 1..60 {
+            world.flush().unwrap();
+            let end = round * cluster_bytes;
+            let mut places = vec![(end - 512, true), (end + 512, false), (end + 1536, random.random())];
+            places.shuffle(&mut random);
+            block_on(join_all(places.iter().map(|&(at, fua)| begin(at, round as u8, fua, random.random()))));
+        }
+        let contents = world.contents();
+        world.close().unwrap();
+        assert!(World::open(world.bytes(), None, true).unwrap().contents() == contents, "seed {seed}");
     }
 }
 
