@@ -7,7 +7,7 @@ use arc_swap::ArcSwapOption;
 use core::fmt;
 use core::ops::Range;
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 pub use self::users::{Frozen, Keep, Use};
 use crate::state::Control;
@@ -343,7 +343,19 @@ impl Bitmap {
     ///
     /// What keeps it should have been asked to [`reserve`](Bitmap::reserve) before; if there is no room it is kept no more.
     pub fn resize(&self, length: u64) {
+        self.resize_locked(self.control.lock(), length);
+    }
+
+    /// As [`Bitmap::resize`], but never makes it shorter: for the data path, where several threads may write behind the end at
+    /// once, each with another end in mind. When this returns, `length` bytes can be marked.
+    pub fn grow(&self, length: u64) {
         let control = self.control.lock();
+        if length > self.length() {
+            self.resize_locked(control, length);
+        }
+    }
+
+    fn resize_locked(&self, control: MutexGuard<'_, Control>, length: u64) {
         let (state, before) = (self.state.load(Ordering::Acquire), self.length());
         let changes = self.view == View::Drive && state & RECORDING != 0;
         let bits = &self.bits[recorder(state)];

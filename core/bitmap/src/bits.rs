@@ -56,7 +56,8 @@ impl Bits {
 
     /// Bytes covered. The last granule may be shorter than the others.
     pub fn length(&self) -> u64 {
-        self.length.load(Ordering::Relaxed)
+        // Whoever sees that another thread made the bitmap longer can mark there.
+        self.length.load(Ordering::Acquire)
     }
 
     /// How many granules there are, the last one rounded up.
@@ -197,7 +198,7 @@ impl Bits {
         if length < before {
             self.clear_range(length..before);
         }
-        self.length.store(length, Ordering::Relaxed);
+        self.length.store(length, Ordering::Release);
         if length > before && grown == Grown::Dirty {
             self.mark(before..length);
         }

@@ -158,6 +158,15 @@ fn a_resize_dirties_what_grows_for_the_drive_only() {
 }
 
 #[test]
+fn a_bitmap_that_grows_never_gets_shorter() {
+    let node = Bitmap::new(name("node"), Granularity::MIN, 512).with_view(View::Node);
+    node.grow(4096);
+    node.mark(3584..4096);
+    node.grow(1024);
+    assert_eq!((node.length(), node.bits().iter_dirty().collect::<Vec<_>>()), (4096, [3584..4096].into()));
+}
+
+#[test]
 fn a_frozen_bitmap_keeps_its_identity_its_name_and_its_bits() {
     let daily = bitmap("daily");
     let before = daily.info();

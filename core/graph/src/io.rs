@@ -145,7 +145,7 @@ impl Marks {
                 continue;
             }
             if self.grows && range.end > bitmap.length() {
-                bitmap.resize(range.end);
+                bitmap.grow(range.end);
             }
             bitmap.mark(range.clone());
             waits |= bitmap.waits();

@@ -10,7 +10,10 @@ use driveline_op::{Ask, Buffer, flag, op};
 use kit::Bench;
 use parking_lot::Mutex;
 use serde_json::json;
-use std::sync::{Arc, atomic::Ordering::SeqCst};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::SeqCst},
+};
 
 fn drive(nodes: serde_json::Value, root: &str) -> Bench {
     let bench = Bench::new();
@@ -518,6 +521,39 @@ fn a_bitmap_of_a_file_records_what_is_written_behind_its_end() {
     bench.change(|change| change.add_bitmap("disk", bitmap("node", View::Node))).unwrap();
     bench.run(bench.root("image").write(0, &[1], 0)).unwrap();
     assert_eq!(bench.dirty("disk", "node"), [(4096, 4097)]);
+}
+
+/// Two threads wrote behind the end of a file at once. Both saw the old length; the one whose write ended lower was the later
+/// one, made the bitmap shorter again, and so dropped the other one's mark.
+#[test]
+fn what_several_threads_write_behind_the_end_of_a_file_is_all_recorded() {
+    const THREADS: u64 = 2;
+    const END: u64 = 2 << 20;
+    for _ in 0..16 {
+        let file = json!({ "driver": "memory", "node-name": "disk", "size": END });
+        let bench = drive(json!([{ "driver": "growing", "node-name": "image", "file": file }]), "image");
+        let node = NewBitmap { granularity: Some(512), ..bitmap("node", View::Node) };
+        bench.change(|change| change.add_bitmap("disk", node)).unwrap();
+        let (root, arrived) = (bench.root("image"), AtomicU64::new(0));
+        let write = |thread| {
+            for round in 0..END / 512 / THREADS {
+                let at = (round * THREADS + (round + thread) % THREADS) * 512;
+                // At the same moment: a barrier would wake one after the other.
+                arrived.fetch_add(1, SeqCst);
+                while arrived.load(SeqCst) < (round + 1) * THREADS {
+                    std::thread::yield_now();
+                }
+                bench.run(root.write(at, &[1; 512], 0)).unwrap();
+            }
+        };
+        std::thread::scope(|scope| {
+            (0..THREADS).for_each(|thread| {
+                let write = &write;
+                scope.spawn(move || write(thread));
+            })
+        });
+        assert_eq!(bench.dirty("disk", "node"), [(END, 2 * END)]);
+    }
 }
 
 #[test]
