@@ -329,6 +329,17 @@ pub(crate) async fn build(
     rehearsal: bool,
 ) -> Result<()> {
     let mut change = graph.change().await;
+    let edits = stage(config, graph, &mut change, edit, rehearsal).await;
+    change.commit_if(edits).await
+}
+
+async fn stage(
+    config: &Config,
+    graph: &Graph,
+    change: &mut Change,
+    edit: impl Fn(driveline_graph::Definition) -> driveline_graph::Definition,
+    rehearsal: bool,
+) -> Result<()> {
     change.set_directory(&config.directory);
     let definitions = config.definitions(graph)?.into_iter().map(edit).collect();
     change.add_nodes(definitions).await?;
@@ -342,10 +353,10 @@ pub(crate) async fn build(
                 change.add_bitmap(drive.name.get_ref(), new)?;
             }
         } else {
-            add_holder(&mut change, drive).await?;
+            add_holder(change, drive).await?;
         }
     }
-    change.commit().await
+    Ok(())
 }
 
 /// Puts the permanent holder of a drive at its root, if it has one.

@@ -4,7 +4,8 @@
 //! ([`Graph::create`]), or files that are made for it ([`Graph::create_image`]) and that no graph knows yet.
 
 use crate::{
-    driver::{Driver, OpenArgs, OpenChild, OpenNode, Options, Permissions, Role},
+    change::Change,
+    driver::{ChildSpec, Driver, OpenArgs, OpenChild, OpenNode, Options, Permissions, Role},
     error::{Error, Kind, Result},
     graph::Graph,
     node::{Node, NodeId},
@@ -190,11 +191,22 @@ impl Graph {
             return Err(Error::new(Kind::NotSupported, message));
         };
         let mut change = self.change().await;
+        let roots = self.attach_targets(&mut change, name, specs, options).await;
+        change.commit_if(roots).await
+    }
+
+    async fn attach_targets(
+        &self,
+        change: &mut Change,
+        driver: &str,
+        specs: &[ChildSpec],
+        options: &mut Options,
+    ) -> Result<Vec<(Cow<'static, str>, Root)>> {
         let mut roots = Vec::new();
         for spec in specs {
             let node = match options.shift_remove(&*spec.name) {
                 None if spec.required => {
-                    let message = format_args!("missing; an image of driver '{name}' is made in a node");
+                    let message = format_args!("missing; an image of driver '{driver}' is made in a node");
                     return Err(Error::new(Kind::Invalid, message).key(&spec.name));
                 }
                 None => continue,
@@ -213,7 +225,6 @@ impl Graph {
             let root = change.attach_to_node(&node, &RootOptions { needs, ..RootOptions::reader(user) })?;
             roots.push((spec.name.clone(), root));
         }
-        change.commit().await?;
         Ok(roots)
     }
 

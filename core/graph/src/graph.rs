@@ -1,7 +1,7 @@
 //! The graph: drivers, nodes, drives, roots, and the one place where changes of it begin.
 
 use crate::{
-    change::Change,
+    change::{Change, Opened},
     definition::Definition,
     driver::{Description, Driver, Options},
     error::{Error, Kind, Result},
@@ -42,6 +42,8 @@ pub(crate) struct Inner {
     pub(crate) keeper: RwLock<Option<Arc<dyn Keeper>>>,
     /// What roots that count have counted.
     pub(crate) stats: Mutex<AllStats>,
+    /// What changes that were dropped had opened: see [`Change`].
+    pub(crate) left_open: Mutex<Opened>,
 }
 
 type Listener = Box<dyn Fn(&Event) + Send + Sync>;
@@ -116,6 +118,7 @@ impl Graph {
             listeners: RwLock::default(),
             keeper: RwLock::default(),
             stats: Mutex::default(),
+            left_open: Mutex::default(),
         }));
         driveline_op::set_panic_hook(node_failed);
         driveline_op::set_name_hook(node_name);
@@ -174,6 +177,7 @@ impl Graph {
     /// Begins a change. Changes follow each other; this waits for the one before.
     pub async fn change(&self) -> Change {
         let turn = self.0.changing.lock_arc().await;
+        self.close_left_open().await;
         Change::new(self.clone(), turn)
     }
 

@@ -7,6 +7,7 @@ mod kit;
 use driveline_graph::RootOptions;
 use kit::Bench;
 use serde_json::json;
+use std::sync::atomic::Ordering::SeqCst;
 
 #[test]
 fn a_root_that_follows_goes_with_its_place_and_one_that_stays_does_not() {
@@ -29,6 +30,61 @@ fn a_root_that_follows_goes_with_its_place_and_one_that_stays_does_not() {
     let place = export.place();
     drop(export);
     assert_eq!(place.node_name(), None);
+}
+
+/// A driver may write when it opens and take that back when it is closed (so did qcow2 with its bitmaps). Only a change that
+/// failed in the middle of being made closed what it had opened; every error before that just dropped it.
+#[test]
+fn what_a_change_opened_is_closed_whatever_becomes_of_it() {
+    let bench = Bench::new();
+    let closed = || bench.closed.load(SeqCst);
+    let node = |options: serde_json::Value| bench.graph.parse(options.as_object().unwrap().clone(), &[]);
+    let memory = |name| node(json!({ "driver": "memory", "node-name": name }));
+
+    // The second of two, and any later edit.
+    let two = json!([{ "driver": "memory", "node-name": "a" }, { "driver": "memory", "node-name": "b", "size": "x", "no": 1 }]);
+    bench.add(two).unwrap_err();
+    assert_eq!(closed(), 1, "before the error is told");
+    let gone = bench.run(async {
+        let mut change = bench.graph.change().await;
+        let edits = async {
+            change
+                .add_nodes(vec![
+                    memory("a")?,
+                    node(json!({ "driver": "overlay", "file": { "driver": "memory" } }))?,
+                ])
+                .await?;
+            change.set_drive("vda", "missing")
+        };
+        let edits = edits.await;
+        change.commit_if(edits).await
+    });
+    assert_eq!((gone.unwrap_err().kind(), closed()), (driveline_graph::Kind::NotFound, 4));
+
+    // Dropped: the next change does it, or the end.
+    let forget = || {
+        bench.run(async {
+            let mut change = bench.graph.change().await;
+            change.add_node(memory("a").unwrap()).await.unwrap();
+        });
+    };
+    forget();
+    assert_eq!(closed(), 4);
+    bench.add(json!([{ "driver": "memory", "node-name": "a" }])).unwrap();
+    assert_eq!(closed(), 5);
+    bench.change(|change| change.remove_node("a")).unwrap();
+    forget();
+    bench.run(bench.graph.close()).unwrap();
+    assert_eq!(closed(), 7);
+
+    // Taken out again before it was made.
+    bench.run(async {
+        let mut change = bench.graph.change().await;
+        change.add_node(memory("a").unwrap()).await.unwrap();
+        change.remove_node("a").unwrap();
+        change.commit().await.unwrap();
+    });
+    assert_eq!((closed(), bench.graph.nodes().len()), (8, 0));
 }
 
 fn writes(bench: &Bench, root: &driveline_graph::Root, data: &[u8], flags: u32) -> Vec<String> {

@@ -58,8 +58,8 @@ impl Jobs {
     /// Starts a backup. When this returns the moment was, and the job is at work.
     pub async fn backup(&self, args: BackupArgs) -> Result<String> {
         let mut start = self.begin().await;
-        start.backup(args).await?;
-        start.make_one().await
+        let staged = start.backup(args).await;
+        start.make_one(staged).await
     }
 }
 

@@ -88,8 +88,8 @@ impl Jobs {
     /// Starts a commit. When this returns its holder is in place, and the job is at work.
     pub async fn commit(&self, args: CommitArgs) -> Result<String> {
         let mut start = self.begin().await;
-        start.commit(args).await?;
-        start.make_one().await
+        let staged = start.commit(args).await;
+        start.make_one(staged).await
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   begin ─▶ stage a job ─▶ other edits of the change ─▶ stage another job ─▶ make ─▶ all of them live
-//!      └─────────┴───────────────────┴────────────────────────┴──── dropped, or an error: none of it ever was
+//!      └─────────┴───────────────────┴────────────────────────┴──── given up, or an error: none of it ever was
 //! ```
 //!
 //! What a job needs of the graph (its holder, its filter, its roots) is put into the change, and the job sees the graph
@@ -30,7 +30,8 @@ pub enum Completion {
     Grouped,
 }
 
-/// A change of the graph in which jobs start. Nothing of it is seen by anyone until [`Start::make`]; dropped, it never was.
+/// A change of the graph in which jobs start. Nothing of it is seen by anyone until [`Start::make`]; given up or dropped, it never
+/// was.
 ///
 /// While it lives no other change of the graph can be made, and no other job starts or ends.
 pub struct Start {
@@ -99,7 +100,10 @@ impl Start {
     ///
     /// Errors: those of [`Change::make`]; then nothing of it ever was.
     pub async fn make_and_close(mut self, completion: Completion) -> Result<(Vec<String>, Result<()>)> {
-        self.check_chains()?;
+        if let Err(error) = self.check_chains() {
+            self.give_up().await;
+            return Err(error);
+        }
         let change = self.change.take().expect("it is made once");
         let made = change.make().await?;
         *self.committed = std::mem::take(&mut self.holders);
@@ -113,6 +117,27 @@ impl Start {
             self.jobs.let_live(Group::new(group, self.changed.clone()));
         }
         Ok((ids, made.closed))
+    }
+
+    /// Makes the change with its jobs, each for itself, if all was staged well; else gives it up, and returns what went wrong.
+    pub async fn make_if<E: From<Error>>(
+        self,
+        staged: std::result::Result<(), E>,
+    ) -> std::result::Result<Vec<String>, E> {
+        match staged {
+            Ok(()) => Ok(self.make(Completion::Individual).await?),
+            Err(error) => {
+                self.give_up().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Ends a change that is not to be made, as [`Change::give_up`]: none of its jobs ever was.
+    pub async fn give_up(mut self) {
+        if let Some(change) = self.change.take() {
+            change.give_up().await;
+        }
     }
 
     /// A stream or commit counts its layers from the top of the chain: another image between them would hide some from it, and
@@ -139,10 +164,10 @@ impl Start {
         Ok(())
     }
 
-    /// As [`Start::make`], with one job in it.
-    pub(crate) async fn make_one(self) -> Result<String> {
+    /// As [`Start::make_if`], with one job in it.
+    pub(crate) async fn make_one<T>(self, staged: Result<T>) -> Result<String> {
         let none = || Error::new(Kind::Invalid, "no job was staged");
-        self.make(Completion::Individual).await?.pop().ok_or_else(none)
+        self.make_if(staged.map(drop)).await?.pop().ok_or_else(none)
     }
 
     // ---- for the kinds of jobs

@@ -76,8 +76,8 @@ impl Jobs {
     /// Starts a stream. When this returns its holder is in place, and the job is at work.
     pub async fn stream(&self, args: StreamArgs) -> Result<String> {
         let mut start = self.begin().await;
-        start.stream(args).await?;
-        start.make_one().await
+        let staged = start.stream(args).await;
+        start.make_one(staged).await
     }
 }
 

@@ -47,8 +47,8 @@ impl Jobs {
         F: FnOnce(TaskProgress) -> BoxFuture<'static, Result<()>> + Send + 'static,
     {
         let mut start = self.begin().await;
-        start.task(kind, id, task)?;
-        start.make_one().await.map(drop)
+        let staged = start.task(kind, id, task);
+        start.make_one(staged).await.map(drop)
     }
 }
 

@@ -10,7 +10,7 @@ use crate::{
     translate::Translator,
 };
 use driveline_graph::{BoxFuture, Kind, Options};
-use driveline_jobs::{Completion, Start};
+use driveline_jobs::Start;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -174,8 +174,8 @@ impl Action for RemoveFilter {
 
 pub(crate) async fn insert_filter(monitor: &Monitor, mut insert: InsertFilter) -> Result<Inserted> {
     let mut start = monitor.jobs().begin().await;
-    insert.stage(monitor, &mut start).await?;
-    start.make(Completion::Individual).await?;
+    let staged = insert.stage(monitor, &mut start).await;
+    start.make_if(staged).await?;
     Ok(Inserted { node_name: insert.name })
 }
 

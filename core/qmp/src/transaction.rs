@@ -180,7 +180,7 @@ pub(crate) async fn run(
     let mut made = false;
     match result {
         // The graph is let go before actions take back what they did outside of it.
-        Err(_) => drop(start),
+        Err(_) => start.give_up().await,
         Ok(()) => {
             let ended = start.make_and_close(completion).await;
             made = ended.is_ok();

@@ -38,8 +38,8 @@ impl Inner {
         }
         let mut change = self.graph.change().await;
         change.set_directory(&config.directory);
-        stage(&self.graph, &mut change, plan, before).await?;
-        change.commit().await?;
+        let staged = stage(&self.graph, &mut change, plan, before).await;
+        change.commit_if(staged).await?;
         self.stores.find_added().await;
         for step in &plan.steps {
             match step {

@@ -1,8 +1,8 @@
 //! How a change is made: drained, step by step with a way back, and then seen by everyone at once.
 
-use super::{Change, Staged, Undo, undo};
+use super::{Change, Staged, Undo, give_up::close_all, undo};
 use crate::{
-    driver::{DriverKind, OpenChild},
+    driver::DriverKind,
     error::{Error, Kind, Result},
     event::Event,
     graph::{Graph, State, find_bitmap},
@@ -44,7 +44,10 @@ impl Change {
         let planned = self.graph.plan(&self.topology);
         let (granted, _) = match planned {
             Ok(planned) => planned,
-            Err(error) => return Err(self.abandon(error).await),
+            Err(error) => {
+                self.give_up().await;
+                return Err(error);
+            }
         };
         // Once while requests come and go, so that little is left of it for the time when they wait.
         if let Err(error) = self.write_back().await {
@@ -69,14 +72,16 @@ impl Change {
             drop(batch);
             drop(drained);
             self.topology = staged.topology;
-            return Err(self.abandon(error).await);
+            self.give_up().await;
+            return Err(error);
         }
+        let in_vain = self.opened_in_vain(&staged.topology);
         self.publish(staged, granted, &drained);
         drop(batch);
         drop(drained);
-        let closed = self.close_nodes(&gone).await;
+        let closed = self.close_nodes(&gone).await.and(close_all(in_vain).await);
         let replaced = std::mem::take(&mut *self.replaced.lock());
-        let closed = closed.and(close_replaced(replaced).await);
+        let closed = closed.and(close_all(replaced).await);
         self.graph.emit(&Event::Changed);
         Ok(Made { closed })
     }
@@ -252,21 +257,6 @@ impl Change {
         roots
     }
 
-    /// Closes what was opened for a change that is not made. Returns the error that is the reason.
-    async fn abandon(&mut self, reason: Error) -> Error {
-        let opened = std::mem::take(&mut self.opened);
-        let wired = wire(&self.topology, false);
-        for id in opened.into_iter().rev() {
-            if let Some(placed) = self.topology.nodes.get(&id) {
-                let children = wired.get(&id).map(|wired| wired.children.clone()).unwrap_or_default();
-                if let Err(error) = placed.node.open.close(&children).await {
-                    tracing::warn!(node = placed.node.name(), "closing after a failed change: {error}");
-                }
-            }
-        }
-        reason
-    }
-
     /// Closes nodes, parents first. Goes on after an error, and returns the first.
     async fn close_nodes(&mut self, gone: &[NodeId]) -> Result<()> {
         let mut first = Ok(());
@@ -281,19 +271,6 @@ impl Change {
         }
         first
     }
-}
-
-/// Closes instances that others have replaced. Goes on after an error, and returns the first.
-async fn close_replaced(replaced: Vec<(Arc<Node>, Vec<OpenChild>)>) -> Result<()> {
-    let mut first = Ok(());
-    for (node, children) in replaced {
-        if let Err(error) = node.open.close(&children).await {
-            let error = error.at(node.name());
-            tracing::error!("{error}");
-            first = first.and(Err(error));
-        }
-    }
-    first
 }
 
 impl Staged {

@@ -2,7 +2,7 @@
 //! at all.
 //!
 //! ```text
-//!   edits (copy of the topology; new nodes are opened)      drop = nothing happened
+//!   edits (copy of the topology; new nodes are opened)      give_up = nothing happened
 //!      │ commit
 //!      ▼
 //!   check permissions ─▶ drain the roots above what changes ─▶ run actions (bitmaps, sizes, headers)
@@ -14,6 +14,7 @@
 
 mod children;
 mod commit;
+mod give_up;
 mod internal;
 mod open;
 pub(crate) mod reopen;
@@ -22,6 +23,7 @@ mod snapshot;
 mod state;
 
 pub use commit::Made;
+pub(crate) use give_up::Opened;
 pub use internal::Internal;
 
 use crate::{
@@ -29,7 +31,7 @@ use crate::{
     driver::{BoxFuture, OpenChild, OpenNode},
     error::{Error, Kind, Result},
     graph::{Graph, State, attach, find_bitmap},
-    node::{Node, NodeId},
+    node::NodeId,
     root::{Root, RootOptions},
     topology::{Attached, Attachment, Topology},
     wiring::Wired,
@@ -44,8 +46,12 @@ use std::{
     sync::Arc,
 };
 
-/// A change in the making. Nothing of it is seen by anyone until [`Change::commit`]; dropped, it never was: nodes that
-/// it opened are dropped with it, and a driver releases what it holds then.
+/// A change in the making. Nothing of it is seen by anyone until [`Change::commit`]; given up, it never was.
+///
+/// A driver may write when it opens, and take that back when it is closed, so nodes that were opened are closed, whatever
+/// becomes of the change: [`Change::commit_if`] and [`Change::give_up`] do so at once. Of a change that is just dropped, by an
+/// error on the way or because whoever made it was cancelled, they stay open until the next change begins or the graph is
+/// closed, and are closed then.
 pub struct Change {
     pub(crate) graph: Graph,
     pub(crate) topology: Topology,
@@ -53,7 +59,8 @@ pub struct Change {
     actions: Vec<Action>,
     /// Nodes that actions touch: the roots above them are drained.
     pub(crate) touched: BTreeSet<NodeId>,
-    opened: Vec<NodeId>,
+    /// Nodes that were opened for it.
+    opened: Opened,
     /// Nodes that become read-only; not those that keep their data for them.
     settling: Vec<NodeId>,
     /// Instances that others have replaced, to be closed when nothing can fail any more.
@@ -65,7 +72,7 @@ pub struct Change {
 }
 
 /// Instances of nodes, with the children that they had.
-pub(crate) type Replaced = Arc<Mutex<Vec<(Arc<Node>, Vec<OpenChild>)>>>;
+pub(crate) type Replaced = Arc<Mutex<Opened>>;
 
 /// What an action sees: the new topology, and the wiring as it was.
 pub(crate) struct Staged {
@@ -104,7 +111,7 @@ impl Change {
             before,
             actions: Vec::new(),
             touched: BTreeSet::new(),
-            opened: Vec::new(),
+            opened: Opened::new(),
             settling: Vec::new(),
             replaced: Replaced::default(),
             directory: PathBuf::new(),

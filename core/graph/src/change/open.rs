@@ -133,7 +133,7 @@ impl Change {
                     node_name: &name,
                     cookie: id.0,
                     options: &definition.options,
-                    children: open_children,
+                    children: open_children.clone(),
                     read_only,
                     directory: &self.directory,
                 };
@@ -152,9 +152,9 @@ impl Change {
                 failed: Default::default(),
                 threshold: Arc::new(Threshold::new(&self.graph)),
             });
+            self.opened.push((node.clone(), open_children));
             self.topology.names.insert(name, id);
             self.topology.nodes.insert(id, Placed { node, children, read_only, implicit, common });
-            self.opened.push(id);
             Ok(id)
         })
     }

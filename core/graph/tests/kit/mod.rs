@@ -244,10 +244,13 @@ impl Bench {
             let names: Vec<String> =
                 nodes.iter().filter_map(|n| n.get("node-name")?.as_str().map(str::to_owned)).collect();
             let names: Vec<&str> = names.iter().map(String::as_str).collect();
-            let definitions =
-                nodes.into_iter().map(|n| self.graph.parse(n, &names)).collect::<Result<_>>()?;
-            change.add_nodes(definitions).await?;
-            change.commit().await
+            let added = async {
+                let definitions =
+                    nodes.into_iter().map(|n| self.graph.parse(n, &names)).collect::<Result<_>>()?;
+                change.add_nodes(definitions).await.map(drop)
+            };
+            let added = added.await;
+            change.commit_if(added).await
         })
     }
 

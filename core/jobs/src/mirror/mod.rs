@@ -148,8 +148,8 @@ impl Jobs {
     /// Starts a mirror. When this returns its filter is in place, and the job is at work.
     pub async fn mirror(&self, args: MirrorArgs) -> Result<String> {
         let mut start = self.begin().await;
-        start.mirror(args).await?;
-        start.make_one().await
+        let staged = start.mirror(args).await;
+        start.make_one(staged).await
     }
 
     /// Changes when guests' writes are answered, between two of them.
