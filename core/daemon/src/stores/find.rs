@@ -88,7 +88,9 @@ impl Stores {
     }
 
     /// Finds the bitmaps of one drive or image. Returns their names.
-    async fn find_for(&self, kept: &Kept, drive: Option<&DriveSection>) -> Result<Vec<String>> {
+    pub(super) async fn find_for(&self, kept: &Kept, drive: Option<&DriveSection>) -> Result<Vec<String>> {
+        // Before the bitmaps are attached, a store looks as if it had none: nobody may follow that.
+        let _turn = self.turn.lock().await;
         let place = kept.inner.lock().place.clone();
         let (opened, mut gone) = self.open_stores(kept, &place)?;
         let node = self.image_to_ask(kept, &place);

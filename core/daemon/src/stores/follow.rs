@@ -215,6 +215,8 @@ impl Stores {
 
     /// Puts the bitmaps of an image into it, and takes them off its node, which is about to be removed.
     pub(crate) async fn release(&self, node: &str) -> Result<()> {
+        // Else what follows might tell the image in between that its bitmaps are in use, beside it.
+        let _turn = self.turn.lock().await;
         let Ok(view) = self.graph.view_node(node) else { return Ok(()) };
         let own = |kept: &Arc<Kept>| kept.owner == Owner::Node(node.to_owned());
         let kept = self.all().into_iter().find(own);

@@ -22,11 +22,27 @@ pub(super) struct ForImage {
     recording: bool,
     /// None: it is in use, in a file beside the image.
     bits: Option<Bits>,
+    /// Its bits are those that this one has when the image is written.
+    live: Option<Arc<Bitmap>>,
 }
 
 impl ForImage {
     pub(super) fn in_use(bitmap: &Bitmap) -> Self {
-        Self { bits: None, ..Self::with_bits(bitmap, Bits::new(bitmap.granularity(), 0)) }
+        let (name, granularity) = (bitmap.name().to_string(), bitmap.granularity());
+        Self { name, granularity, recording: bitmap.is_recording(), bits: None, live: None }
+    }
+
+    /// What a bitmap holds when the image is written: what a guest writes until then is in it.
+    fn live(bitmap: &Arc<Bitmap>) -> Self {
+        Self { live: Some(bitmap.clone()), ..Self::in_use(bitmap) }
+    }
+
+    /// Nothing changes any more.
+    fn settle(self) -> Self {
+        match &self.live {
+            Some(bitmap) => Self::with_bits(bitmap, bitmap.bits().clone()),
+            None => self,
+        }
     }
 
     pub(super) fn borrow(&self) -> BitmapToStore<'_> {
@@ -40,8 +56,7 @@ impl ForImage {
     }
 
     pub(super) fn with_bits(bitmap: &Bitmap, bits: Bits) -> Self {
-        let (name, granularity) = (bitmap.name().to_string(), bitmap.granularity());
-        Self { name, granularity, recording: bitmap.is_recording(), bits: Some(bits) }
+        Self { bits: Some(bits), ..Self::in_use(bitmap) }
     }
 }
 
@@ -60,6 +75,7 @@ pub(super) async fn put_into_image(
     }
     change.visit(node, move |open, children| {
         Box::pin(async move {
+            let bitmaps: Vec<ForImage> = bitmaps.into_iter().map(ForImage::settle).collect();
             let bitmaps: Vec<BitmapToStore<'_>> = bitmaps.iter().map(ForImage::borrow).collect();
             if witness {
                 open.set_witness(&children, true).await?;
@@ -125,7 +141,7 @@ impl Stores {
         let mut stored: Vec<ForImage> = bitmaps
             .iter()
             .filter(|bitmap| bitmap.ledger().is_some())
-            .map(|bitmap| ForImage::with_bits(bitmap, bitmap.bits().clone()))
+            .map(ForImage::live)
             .collect();
         stored.extend(self.lost_of(kept).iter().map(|bitmap| ForImage::in_use(bitmap)));
         put_into_image(&self.graph, node, stored, false).await
@@ -193,5 +209,21 @@ mod tests {
         let (remaining, saved) = stores.save().now_or_never().expect("nobody else is here");
         saved.and(stores.close_files(remaining)).unwrap();
         assert!(path.exists());
+    }
+
+    /// Whoever followed the graph told an image that its bitmaps are in use beside it, while a removal of its node had just put
+    /// them into it, and was about to remove what is beside it.
+    #[test]
+    fn bitmaps_are_found_followed_and_released_by_one_at_a_time() {
+        let graph = Graph::new(GraphOptions::default());
+        let stores = Stores::new(&graph).unwrap();
+        let turn = stores.turn.try_lock().unwrap();
+        let mut release = Box::pin(stores.release("image"));
+        assert!(release.as_mut().now_or_never().is_none(), "it waits for its turn");
+        let kept = stores.add(Owner::Node("image".into()), Place::File("image.dlbitmaps".into()), true);
+        let mut find = Box::pin(stores.find_for(&kept, None));
+        assert!(find.as_mut().now_or_never().is_none(), "it waits for its turn");
+        drop(turn);
+        release.now_or_never().expect("it is its turn").unwrap();
     }
 }
