@@ -119,7 +119,7 @@ impl Control for Program {
                 stores.rebind(target, &place).await?;
             }
             if flush {
-                stores.flush(target)?;
+                stores.flush(target).await?;
             }
             let (place, file) = stores.where_kept(target)?;
             Ok(BitmapStore { place, file })

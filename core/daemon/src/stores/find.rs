@@ -146,7 +146,7 @@ impl Stores {
     /// Takes over what a store holds. The first one goes on keeping it; what is in others comes to that.
     ///
     /// Returns the bitmaps of the image that were lost before; nothing, if somebody else may have had the image since.
-    fn take_store(
+    pub(super) fn take_store(
         &self,
         kept: &Kept,
         opened: Opened,
@@ -160,11 +160,14 @@ impl Stores {
             tracing::warn!("{}: {damage}", store.path().display());
         }
         let path = store.path();
-        let first = kept.inner.lock().store.is_none();
         let mut rest = Some(store);
-        if first {
-            kept.inner.lock().store = rest.take();
-        }
+        let first = {
+            let mut inner = kept.inner.lock();
+            let first = inner.store.is_none();
+            // Another change may be in its batch just now.
+            rest.take_if(|_| first).map_or(Ok(()), |store| inner.put(store))?;
+            first
+        };
         for found in found {
             let name = found.record.name.to_string();
             let in_image = image.and_then(|image| image.bits.iter().find(|(in_image, _)| *in_image == name));

@@ -275,7 +275,15 @@ impl Stores {
     }
 
     /// Brings the bitmaps of a drive or image to stable storage, as they are now.
-    pub(crate) fn flush(&self, target: &str) -> Result<()> {
+    pub(crate) async fn flush(&self, target: &str) -> Result<()> {
+        // While a change is made its records wait, and cannot be flushed. Whoever has this one has no other beside him.
+        let change = self.graph.change().await;
+        let flushed = self.flush_now(target);
+        change.give_up().await;
+        flushed
+    }
+
+    fn flush_now(&self, target: &str) -> Result<()> {
         let kept = self.of(target)?;
         let inner = kept.inner.lock();
         inner.store.as_ref().map_or(Ok(()), |store| store.flush().map_err(store_error))

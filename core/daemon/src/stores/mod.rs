@@ -20,6 +20,8 @@ mod owner;
 mod place;
 mod report;
 mod save;
+#[cfg(test)]
+mod tests;
 
 pub use self::report::{Recovered, Trust};
 
@@ -104,6 +106,8 @@ struct KeptInner {
     fixed: bool,
     /// None as long as no bitmap is persistent.
     store: Option<Store>,
+    /// A change of the graph is being made: a store has a batch open for as long.
+    in_batch: bool,
     /// What the store holds is attached to the graph. Before that, a graph without its bitmaps says nothing about it.
     attached: bool,
     /// Keeps the image from going away.
@@ -162,10 +166,12 @@ impl Stores {
     }
 
     fn add(&self, owner: Owner, place: Place, fixed: bool) -> Arc<Kept> {
+        let mut state = self.state.lock();
         let inner = KeptInner {
             place,
             fixed,
             store: None,
+            in_batch: state.in_batch,
             attached: false,
             pin: None,
             announced: Vec::new(),
@@ -173,8 +179,15 @@ impl Stores {
             said: Vec::new(),
         };
         let kept = Arc::new(Kept { owner, inner: Mutex::new(inner) });
-        self.state.lock().kept.push(kept.clone());
+        state.kept.push(kept.clone());
         kept
+    }
+
+    /// A batch begins or ends. Returns those that do not know it yet; any that come later do.
+    fn set_in_batch(&self, in_batch: bool) -> Vec<Arc<Kept>> {
+        let mut state = self.state.lock();
+        state.in_batch = in_batch;
+        state.kept.clone()
     }
 
     /// What keeps the bitmaps of a drive or node, by its name.
@@ -221,7 +234,7 @@ impl Kept {
         owner::Owned { owner: self.owner.clone(), place, lost, images }
     }
 
-    /// The store, made if there is none yet. `in_batch`: its records wait for the batch.
+    /// The store, made if there is none yet.
     fn store(&self, stores: &Stores, drive_size: u64) -> Result<()> {
         let mut inner = self.inner.lock();
         if inner.store.is_none() {
@@ -235,11 +248,19 @@ impl Kept {
             };
             let store = Store::create(&path, &options).map_err(store_error)?;
             store.heartbeat(std::time::SystemTime::now());
-            if stores.state.lock().in_batch {
-                store.begin_batch().map_err(store_error)?;
-            }
-            inner.store = Some(store);
+            inner.put(store)?;
         }
+        Ok(())
+    }
+}
+
+impl KeptInner {
+    /// From now on this store keeps the bitmaps. If a change is being made, its records wait for the end of that.
+    fn put(&mut self, store: Store) -> Result<()> {
+        if self.in_batch {
+            store.begin_batch().map_err(store_error)?;
+        }
+        self.store = Some(store);
         Ok(())
     }
 }
@@ -276,9 +297,10 @@ impl Keeper for Clerk {
 
     fn begin_batch(&self) {
         let Ok(stores) = self.stores() else { return };
-        stores.state.lock().in_batch = true;
-        for kept in stores.all() {
-            if let Some(store) = &kept.inner.lock().store
+        for kept in stores.set_in_batch(true) {
+            let mut inner = kept.inner.lock();
+            inner.in_batch = true;
+            if let Some(store) = &inner.store
                 && let Err(error) = store.begin_batch()
             {
                 tracing::error!("{error}");
@@ -288,10 +310,11 @@ impl Keeper for Clerk {
 
     fn end_batch(&self) -> Result<()> {
         let Ok(stores) = self.stores() else { return Ok(()) };
-        stores.state.lock().in_batch = false;
         let mut first = Ok(());
-        for kept in stores.all() {
-            if let Some(store) = &kept.inner.lock().store {
+        for kept in stores.set_in_batch(false) {
+            let mut inner = kept.inner.lock();
+            inner.in_batch = false;
+            if let Some(store) = &inner.store {
                 first = first.and(store.end_batch().map_err(store_error));
             }
         }

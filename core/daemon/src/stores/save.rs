@@ -138,11 +138,8 @@ impl Stores {
     }
 
     pub(super) async fn save_image(&self, kept: &Kept, node: &str, bitmaps: &[Arc<Bitmap>]) -> Result<()> {
-        let mut stored: Vec<ForImage> = bitmaps
-            .iter()
-            .filter(|bitmap| bitmap.ledger().is_some())
-            .map(ForImage::live)
-            .collect();
+        let mut stored: Vec<ForImage> =
+            bitmaps.iter().filter(|bitmap| bitmap.ledger().is_some()).map(ForImage::live).collect();
         stored.extend(self.lost_of(kept).iter().map(|bitmap| ForImage::in_use(bitmap)));
         put_into_image(&self.graph, node, stored, false).await
     }
@@ -209,21 +206,5 @@ mod tests {
         let (remaining, saved) = stores.save().now_or_never().expect("nobody else is here");
         saved.and(stores.close_files(remaining)).unwrap();
         assert!(path.exists());
-    }
-
-    /// Whoever followed the graph told an image that its bitmaps are in use beside it, while a removal of its node had just put
-    /// them into it, and was about to remove what is beside it.
-    #[test]
-    fn bitmaps_are_found_followed_and_released_by_one_at_a_time() {
-        let graph = Graph::new(GraphOptions::default());
-        let stores = Stores::new(&graph).unwrap();
-        let turn = stores.turn.try_lock().unwrap();
-        let mut release = Box::pin(stores.release("image"));
-        assert!(release.as_mut().now_or_never().is_none(), "it waits for its turn");
-        let kept = stores.add(Owner::Node("image".into()), Place::File("image.dlbitmaps".into()), true);
-        let mut find = Box::pin(stores.find_for(&kept, None));
-        assert!(find.as_mut().now_or_never().is_none(), "it waits for its turn");
-        drop(turn);
-        release.now_or_never().expect("it is its turn").unwrap();
     }
 }
