@@ -7,7 +7,7 @@ mod kit;
 use driveline_graph::{Kind, Options, Result, RootOptions};
 use driveline_jobs::{BitmapMode, Completion, CopyMode, JobStatus, MirrorArgs, MirrorSync, OnError, Runtime};
 use kit::{
-    bench::{Bench, SIZE},
+    bench::{Bench, SIZE, object},
     drivers::CLUSTER,
 };
 use std::{sync::atomic::Ordering::SeqCst, time::Duration};
@@ -359,5 +359,37 @@ fn only_the_node_that_is_named_is_replaced() {
     assert_eq!(&*bench.graph.drives()[0].root, "a2-fault");
     assert_eq!(bench.chain("drive-a"), "copy");
     assert_eq!(bench.read("drive-a"), bench.read("a2"));
+    bench.check_clean();
+}
+
+/// The program's thread that ended the job panicked, and the job stayed `pending` for ever: the target takes over that its source is
+/// read-only, but nobody used either, so that a target of `drive-mirror` went in the same change.
+#[test]
+fn a_mirror_of_a_read_only_node_that_nobody_uses_ends() {
+    let bench = Bench::new(11);
+    let node = |name: &str, read_only: bool| {
+        object(
+            serde_json::json!({ "driver": "cow", "node-name": name, "size": SIZE, "read-only": read_only }),
+        )
+    };
+    let (lonely, target) = (node("lonely", true), node("copy", false));
+    let graph = bench.graph.clone();
+    bench.sim.run(async move {
+        let mut change = graph.change().await;
+        change.add_node(graph.parse(lonely, &[]).unwrap()).await.unwrap();
+        change.commit().await.unwrap();
+    });
+    let (graph, args) = (bench.graph.clone(), MirrorArgs { device: "lonely".into(), ..mirror("a", "copy") });
+    bench
+        .start(Completion::Individual, move |start| {
+            Box::pin(async move {
+                start.change().add_implicit(graph.parse(target, &[])?).await?;
+                start.mirror(args).await
+            })
+        })
+        .unwrap();
+    bench.until("mirror-a", JobStatus::Ready);
+    bench.jobs.complete("mirror-a").unwrap();
+    assert_eq!(bench.wait("mirror-a"), None);
     bench.check_clean();
 }

@@ -50,9 +50,10 @@ impl Change {
     pub(super) fn switch_read_only(&mut self, id: NodeId, read_only: bool) {
         self.action([id], move |staged| {
             Box::pin(async move {
-                let open = staged.topology.at(id).node.open.clone();
+                // Who nobody uses any more goes with the same change, and may be gone from the topology by now.
+                let node = staged.any_node(id)?;
+                let (open, name) = (node.open.clone(), node.name.clone());
                 let children = staged.wired.get(&id).map(|wired| wired.children.clone()).unwrap_or_default();
-                let name = staged.topology.name(id);
                 open.set_read_only(&children, read_only).await.map_err(|error| error.at(&name))?;
                 let back: Undo = Box::new(move || {
                     Box::pin(async move {
@@ -83,10 +84,10 @@ impl Change {
     pub(super) fn write_backing_file(&mut self, id: NodeId, header: Option<(String, String)>) {
         self.action([id], move |staged| {
             Box::pin(async move {
-                let open = staged.topology.at(id).node.open.clone();
+                let node = staged.any_node(id)?;
+                let (open, name) = (node.open.clone(), node.name.clone());
                 let children = staged.wired.get(&id).map(|wired| wired.children.clone()).unwrap_or_default();
                 let header = header.as_ref().map(|(file, format)| (file.as_str(), format.as_str()));
-                let name = staged.topology.name(id);
                 let before = open.backing_file();
                 open.set_backing_file(&children, header).await.map_err(|error| error.at(&name))?;
                 let back: Undo = Box::new(move || {
@@ -107,9 +108,9 @@ impl Change {
         let id = self.topology.id(node)?;
         self.action([id], move |staged| {
             Box::pin(async move {
-                let placed = staged.topology.at(id);
+                let node = staged.any_node(id)?;
                 let children = staged.wired.get(&id).map(|wired| wired.children.clone()).unwrap_or_default();
-                placed.node.open.make_empty(&children).await.map_err(|error| error.at(&placed.node.name))?;
+                node.open.make_empty(&children).await.map_err(|error| error.at(&node.name))?;
                 Ok(undo(|| {}))
             })
         });
