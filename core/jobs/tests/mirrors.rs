@@ -393,3 +393,31 @@ fn a_mirror_of_a_read_only_node_that_nobody_uses_ends() {
     assert_eq!(bench.wait("mirror-a"), None);
     bench.check_clean();
 }
+
+/// A mirror of what is below a filter did not keep a snapshot from coming in between: with `sync=top` what the image held was not
+/// copied any more. And as the image on top was another then, a second mirror began, of the first one's filter, which could
+/// not go when the first ended: it stayed for ever, and so did the holder.
+#[test]
+fn nothing_comes_between_a_mirror_and_the_image_that_it_is_of() {
+    let bench = Bench::new(12);
+    ["copy", "other"].iter().for_each(|name| bench.image(name));
+    bench.fault_above("a2");
+    start(&bench, mirror("a", "copy")).unwrap();
+    bench.until("mirror-a", JobStatus::Ready);
+    for node in ["drive-a", "a2"] {
+        let (graph, node) = (bench.graph.clone(), node.to_owned());
+        let overlay = object(serde_json::json!({ "driver": "cow", "node-name": "a3", "size": SIZE }));
+        bench.sim.run(async move {
+            let mut change = graph.change().await;
+            change.add_node(graph.parse(overlay, &[]).unwrap()).await.unwrap();
+            let refused = change.snapshot(&node, "a3").await.unwrap_err();
+            assert_eq!(refused.kind(), Kind::Busy, "{refused}");
+        });
+    }
+    let second = MirrorArgs { job_id: Some("second".into()), ..mirror("a", "other") };
+    let refused = start(&bench, second).unwrap_err();
+    assert!(refused.message().ends_with("is busy: block device is in use by job 'mirror-a'"), "{refused}");
+    bench.jobs.cancel("mirror-a", true).unwrap();
+    bench.wait("mirror-a");
+    bench.check_clean();
+}

@@ -42,7 +42,12 @@ impl Change {
         };
         self.topology.check_acyclic(new, old)?;
         let below: Vec<NodeId> = std::iter::successors(Some(old), |id| self.topology.filtered(*id)).collect();
-        below.iter().try_for_each(|id| self.refuse_job(*id))?;
+        below.iter().try_for_each(|id| self.refuse_job(*id, true))?;
+        let shows = |id: &NodeId| {
+            std::iter::successors(Some(*id), |id| self.topology.filtered(*id)).any(|id| id == old)
+        };
+        let above: Vec<NodeId> = self.topology.nodes.keys().copied().filter(shows).collect();
+        above.iter().try_for_each(|id| self.refuse_job(*id, false))?;
         let (old_name, new_name) = (self.topology.name(old), self.topology.name(new));
         self.move_parents(old, new);
         self.set_child(&new_name, &spec.name, Some(&old_name))?;
@@ -54,12 +59,13 @@ impl Change {
         Ok(())
     }
 
-    /// A job counts on the node's place.
-    fn refuse_job(&self, id: NodeId) -> Result<()> {
+    /// A job counts on the node's place. One that is of a filter above counts on what that shows, unless it looks at the past.
+    fn refuse_job(&self, id: NodeId, of_past: bool) -> Result<()> {
         for parent in self.topology.parents(id) {
             let Parent::Root(root) = parent else { continue };
             let attached = &self.topology.roots[&root];
-            if attached.to == Attachment::Node(id) && attached.needs != Permissions::NONE {
+            let counts = attached.needs != Permissions::NONE && (of_past || !attached.past && attached.locks);
+            if attached.to == Attachment::Node(id) && counts {
                 let (name, user) = (self.topology.name(id), attached.root.user());
                 let text = format_args!("Node '{name}' is busy: block device is in use by {user}");
                 return Err(Error::new(Kind::Busy, text));

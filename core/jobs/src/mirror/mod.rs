@@ -232,6 +232,8 @@ impl Start {
             children: vec![("target".into(), target.to_string())],
         };
         let top: Arc<str> = self.change().insert_internal(top, &source).await?.name().into();
+        // It goes at the end: no other job may be of it, as one would whose device is the drive.
+        self.jobs.claim(&job, top.clone());
         let holder = self.park(&source, None).await?;
         let roots = self.mirror_roots(&job, &source, &target, &top)?;
         job.set_synced(false);
