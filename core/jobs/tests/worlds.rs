@@ -1,17 +1,20 @@
-//! Random worlds: guests write while filters come and go, streams, commits and mirrors run, are paused, cancelled and fail,
-//! the drive grows, and bitmaps are added, merged and renamed. After each step the drive's content and every
+//! Random worlds: guests write while filters come and go, streams, commits, mirrors and backups run, are paused, cancelled and
+//! fail, snapshots are taken, the drive grows, and bitmaps are added, merged and renamed. After each step the drive's content and every
 //! bitmap equal an oracle, to the granule.
 //!
 //! `WORLDS_SEED=n` replays one world, `WORLDS=n` runs that many.
 
 #![allow(unreachable_pub, missing_debug_implementations, missing_docs, dead_code)]
 
+#[path = "worlds/copies.rs"]
+mod copies;
 mod kit;
 
+use copies::{Copy, Outcomes};
 use driveline_graph::{Graph, GraphOptions, Kind, NewBitmap, Options, Root, RootOptions};
 use driveline_jobs::{
-    Base, CommitArgs, Completion, CopyMode, JobKind, JobStatus, Jobs, MirrorArgs, MirrorSync, OnError,
-    StreamArgs,
+    Base, CommitArgs, Completion, CopyMode, JobEvent, JobKind, JobStatus, Jobs, MirrorArgs, MirrorSync,
+    OnError, StreamArgs,
 };
 use kit::{
     drivers::{CLUSTER, World, register},
@@ -41,6 +44,8 @@ struct Expected {
     dirty: BTreeSet<u64>,
     /// What failed writes addressed: one that a filter above refused never got here, and changed nothing.
     maybe: BTreeSet<u64>,
+    /// A backup has it: what was dirty at its moment is with that, and it cannot be looked at.
+    frozen: bool,
 }
 
 impl Oracle {
@@ -63,7 +68,13 @@ struct Run {
     oracle: Arc<Mutex<Oracle>>,
     names: u64,
     log: Vec<String>,
+    copies: Vec<Copy>,
+    outcomes: Outcomes,
+    seen: Seen,
 }
+
+/// States that jobs were in, and verbs that were done.
+type Seen = Arc<Mutex<BTreeSet<String>>>;
 
 /// A job that is about to be started.
 #[derive(Debug)]
@@ -85,13 +96,24 @@ impl Run {
         let graph = Graph::new(GraphOptions::default());
         register(&graph, &world);
         let jobs = Jobs::new(graph.clone(), Arc::new(sim.clone()));
-        Self::with_drive("vda", sim, world, graph, jobs)
+        let (outcomes, seen) = (Outcomes::listen(&jobs), Seen::default());
+        jobs.on_event({
+            let seen = seen.clone();
+            move |event| {
+                if let JobEvent::StatusChange { status, .. } = event {
+                    seen.lock().insert(status.to_string());
+                }
+            }
+        });
+        Self { outcomes, seen, ..Self::with_drive("vda", sim, world, graph, jobs) }
     }
 
     /// Another drive in the same world.
     fn beside(&self, drive: &'static str) -> Self {
-        let Self { sim, world, graph, jobs, .. } = self;
-        Self::with_drive(drive, sim.clone(), world.clone(), graph.clone(), jobs.clone())
+        let Self { sim, world, graph, jobs, outcomes, seen, .. } = self;
+        let (outcomes, seen) = (outcomes.clone(), seen.clone());
+        let run = Self::with_drive(drive, sim.clone(), world.clone(), graph.clone(), jobs.clone());
+        Self { outcomes, seen, ..run }
     }
 
     fn with_drive(drive: &'static str, sim: Sim, world: World, graph: Graph, jobs: Jobs) -> Self {
@@ -116,7 +138,20 @@ impl Run {
             }
         });
         let oracle = Arc::new(Mutex::new(Oracle::default()));
-        let run = Self { drive, sim, world, graph, jobs, guest, oracle, names: 0, log: Vec::new() };
+        let run = Self {
+            drive,
+            sim,
+            world,
+            graph,
+            jobs,
+            guest,
+            oracle,
+            names: 0,
+            log: Vec::new(),
+            copies: Vec::new(),
+            outcomes: Outcomes::default(),
+            seen: Seen::default(),
+        };
         let content = run.read_all();
         run.oracle.lock().content = content.iter().step_by(SECTOR as usize).map(|byte| Some(*byte)).collect();
         run
@@ -187,7 +222,13 @@ impl Run {
         // Bitmaps are changed while guests rest, so that the oracle knows which write came first.
         let quiet = self.sim.chance(3);
         let guests = if !quiet { self.start_guests() } else { Vec::new() };
-        let said = if quiet { self.change_bitmaps() } else { self.change_graph() };
+        let said = match quiet {
+            true if self.copies.len() < 2 && self.sim.chance(3) => {
+                Self::start_backups(&mut [self], Completion::Individual)
+            }
+            true => self.change_bitmaps(),
+            false => self.change_graph(),
+        };
         self.log.push(said);
         self.finish_guests(guests);
         self.check();
@@ -203,8 +244,9 @@ impl Run {
             0 | 1 => {
                 let drivers = ["pass", "fault", "pass", "bitmap-holder"];
                 let (name, driver) = (self.name("f"), drivers[self.sim.below(4) as usize]);
-                let nodes: Vec<String> =
-                    graph.nodes().iter().map(|view| view.node.name().to_owned()).collect();
+                // Images of backups are taken away afterwards.
+                let nodes = graph.nodes().into_iter().map(|view| view.node.name().to_owned());
+                let nodes: Vec<String> = nodes.filter(|name| !name.starts_with('b')).collect();
                 let above = match self.sim.chance(2) {
                     true => self.drive.to_owned(),
                     false => nodes[self.sim.below(nodes.len() as u64) as usize].clone(),
@@ -248,6 +290,8 @@ impl Run {
                     base,
                     on_error: self.policy(),
                     speed: self.sim.below(2) * 200_000,
+                    manual_finalize: self.sim.chance(4),
+                    manual_dismiss: self.sim.chance(4),
                     ..Default::default()
                 };
                 format!("{said}: {:?}", self.sim.run(async move { jobs.stream(args).await }))
@@ -282,6 +326,7 @@ impl Run {
                 }
                 format!("resize to {size}: {result:?}")
             }
+            9 => self.take_snapshot(),
             8 => {
                 let one_in = [0, 0, 5, 20][self.sim.below(4) as usize];
                 self.world.faults.store(one_in, SeqCst);
@@ -371,23 +416,26 @@ impl Run {
             return "no job to steer".into();
         }
         let job = &list[self.sim.below(list.len() as u64) as usize];
+        let is_copy = self.copies.iter().any(|copy| copy.id == job.id);
         let ready = job.status == JobStatus::Ready;
-        let result = match self.sim.below(6) {
-            0 if !ready => ("pause", self.jobs.pause(&job.id)),
-            1 if !ready => ("cancel", self.jobs.cancel(&job.id, true)),
-            0 | 1 if self.sim.chance(4) => ("cancel", self.jobs.cancel(&job.id, self.sim.chance(2))),
-            2 if ready && job.kind == JobKind::Mirror => {
+        let result = match (self.sim.below(6), job.status) {
+            (0..5, JobStatus::Pending) => ("finalize", self.jobs.finalize(&job.id)),
+            (_, JobStatus::Concluded) if !is_copy => ("dismiss", self.jobs.dismiss(&job.id)),
+            (0, _) if !ready || self.sim.chance(2) => ("pause", self.jobs.pause(&job.id)),
+            (1, _) if !ready || self.sim.chance(3) => {
+                ("cancel", self.jobs.cancel(&job.id, self.sim.chance(2) || !ready))
+            }
+            (2, _) if job.kind == JobKind::Mirror => {
                 let (jobs, id, mode) = (self.jobs.clone(), job.id.clone(), self.copy_mode());
-                ("copy mode", self.sim.run(async move { jobs.set_copy_mode(&id, mode).await }))
+                ("change", self.sim.run(async move { jobs.set_copy_mode(&id, mode).await }))
             }
             _ if ready => ("complete", self.jobs.complete(&job.id)),
-            2 if job.kind == JobKind::Mirror => {
-                let (jobs, id, mode) = (self.jobs.clone(), job.id.clone(), self.copy_mode());
-                ("copy mode", self.sim.run(async move { jobs.set_copy_mode(&id, mode).await }))
-            }
-            2 | 3 => ("resume", self.jobs.resume(&job.id)),
-            _ => ("speed", self.jobs.set_speed(&job.id, 0)),
+            (2 | 3, _) => ("resume", self.jobs.resume(&job.id)),
+            _ => ("set-speed", self.jobs.set_speed(&job.id, 0)),
         };
+        if result.1.is_ok() {
+            self.seen.lock().insert(result.0.to_owned());
+        }
         let (sim, time) = (self.sim.clone(), self.sim.below(300));
         self.sim.run(async move {
             driveline_jobs::Runtime::sleep(&sim, std::time::Duration::from_millis(time)).await;
@@ -396,7 +444,7 @@ impl Run {
     }
 
     fn change_bitmaps(&mut self) -> String {
-        let names: Vec<String> = self.oracle.lock().bitmaps.keys().cloned().collect();
+        let names = self.free_bitmaps();
         let pick = || names[self.sim.below(names.len() as u64) as usize].clone();
         let (graph, drive) = (self.graph.clone(), self.drive);
         if names.is_empty() || (names.len() < 4 && self.sim.chance(3)) {
@@ -404,8 +452,13 @@ impl Run {
             let name = self.name("bitmap");
             let new = NewBitmap { granularity: Some(granularity), ..NewBitmap::named(&name) };
             self.change(&graph, move |change| change.add_bitmap(drive, new)).unwrap();
-            let expected =
-                Expected { granularity, recording: true, dirty: BTreeSet::new(), maybe: BTreeSet::new() };
+            let expected = Expected {
+                granularity,
+                recording: true,
+                dirty: BTreeSet::new(),
+                maybe: BTreeSet::new(),
+                frozen: false,
+            };
             self.oracle.lock().bitmaps.insert(name.clone(), expected);
             return format!("add {name}");
         }
@@ -485,7 +538,18 @@ impl Run {
         })
     }
 
-    fn check(&self) {
+    /// The granules that a bitmap says are dirty.
+    fn dirty(&self, name: &str, granularity: u64) -> BTreeSet<u64> {
+        let bitmap = self.graph.bitmap(self.drive, name).unwrap();
+        let dirty = bitmap.bits().iter_dirty();
+        dirty.flat_map(|range| range.start / granularity..range.end.div_ceil(granularity)).collect()
+    }
+
+    fn check(&mut self) {
+        self.check_copies();
+        if self.jobs.list().is_empty() {
+            self.check_leftovers();
+        }
         let content = self.read_all();
         let mut oracle = self.oracle.lock();
         assert_eq!(content.len() as u64, oracle.content.len() as u64 * SECTOR);
@@ -508,17 +572,23 @@ impl Run {
         assert_eq!(found, oracle.bitmaps.keys().cloned().collect());
         for (name, expected) in &mut oracle.bitmaps {
             let bitmap = self.graph.bitmap(self.drive, name).unwrap();
+            if expected.frozen {
+                continue;
+            }
             assert_eq!(bitmap.is_recording(), expected.recording);
-            let granularity = expected.granularity;
-            let dirty: BTreeSet<u64> = bitmap
-                .bits()
-                .iter_dirty()
-                .flat_map(|range| range.start / granularity..range.end.div_ceil(granularity))
-                .collect();
+            let dirty = self.dirty(name, expected.granularity);
             expected.dirty.extend(expected.maybe.intersection(&dirty).copied().collect::<Vec<_>>());
             expected.maybe.clear();
             assert_eq!(dirty, expected.dirty, "bitmap {name}");
         }
+    }
+
+    /// No node is left of jobs that are over.
+    fn check_leftovers(&self) {
+        let nodes = self.graph.nodes();
+        let names = nodes.iter().map(|view| view.node.name());
+        let left: Vec<_> = names.filter(|name| name.starts_with('#')).collect();
+        assert!(left.is_empty(), "{left:?}");
     }
 
     /// Lets all jobs end, and looks for what they left behind.
@@ -527,14 +597,7 @@ impl Run {
         let jobs = self.jobs.clone();
         self.sim.run(async move { jobs.shutdown().await });
         self.check();
-        let leftovers: Vec<_> = self
-            .graph
-            .nodes()
-            .iter()
-            .map(|v| v.node.name().to_owned())
-            .filter(|n| n.starts_with('#'))
-            .collect();
-        assert!(leftovers.is_empty(), "{leftovers:?}");
+        self.check_leftovers();
         for view in self.graph.nodes() {
             let users: Vec<_> = view.parents.iter().filter(|parent| parent.starts_with("job")).collect();
             assert!(users.is_empty(), "{users:?}");
@@ -542,7 +605,7 @@ impl Run {
     }
 }
 
-fn world(seed: u64, steps: usize) {
+fn world(seed: u64, steps: usize) -> Seen {
     let mut run = Run::new(seed);
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         for _ in 0..steps {
@@ -551,10 +614,11 @@ fn world(seed: u64, steps: usize) {
         run.end();
     }));
     run.judge(seed, result);
+    run.seen.clone()
 }
 
 /// Two drives, whose jobs start together and end together.
-fn two_drives(seed: u64, steps: usize) {
+fn two_drives(seed: u64, steps: usize) -> Seen {
     let mut run = Run::new(seed);
     let mut other = run.beside("vdb");
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
@@ -562,6 +626,11 @@ fn two_drives(seed: u64, steps: usize) {
             drive.change_bitmaps();
         }
         for _ in 0..steps {
+            if run.copies.len() < 2 && run.sim.chance(5) {
+                let completion = if run.sim.chance(2) { Completion::Individual } else { Completion::Grouped };
+                let said = Run::start_backups(&mut [&mut run, &mut other], completion);
+                run.log.push(said);
+            }
             let guests = [run.start_guests(), other.start_guests()];
             let said = match run.sim.below(4) {
                 0 => run.start_together(&mut other),
@@ -577,6 +646,7 @@ fn two_drives(seed: u64, steps: usize) {
         other.end();
     }));
     run.judge(seed, result);
+    run.seen.clone()
 }
 
 impl Run {
@@ -589,16 +659,40 @@ impl Run {
     }
 }
 
-fn each_seed(worlds: u64, world: fn(u64, usize)) {
+/// All that there is to be seen. A job is `undefined` before it is one, and `created` before it can be told of.
+const ALL: [&str; 17] = [
+    "running",
+    "paused",
+    "ready",
+    "standby",
+    "waiting",
+    "pending",
+    "aborting",
+    "concluded",
+    "null",
+    "pause",
+    "resume",
+    "cancel",
+    "complete",
+    "finalize",
+    "dismiss",
+    "set-speed",
+    "change",
+];
+
+fn each_seed(worlds: u64, world: fn(u64, usize) -> Seen) {
     if let Ok(seed) = std::env::var("WORLDS_SEED") {
-        return world(seed.parse().unwrap(), 60);
+        return drop(world(seed.parse().unwrap(), 60));
     }
     let worlds = std::env::var("WORLDS").map_or(worlds, |worlds| worlds.parse().unwrap());
-    (0..worlds).for_each(|seed| world(seed, 60));
+    let mut seen = BTreeSet::new();
+    (0..worlds).for_each(|seed| seen.append(&mut world(seed, 60).lock()));
+    let missing: Vec<_> = ALL.iter().filter(|what| !seen.contains(**what)).collect();
+    assert!(missing.is_empty(), "never seen: {missing:?}");
 }
 
 #[test]
-fn drive_bitmaps_and_content_are_exact_in_random_worlds() {
+fn drive_bitmaps_content_and_copies_are_exact_in_random_worlds() {
     each_seed(30, world);
 }
 
