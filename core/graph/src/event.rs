@@ -31,6 +31,17 @@ pub enum Event {
         /// Of the request, in bytes.
         range: Range<u64>,
     },
+    /// The metadata of an image made no sense.
+    ImageCorrupted {
+        /// The drive that the image belongs to; empty if it belongs to none.
+        drive: Arc<str>,
+        /// The image's node.
+        node: Arc<str>,
+        /// What makes no sense.
+        message: String,
+        /// Nothing is written to it any more. It is not for an image that could not be written to anyhow.
+        fatal: bool,
+    },
     /// A write went behind the threshold that was set for a node. It is told once.
     WriteThreshold {
         /// The node.
@@ -58,6 +69,13 @@ pub enum NodeEvent {
         error: Option<i32>,
         /// Of the request, in bytes.
         range: Range<u64>,
+    },
+    /// See [`Event::ImageCorrupted`].
+    ImageCorrupted {
+        /// What makes no sense.
+        message: String,
+        /// Nothing is written to it any more.
+        fatal: bool,
     },
     /// See [`Event::QuorumFailure`].
     QuorumFailure {

@@ -317,16 +317,22 @@ impl Graph {
     fn tell_of_node(&self, id: NodeId, event: &NodeEvent) {
         let topology = self.topology();
         let Some(placed) = topology.nodes.get(&id) else { return };
+        let drive = || {
+            let shows = |(_, root): &(&Arc<str>, &NodeId)| topology.skip_filters(**root) == id;
+            topology.drives.iter().find(shows).map(|(name, _)| name.clone())
+        };
         match event {
+            NodeEvent::ImageCorrupted { message, fatal } => {
+                let (drive, node) = (drive().unwrap_or_default(), placed.node.name.clone());
+                self.emit(&Event::ImageCorrupted { drive, node, message: message.clone(), fatal: *fatal });
+            }
             NodeEvent::QuorumBad { child, operation, error, range } => {
                 let Some(child) = placed.children.get(*child) else { return };
                 let (operation, error, range) = (*operation, *error, range.clone());
                 self.emit(&Event::QuorumBad { node: topology.name(child.node), operation, error, range });
             }
             NodeEvent::QuorumFailure { range } => {
-                let shows = |(_, root): &(&Arc<str>, &NodeId)| topology.skip_filters(**root) == id;
-                let drive = topology.drives.iter().find(shows).map(|(name, _)| name.clone());
-                let reference = drive.unwrap_or_else(|| placed.node.name.clone());
+                let reference = drive().unwrap_or_else(|| placed.node.name.clone());
                 self.emit(&Event::QuorumFailure { reference, range: range.clone() });
             }
         }

@@ -67,6 +67,11 @@ impl Jobs {
         Self(Arc::new(Inner { graph, runtime, holders, listeners, state }))
     }
 
+    /// The threads and the clock of the jobs.
+    pub fn runtime(&self) -> Arc<dyn Runtime> {
+        self.0.runtime.clone()
+    }
+
     /// Hears of what happens to jobs. Called in the order of what happens; it must not wait.
     pub fn on_event(&self, listener: impl Fn(&JobEvent) + Send + Sync + 'static) {
         self.0.listeners.0.write().push(Box::new(listener));

@@ -112,6 +112,10 @@ pub(crate) fn of_graph(event: &driveline_graph::Event) -> Option<Value> {
             let data = json!({ "reference": **reference, "sector-num": first, "sectors-count": count });
             Some(message("QUORUM_FAILURE", data))
         }
+        Happened::ImageCorrupted { drive, node, message: text, fatal } => {
+            let data = json!({ "device": **drive, "node-name": **node, "msg": text, "fatal": fatal });
+            Some(message("BLOCK_IMAGE_CORRUPTED", data))
+        }
         Happened::NodeFailed { node, message } => {
             Some(Event::NodeFailed { node: node.to_string(), message: message.clone() }.message())
         }

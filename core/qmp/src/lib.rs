@@ -113,6 +113,7 @@ mod events;
 mod exports;
 mod image;
 mod jobs;
+mod limiter;
 mod mirror;
 mod monitor;
 mod nodes;

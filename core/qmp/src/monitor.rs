@@ -7,6 +7,7 @@ use crate::{
     error::Result,
     events::{self, Event, Reason},
     jobs,
+    limiter::Limiter,
     objects::Objects,
     session::Session,
 };
@@ -35,7 +36,7 @@ const CLOSE_WAIT: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub struct Monitor(Arc<Inner>);
 
-struct Inner {
+pub(crate) struct Inner {
     graph: Graph,
     jobs: Jobs,
     control: Arc<dyn Control>,
@@ -43,6 +44,7 @@ struct Inner {
     sessions: Mutex<Vec<Arc<Session>>>,
     /// What happened before there was anybody to hear of it.
     before: Mutex<Vec<Value>>,
+    limiter: Limiter,
     /// Views of checkpoints.
     views: Views,
     /// Monitors know that the program ends.
@@ -93,9 +95,9 @@ impl Monitor {
         if let Err(error) = objects.keep_in(&graph) {
             tracing::error!("objects that drivers do not take: {error}");
         }
-        let views = Views::default();
-        let monitor =
-            Self(Arc::new(Inner { graph, jobs, control, objects, sessions, before, views, ending }));
+        let (limiter, views) = (Limiter::default(), Views::default());
+        let inner = Inner { graph, jobs, control, objects, sessions, before, limiter, views, ending };
+        let monitor = Self(Arc::new(inner));
         let weak = Arc::downgrade(&monitor.0);
         monitor.0.graph.on_event(move |event| {
             if let Some(message) = events::of_graph(event)
@@ -113,7 +115,12 @@ impl Monitor {
         monitor
     }
 
-    fn upgrade(weak: &Weak<Inner>) -> Option<Self> {
+    /// For whoever is not to keep it alive.
+    pub(crate) fn downgrade(&self) -> Weak<Inner> {
+        Arc::downgrade(&self.0)
+    }
+
+    pub(crate) fn upgrade(weak: &Weak<Inner>) -> Option<Self> {
         weak.upgrade().map(Self)
     }
 
@@ -178,7 +185,7 @@ impl Monitor {
         }
     }
 
-    fn tell(&self, event: &Value) {
+    pub(crate) fn tell_now(&self, event: &Value) {
         for session in self.sessions() {
             session.notify(event);
         }
@@ -206,6 +213,10 @@ impl Monitor {
 
     pub(crate) fn views(&self) -> &Views {
         &self.0.views
+    }
+
+    pub(crate) fn limiter(&self) -> &Limiter {
+        &self.0.limiter
     }
 
     pub(crate) fn jobs(&self) -> &Jobs {

@@ -266,7 +266,9 @@ impl Driver for Qcow2Driver {
                 };
                 return Err(Error::new(Kind::Invalid, text).key("data-file"));
             }
-            let qcow2 = Qcow2::open(&mut Io::Edges(&edges), options.cache_bytes(), args.read_only).await?;
+            let mut qcow2 =
+                Qcow2::open(&mut Io::Edges(&edges), options.cache_bytes(), args.read_only).await?;
+            qcow2.cookie = args.cookie;
             qcow2.pass_discard.store(options.pass_discard_request != Some(false), Relaxed);
             let node: Arc<dyn OpenNode> =
                 Arc::new(Qcow2Node(Arc::new(Body { cookie: args.cookie, driver: qcow2 })));

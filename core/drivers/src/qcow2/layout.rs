@@ -236,7 +236,12 @@ pub(crate) fn corrupt(text: impl std::fmt::Display) -> Error {
 
 /// Did our own metadata make no sense? Texts stay in the node that they are about, so it cannot be a child's.
 pub(crate) fn is_corrupt(error: &Error) -> bool {
-    error.message().is_some_and(|text| text.starts_with(DAMAGED))
+    what_is_corrupt(error).is_some()
+}
+
+/// What of our own metadata makes no sense.
+pub(crate) fn what_is_corrupt(error: &Error) -> Option<&str> {
+    error.message()?.strip_prefix(DAMAGED)
 }
 
 pub(crate) fn be32(bytes: &[u8], at: usize) -> u32 {

@@ -131,8 +131,12 @@ pub(crate) struct Qcow2 {
     unpacked: Mutex<Option<(u64, Arc<[u8]>)>>,
     snapshots: Mutex<Vec<snapshot::Snapshot>>,
     bitmaps: bitmaps::Bitmaps,
-    /// Metadata made no sense while something was written, so nothing is written any more.
+    /// Metadata made no sense, so nothing is written any more.
     damaged: AtomicBool,
+    /// Whoever listens was told that metadata makes no sense.
+    damage_told: AtomicBool,
+    /// Names the node to those who listen.
+    cookie: u64,
     /// Discards by requests go to the file, too.
     pass_discard: AtomicBool,
     /// See [`Qcow2Driver`].

@@ -126,6 +126,8 @@ impl Qcow2 {
             snapshots: Mutex::new(snapshots),
             bitmaps,
             damaged: AtomicBool::new(false),
+            damage_told: AtomicBool::new(false),
+            cookie: 0,
             pass_discard: AtomicBool::new(true),
             cache_bytes,
             header: Mutex::new(header),

@@ -12,6 +12,12 @@ use std::ops::Range;
 impl Qcow2 {
     pub(crate) async fn read(&self, next: &mut Next<'_>, request: &ReadRequest<'_>) -> Result<()> {
         self.check_range(request.range())?;
+        let read = self.read_checked(next, request).await;
+        self.judge(&mut Io::Next(next), read).await
+    }
+
+    #[inline]
+    async fn read_checked(&self, next: &mut Next<'_>, request: &ReadRequest<'_>) -> Result<()> {
         let _pin = self.epoch.pin();
         let (mut at, length) = (0, request.length());
         while at < length {
@@ -102,11 +108,17 @@ impl Qcow2 {
         if request.length() == 0 {
             return Err(Error::invalid("a block status of nothing"));
         }
+        let answer = self.status_checked(next, request.range()).await;
+        request.answer(self.judge(&mut Io::Next(next), answer).await?);
+        Ok(())
+    }
+
+    async fn status_checked(&self, next: &mut Next<'_>, range: Range<u64>) -> Result<BlockStatus> {
         let _pin = self.epoch.pin();
         let mut answer: Option<BlockStatus> = None;
-        let (mut at, length) = (0, request.length());
+        let (mut at, length) = (0, range.end - range.start);
         while at < length {
-            let start = request.offset() + at;
+            let start = range.start + at;
             let Some(run) = self.look(start, length - at, false)? else {
                 // What is known already is an answer.
                 if answer.is_some() {
@@ -123,8 +135,7 @@ impl Qcow2 {
             }
             at += extent.length;
         }
-        request.answer(answer.expect("a range that is not empty has a first extent"));
-        Ok(())
+        Ok(answer.expect("a range that is not empty has a first extent"))
     }
 
     /// The extent that a run begins with.

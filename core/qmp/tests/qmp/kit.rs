@@ -1,6 +1,6 @@
 //! A monitor with a graph behind it, and a client that talks to it.
 
-use driveline_drivers::{FileDriver, MemoryDriver, NullDriver, RawDriver, qcow2::Qcow2Driver};
+use driveline_drivers::{FileDriver, MemoryDriver, NullDriver, QuorumDriver, RawDriver, qcow2::Qcow2Driver};
 use driveline_engine::{Config, Engine, Handle, net::UnixListener};
 use driveline_graph::{
     BoxFuture, ChildSpec, Description, Driver, DriverKind, Graph, GraphOptions, OpenArgs, OpenNode, Options,
@@ -151,6 +151,7 @@ fn drivers() -> Vec<Arc<dyn Driver>> {
         Arc::new(NullDriver::default()),
         Arc::new(MemoryDriver::default()),
         Arc::new(RawDriver::default()),
+        Arc::new(QuorumDriver::default()),
         Arc::new(FileDriver::default()),
         Arc::new(Qcow2Driver::default()),
         idle("idle"),

@@ -3,6 +3,7 @@
 mod bitmaps;
 mod checkpoints;
 mod create;
+mod events;
 mod exports;
 mod interop;
 mod jobs;
