@@ -4,7 +4,7 @@
 #[allow(unused_imports, reason = "for replies that are only written")]
 use crate::schema::Opaque as _;
 use crate::{
-    apply, arguments, backup, bitmaps, changes, checkpoints, create, debug,
+    amend, apply, arguments, backup, bitmaps, changes, checkpoints, create, debug,
     error::{Class, Error, Result},
     exports,
     jobs::{self, BlockJobById, ByDevice, ById},
@@ -82,6 +82,7 @@ commands! {
     "x-driveline-blockdev-remove-filter" => nodes::remove_filter,
 
     "blockdev-create" => create::blockdev_create,
+    "x-blockdev-amend" => amend::blockdev_amend,
     "blockdev-snapshot" => snapshots::blockdev_snapshot,
     "blockdev-snapshot-sync" => snapshots::blockdev_snapshot_sync,
     "blockdev-snapshot-internal-sync" => snapshots::internal,

@@ -98,6 +98,7 @@
 #![doc = include_str!("../differences.md")]
 #![forbid(unsafe_code)]
 
+mod amend;
 mod apply;
 mod arguments;
 mod backup;

@@ -1,7 +1,11 @@
 //! Images that are made by `blockdev-create`.
 
-use crate::kit::{Client, World};
+use crate::{
+    interop::Qsd,
+    kit::{Client, World, has},
+};
 use serde_json::{Value, json};
+use std::process::Command;
 
 const SIZE: u64 = 1 << 20;
 
@@ -65,4 +69,60 @@ fn images_are_made_by_jobs_with_qemus_errors() {
     let text = create(&mut client, qcow2(json!({}))).unwrap();
     assert!(text.contains("'q'") || text.contains("write"), "{text}");
     assert_eq!(client.ok("query-jobs", json!({})), json!([]));
+}
+
+/// Each of these, to both: a command that is refused, or a job that ends at once.
+const AMENDS: &[&str] = &[
+    r#"{"job-id": "j", "node-name": "q", "options": {"driver": "qcow2"}}"#,
+    r#"{"job-id": "j", "node-name": "q", "options": {"driver": "qcow2"}, "force": true}"#,
+    r#"{"job-id": "j", "node-name": "q", "options": {"driver": "qcow2", "encrypt": {"format": "qcow"}}}"#,
+    r#"{"job-id": "j", "node-name": "q", "options": {"driver": "qcow2", "encrypt": {"format": "luks", "state": "active"}}}"#,
+    r#"{"job-id": "j", "node-name": "q", "options": {"driver": "qcow2", "encrypt": {"format": "luks"}}}"#,
+    r#"{"job-id": "j", "node-name": "q", "options": {"driver": "qcow2", "encrypt": {"format": "x"}}}"#,
+    r#"{"job-id": "j", "node-name": "q", "options": {"driver": "qcow2", "encrypt": {}}}"#,
+    r#"{"job-id": "j", "node-name": "q", "options": {"driver": "qcow2", "size": 5}}"#,
+    r#"{"job-id": "j", "node-name": "q", "options": {"driver": "raw"}}"#,
+    r#"{"job-id": "j", "node-name": "q", "options": {"driver": "luks", "state": "active"}}"#,
+    r#"{"job-id": "j", "node-name": "q", "options": {"driver": "luks"}}"#,
+    r#"{"job-id": "j", "node-name": "q", "options": {"driver": "x"}}"#,
+    r#"{"job-id": "j", "node-name": "q", "options": {}}"#,
+    r#"{"job-id": "j", "node-name": "n", "options": {"driver": "null-co"}}"#,
+    r#"{"job-id": "j", "node-name": "nope", "options": {"driver": "qcow2"}}"#,
+    r#"{"job-id": "1 j", "node-name": "q", "options": {"driver": "qcow2"}}"#,
+    r#"{"node-name": "q", "options": {"driver": "qcow2"}}"#,
+];
+
+#[test]
+fn an_image_that_is_not_encrypted_is_amended_as_by_qemu_to_what_it_is() {
+    if !has("qemu-storage-daemon", Command::new("qemu-storage-daemon").arg("--version")) {
+        return;
+    }
+    let world = World::new();
+    let (mut ours, mut qsd) = (world.client(), Qsd::start());
+    for (name, client) in [("ours", &mut ours), ("theirs", &mut qsd.client)] {
+        let path = world.path(name);
+        driveline_drivers::qcow2::create_file(
+            std::path::Path::new(&path),
+            &driveline_drivers::qcow2::CreateOptions::new(SIZE),
+        )
+        .unwrap();
+        let file = json!({ "driver": "file", "filename": path });
+        client.ok("blockdev-add", json!({ "driver": "qcow2", "node-name": "q", "file": file }));
+        client.ok("blockdev-add", json!({ "driver": "null-co", "node-name": "n" }));
+    }
+    let done = |client: &mut Client, arguments: &Value| {
+        let reply = client.execute("x-blockdev-amend", arguments.clone());
+        if reply.get("error").is_some() {
+            return reply["error"].clone();
+        }
+        while client.event("JOB_STATUS_CHANGE")["status"] != "concluded" {}
+        let jobs = client.ok("query-jobs", json!({}));
+        client.ok("job-dismiss", json!({ "id": "j" }));
+        jobs
+    };
+    for amend in AMENDS {
+        let arguments: Value = serde_json::from_str(amend).unwrap();
+        let [ours, theirs] = [&mut ours, &mut qsd.client].map(|client| done(client, &arguments));
+        assert_eq!(ours, theirs, "{amend}");
+    }
 }
