@@ -225,7 +225,11 @@ impl<S: Storage> Shared<S> {
         loop {
             self.wait(|connections| connections.counts.iter().sum::<usize>() < most).await;
             match listener.accept().await {
-                Ok(stream) => self.clone().begin(stream),
+                Ok(stream) => {
+                    // Meanwhile another socket may have had the last client.
+                    let thread = self.room(most).await;
+                    self.clone().begin(stream, thread);
+                }
                 Err(error) => {
                     tracing::warn!(target: "driveline::nbd", %error, "cannot accept a connection");
                     sleep(ACCEPT_PAUSE).await;
@@ -234,20 +238,27 @@ impl<S: Storage> Shared<S> {
         }
     }
 
-    /// Hands a connection to the thread that has the fewest.
-    fn begin(self: Arc<Self>, stream: Stream) {
-        let thread = {
-            let mut connections = self.connections.lock();
-            let (thread, count) = connections
-                .counts
-                .iter_mut()
-                .enumerate()
-                .rev()
-                .min_by_key(|(_, count)| **count)
-                .expect("an engine has threads");
-            *count += 1;
-            thread
-        };
+    /// Waits until there are fewer connections than `most`, and counts one more on the thread that has the fewest.
+    async fn room(&self, most: usize) -> usize {
+        poll_fn(|cx| {
+            let there_is = |connections: &Connections| connections.counts.iter().sum::<usize>() < most;
+            loop {
+                std::task::ready!(self.poll_wait(cx, there_is));
+                let mut connections = self.connections.lock();
+                if there_is(&connections) {
+                    let counts = connections.counts.iter_mut().enumerate().rev();
+                    let (thread, count) =
+                        counts.min_by_key(|(_, count)| **count).expect("an engine has threads");
+                    *count += 1;
+                    return Poll::Ready(thread);
+                }
+            }
+        })
+        .await
+    }
+
+    /// Hands a connection to the thread that it counts on.
+    fn begin(self: Arc<Self>, stream: Stream, thread: usize) {
         let engine = self.engine.clone();
         // Made here, so that it counts even if the engine refuses the task.
         let connected = Connected { shared: self, thread };
