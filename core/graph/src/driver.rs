@@ -432,6 +432,8 @@ pub struct Snapshot {
     pub vm_state_bytes: u64,
     /// The size of the disk then, if it was noted.
     pub size_bytes: Option<u64>,
+    /// How many instructions the guest had run, if it was noted.
+    pub icount: Option<u64>,
 }
 
 /// An open node, outside the data path. `children` are its present ones, in the order of the description.

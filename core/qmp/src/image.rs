@@ -4,10 +4,15 @@
 //! promises them. What only Driveline has is prefixed with `x-driveline-`.
 
 use driveline_bitmap::Bitmap;
-use driveline_graph::{DriverKind, Graph, Layout, NodeView, Options, Role};
+use driveline_graph::{DriverKind, Graph, Layout, NodeView, Role};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::{collections::BTreeMap, os::unix::fs::MetadataExt, sync::Arc};
+
+mod filename;
+mod specific;
+
+pub(crate) use specific::SnapshotInfo;
 
 /// QAPI's `BlockInfo`: a drive.
 #[derive(Debug, Serialize, Deserialize)]
@@ -83,6 +88,8 @@ struct ImageInfo {
     full_backing_filename: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     backing_filename_format: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    snapshots: Vec<SnapshotInfo>,
     #[serde(skip_serializing_if = "Option::is_none")]
     format_specific: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -160,14 +167,7 @@ pub(crate) fn is_direct(graph: &Graph, node: &str) -> Option<bool> {
 /// What an image above names a node by: the file that it is, or shows all of; else its definition.
 pub(crate) fn filename(layout: &Layout, node: &str) -> Option<String> {
     let views = Views::from(layout.nodes());
-    Some(views.filename(views.get(node)?))
-}
-
-/// QAPI's `ImageInfoSpecificQCow2`, of what the driver says.
-fn specific_to_qcow2(details: &Value) -> Value {
-    let fields = ["compat", "compression-type", "lazy-refcounts", "refcount-bits", "corrupt"];
-    let said = fields.iter().filter_map(|field| Some(((*field).to_owned(), details.get(field)?.clone())));
-    json!({ "type": "qcow2", "data": said.collect::<Options>() })
+    Some(views.filename_for_header(views.get(node)?))
 }
 
 /// All nodes at one moment.
@@ -214,7 +214,11 @@ impl Views {
             backing_file_depth: if depth == Depth::Flat { 0 } else { chain().count() as u64 },
             active: view.common.active,
             encrypted: false,
-            detect_zeroes: DetectZeroes::Off,
+            detect_zeroes: match view.common.detect_zeroes {
+                driveline_graph::DetectZeroes::Off => DetectZeroes::Off,
+                driveline_graph::DetectZeroes::On => DetectZeroes::On,
+                driveline_graph::DetectZeroes::Unmap => DetectZeroes::Unmap,
+            },
             bps: 0,
             bps_rd: 0,
             bps_wr: 0,
@@ -233,58 +237,40 @@ impl Views {
     }
 
     fn image(&self, view: &NodeView, depth: Depth) -> ImageInfo {
-        let info = view.node.info();
         let below = self.below(view).filter(|_| depth == Depth::Chain);
-        let named = view.node.open_node().backing_file();
-        let (backing_filename, backing_filename_format) = named.unzip();
+        let open = view.node.open_node();
+        let (backing_filename, backing_filename_format) = open.backing_file().unzip();
         let backing_filename_format = backing_filename_format.filter(|format| !format.is_empty());
-        let details = view.node.open_node().details();
-        let qcow2 = view.node.driver_name() == "qcow2";
+        let clusters = self.clusters(view);
         ImageInfo {
             filename: self.filename(view),
             format: view.node.driver_name().to_owned(),
-            virtual_size: info.size_bytes,
+            virtual_size: view.node.info().size_bytes,
             actual_size: self.actual_size(view),
-            dirty_flag: details.get("dirty").and_then(Value::as_bool),
-            cluster_size: (info.cluster_bytes > 0).then_some(info.cluster_bytes.into()),
-            full_backing_filename: backing_filename
-                .is_some()
-                .then(|| self.backing(view).map(|backing| self.filename(backing)))
-                .flatten(),
+            dirty_flag: clusters.map(|(dirty, _)| dirty),
+            cluster_size: clusters.map(|(_, size)| size).filter(|size| *size > 0),
+            full_backing_filename: backing_filename.as_ref().map(|named| self.full_name(named, view)),
             backing_filename,
             backing_filename_format,
-            format_specific: qcow2.then(|| specific_to_qcow2(&details)),
+            snapshots: open.snapshots().iter().map(SnapshotInfo::of).collect(),
+            format_specific: specific::of(view.node.driver_name(), &open.details()),
             backing_image: below.map(|below| Box::new(self.image(below, depth))),
         }
     }
 
-    /// The file's name where a name says all; else the node's definition as `json:`, as QEMU does.
-    fn filename(&self, view: &NodeView) -> String {
-        let whole = || format!("json:{}", Value::Object(self.definition(view)));
-        self.file_name(view).unwrap_or_else(whole)
-    }
-
-    /// The name of the file that a node is, or that it shows all of.
-    fn file_name(&self, view: &NodeView) -> Option<String> {
-        if let Some(path) = view.node.open_node().filename() {
-            return Some(path.to_string_lossy().into_owned());
-        }
-        let format = view.node.driver().description().kind == DriverKind::Format;
-        let window = ["offset", "size"].iter().any(|key| view.node.options().contains_key(*key));
-        if format && !window { self.file_name(self.file(view)?) } else { None }
-    }
-
-    /// A node's driver, options and children (but for a backing, which the image names).
-    fn definition(&self, view: &NodeView) -> Options {
-        let mut definition = Options::new();
-        definition.insert("driver".into(), view.node.driver_name().into());
-        definition.extend(view.node.options().clone());
-        for child in view.children.iter().filter(|child| child.role != Role::Backing) {
-            if let Some(below) = self.get(&child.node) {
-                definition.insert(child.name.clone(), self.definition(below).into());
+    /// Does an image have to be repaired, and how large are its clusters (0: it has none)? `None` if the driver says nothing of
+    /// the kind. Filters say it of what they are put on.
+    fn clusters(&self, view: &NodeView) -> Option<(bool, u64)> {
+        match view.node.driver_name() {
+            "qcow2" => {
+                let details = view.node.open_node().details();
+                Some((details.get("dirty")?.as_bool()?, details.get("cluster-size")?.as_u64()?))
             }
+            "file" | "host_device" => Some((false, 0)),
+            "raw" => self.clusters(self.file(view)?),
+            _ if view.is_filter() => self.clusters(self.file(view)?),
+            _ => None,
         }
-        definition
     }
 
     /// What a node keeps its bytes in.
@@ -302,12 +288,22 @@ impl Views {
         }
     }
 
+    /// The space that its data takes, and what is below it as far as that is its own.
     fn actual_size(&self, view: &NodeView) -> Option<u64> {
-        match (view.node.open_node().filename(), self.file(view)) {
-            // A file that is gone from its folder, or no file at all, has no size to tell.
-            (Some(path), _) => std::fs::metadata(path).ok().map(|found| found.blocks() * 512),
-            (None, Some(file)) => self.actual_size(file),
-            (None, None) => None,
+        if let Some(path) = view.node.open_node().filename() {
+            // A file that is gone from its folder has no size to tell.
+            return std::fs::metadata(path).ok().map(|found| found.blocks() * 512);
+        }
+        match view.node.driver().description().kind {
+            DriverKind::Protocol => {
+                ["null", "null-co", "null-aio"].contains(&view.node.driver_name()).then_some(0)
+            }
+            DriverKind::Filter => self.actual_size(self.file(view)?),
+            DriverKind::Format => {
+                let own = |role| matches!(role, Role::Storage | Role::Data | Role::PointInTime);
+                let children = view.children.iter().filter(|child| own(child.role));
+                children.map(|child| self.actual_size(self.get(&child.node)?)).sum()
+            }
         }
     }
 }

@@ -13,13 +13,13 @@
 use crate::{
     command::Done,
     error::{Error, Result, plain},
-    image,
+    image::{self, SnapshotInfo},
     monitor::Monitor,
     transaction::{Action, alone},
 };
 use driveline_graph::{BoxFuture, CreatedImage, NewImage, Node, Options, Snapshot, check_name};
 use driveline_jobs::Start;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::json;
 use std::sync::Arc;
 
@@ -187,34 +187,6 @@ pub(crate) struct DeleteInternal {
     name: Option<String>,
 }
 
-/// QAPI's `SnapshotInfo`.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) struct SnapshotInfo {
-    id: String,
-    name: String,
-    vm_state_size: u64,
-    date_sec: u64,
-    date_nsec: u64,
-    vm_clock_sec: u64,
-    vm_clock_nsec: u64,
-}
-
-impl From<Snapshot> for SnapshotInfo {
-    fn from(snapshot: Snapshot) -> Self {
-        const SECOND: u64 = 1_000_000_000;
-        Self {
-            id: snapshot.id,
-            name: snapshot.name,
-            vm_state_size: snapshot.vm_state_bytes,
-            date_sec: snapshot.date_ns / SECOND,
-            date_nsec: snapshot.date_ns % SECOND,
-            vm_clock_sec: snapshot.vm_clock_ns / SECOND,
-            vm_clock_nsec: snapshot.vm_clock_ns % SECOND,
-        }
-    }
-}
-
 pub(crate) async fn blockdev_snapshot(monitor: &Monitor, snapshot: BlockdevSnapshot) -> Result<Done> {
     alone(monitor, snapshot).await
 }
@@ -257,7 +229,7 @@ pub(crate) async fn delete_internal(monitor: &Monitor, delete: DeleteInternal) -
     };
     start.change().visit(image.name(), work)?;
     start.make(driveline_jobs::Completion::Individual).await?;
-    Ok(found.into())
+    Ok(SnapshotInfo::of(&found))
 }
 
 /// The image that a drive or node shows.

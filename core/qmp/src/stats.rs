@@ -175,9 +175,20 @@ impl<'g> Nodes<'g> {
         view.children.iter().find(|child| is(child.role)).and_then(|child| self.get(&child.node))
     }
 
+    /// The one child that the node's data is in: not the file of an image that keeps its data elsewhere, nor any of a quorum's.
+    fn data(&self, view: &NodeView) -> Option<&NodeView> {
+        let elsewhere = view.children.iter().any(|child| child.name == "data-file");
+        let first = |role| matches!(role, Role::Storage | Role::Filtered | Role::PointInTime);
+        if let Some(first) = self.child(view, first).filter(|_| !elsewhere) {
+            return Some(first);
+        }
+        let mut data = view.children.iter().filter(|child| child.role == Role::Data);
+        data.next().filter(|_| data.next().is_none()).and_then(|child| self.get(&child.node))
+    }
+
     /// Of a node, and of what is below it: its file, and for a drive the images behind it, too.
     fn stats(&self, view: &NodeView, of_drive: bool) -> BlockStats {
-        let file = self.child(view, |role| matches!(role, Role::Storage | Role::Data | Role::Filtered));
+        let file = self.data(view);
         let behind = self.child(view, |role| matches!(role, Role::Filtered | Role::Backing));
         let below = |view| Box::new(self.stats(view, of_drive));
         BlockStats {

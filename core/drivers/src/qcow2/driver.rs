@@ -317,9 +317,9 @@ fn data_file(header: &Header, file: &OpenChild) -> Result<ImpliedChild> {
     })?;
     let path = named::path("data-file", &name, file.node.filename().as_deref())?;
     let definition = serde_json::json!({
-        "driver": "raw",
+        "driver": "file",
         "read-only": file.edge.info().flags & info::READ_ONLY != 0,
-        "file": { "driver": "file", "path": path },
+        "path": path,
     });
     let serde_json::Value::Object(definition) = definition else { unreachable!("it is an object") };
     Ok(ImpliedChild { name: "data-file".into(), definition })

@@ -220,6 +220,7 @@ impl Qcow2 {
             vm_clock_ns: snapshot.vm_clock_ns,
             vm_state_bytes: snapshot.vm_state_bytes(),
             size_bytes: snapshot.size_bytes(),
+            icount: snapshot.icount(),
         });
         known.collect()
     }

@@ -1,6 +1,9 @@
 //! A monitor with a graph behind it, and a client that talks to it.
 
-use driveline_drivers::{FileDriver, MemoryDriver, NullDriver, QuorumDriver, RawDriver, qcow2::Qcow2Driver};
+use driveline_drivers::{
+    CopyBeforeWriteDriver, FileDriver, MemoryDriver, NbdDriver, NullDriver, QuorumDriver, RawDriver,
+    SnapshotAccessDriver, qcow2::Qcow2Driver,
+};
 use driveline_engine::{Config, Engine, Handle, net::UnixListener};
 use driveline_graph::{
     BoxFuture, ChildSpec, Description, Driver, DriverKind, Graph, GraphOptions, OpenArgs, OpenNode, Options,
@@ -152,6 +155,9 @@ fn drivers() -> Vec<Arc<dyn Driver>> {
         Arc::new(MemoryDriver::default()),
         Arc::new(RawDriver::default()),
         Arc::new(QuorumDriver::default()),
+        Arc::new(CopyBeforeWriteDriver::default()),
+        Arc::new(SnapshotAccessDriver::default()),
+        Arc::new(NbdDriver::default()),
         Arc::new(FileDriver::default()),
         Arc::new(Qcow2Driver::default()),
         idle("idle"),

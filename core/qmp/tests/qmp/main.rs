@@ -5,6 +5,7 @@ mod checkpoints;
 mod create;
 mod events;
 mod exports;
+mod fields;
 mod interop;
 mod jobs;
 mod kit;

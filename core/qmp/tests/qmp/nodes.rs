@@ -27,7 +27,7 @@ fn nodes_are_added_as_qemus_clients_write_them_and_shown_as_they_read_them() {
         "backing_file_depth": 0, "active": true, "encrypted": false, "detect_zeroes": "off",
         "bps": 0, "bps_rd": 0, "bps_wr": 0, "iops": 0, "iops_rd": 0, "iops_wr": 0,
         "image": { "filename": world.path("disk.img"), "format": "raw", "virtual-size": 1 << 20,
-            "actual-size": node["image"]["actual-size"] },
+            "actual-size": node["image"]["actual-size"], "dirty-flag": false },
         "cache": { "writeback": true, "direct": false, "no-flush": false }, "write_threshold": 0,
     });
     assert_eq!(*node, expected);
@@ -213,7 +213,7 @@ fn a_chain_of_images_reads_as_qemu_shows_it() {
     assert_eq!((&image["format"], &image["backing-image"]["filename"]), (&json!("qcow2"), &json!(base)));
     assert_eq!(image["backing-image"].get("backing-image"), None);
     let specific = json!({ "compat": "1.1", "compression-type": "zlib", "lazy-refcounts": false, "refcount-bits": 16,
-        "corrupt": false });
+        "corrupt": false, "extended-l2": false });
     assert_eq!(image["format-specific"], json!({ "type": "qcow2", "data": specific }));
     assert_eq!(image["dirty-flag"], false);
     // All nodes of the chain have names, and parents come first.

@@ -47,6 +47,11 @@ impl Snapshot {
         (self.extra.len() >= 16).then(|| be64(&self.extra, 8))
     }
 
+    /// How many instructions the guest had run, if it was noted.
+    pub(crate) fn icount(&self) -> Option<u64> {
+        (self.extra.len() >= 24).then(|| be64(&self.extra, 16)).filter(|icount| *icount != u64::MAX)
+    }
+
     /// Bytes of the VM's state that was saved with it.
     pub(crate) fn vm_state_bytes(&self) -> u64 {
         if self.extra.len() >= 8 { be64(&self.extra, 0) } else { self.vm_state_bytes.into() }

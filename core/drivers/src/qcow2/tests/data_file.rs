@@ -88,8 +88,8 @@ fn the_data_file_of_the_header_is_a_child_and_must_be_there() {
     let implied = block_on(driver.implied_children(&Default::default(), &children)).unwrap();
     assert_eq!((implied.len(), &*implied[0].name), (1, "data-file"));
     let definition = serde_json::Value::Object(implied[0].definition.clone());
-    assert_eq!(definition["driver"], "raw");
-    assert_eq!(definition["file"]["path"], dir.path().join("false.data").to_str().unwrap());
+    assert_eq!(definition["driver"], "file");
+    assert_eq!(definition["path"], dir.path().join("false.data").to_str().unwrap());
 
     let refused = World::open(image.clone(), None, true).err().unwrap();
     assert_eq!(refused.option(), Some("data-file"), "{refused}");
