@@ -247,6 +247,14 @@ impl Topology {
         self.at(parent).children.iter().any(|edge| edge.name == child && edge.role == Role::PointInTime)
     }
 
+    /// The children of a node that it has a list of.
+    pub(crate) fn members(&self, id: NodeId) -> Vec<NodeId> {
+        let placed = self.at(id);
+        let specs = &placed.node.driver().description().children;
+        let in_list = |name: &str| specs.iter().any(|spec| spec.number(name).is_some());
+        placed.children.iter().filter(|child| in_list(&child.name)).map(|child| child.node).collect()
+    }
+
     /// A node without the filters on top of it.
     pub(crate) fn skip_filters(&self, mut id: NodeId) -> NodeId {
         while let Some(below) = self.filtered(id) {

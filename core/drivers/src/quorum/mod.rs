@@ -123,7 +123,7 @@ impl Driver for QuorumDriver {
                 cookie: args.cookie,
                 threshold: options.vote_threshold as usize,
                 blkverify: options.blkverify,
-                rewrites: options.rewrite_corrupted && !args.read_only,
+                rewrite_corrupted: options.rewrite_corrupted,
                 pattern: options.read_pattern,
                 read_only: args.read_only.into(),
                 ranges: Arc::default(),
@@ -139,7 +139,7 @@ struct Quorum {
     cookie: u64,
     threshold: usize,
     blkverify: bool,
-    rewrites: bool,
+    rewrite_corrupted: bool,
     pattern: ReadPattern,
     read_only: std::sync::atomic::AtomicBool,
     /// Requests that must not run at the same time: see the module.
@@ -178,26 +178,8 @@ impl OpenNode for QuorumNode {
         serde_json::json!({
             "vote-threshold": quorum.threshold,
             "blkverify": quorum.blkverify,
-            "rewrite-corrupted": quorum.rewrites,
+            "rewrite-corrupted": quorum.rewrite_corrupted,
             "read-pattern": if quorum.pattern == ReadPattern::Fifo { "fifo" } else { "quorum" },
-        })
-    }
-
-    fn resize<'a>(&'a self, children: &'a [OpenChild], size_bytes: u64) -> BoxFuture<'a, Result<()>> {
-        Box::pin(async move {
-            for (at, child) in children.iter().enumerate() {
-                if let Err(error) = child.node.resize(&[], size_bytes).await {
-                    // Those that took it give it up again: all have one size.
-                    for before in &children[..at] {
-                        let size = before.edge.info().size_bytes;
-                        if let Err(error) = before.node.resize(&[], size).await {
-                            tracing::error!(node = &*before.node_name, "undo of a resize: {error}");
-                        }
-                    }
-                    return Err(error.at(&child.node_name));
-                }
-            }
-            Ok(())
         })
     }
 
@@ -226,6 +208,11 @@ impl OpenNode for QuorumNode {
 type Outcomes = Vec<driveline_op::Result<()>>;
 
 impl Quorum {
+    /// Is who is outvoted put right? Only while others may write as well.
+    fn rewrites(&self) -> bool {
+        self.rewrite_corrupted && !self.read_only.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
     /// Does something with every child at the same time.
     async fn all<'n, F>(next: &'n mut Next<'_>, mut ask: impl FnMut(usize, Next<'n>) -> F) -> Outcomes
     where

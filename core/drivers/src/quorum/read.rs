@@ -26,7 +26,8 @@ impl Quorum {
     async fn read_all(&self, next: &mut Next<'_>, request: &ReadRequest<'_>) -> Result<()> {
         let range = request.range();
         // Who is outvoted may be written to, which nobody else may do meanwhile.
-        let _hold = self.ranges.hold(range.clone(), self.rewrites).await;
+        let rewrites = self.rewrites();
+        let _hold = self.ranges.hold(range.clone(), rewrites).await;
         let length = (range.end - range.start) as usize;
         let mut answers: Vec<Buffer> = (0..next.children()).map(|_| Buffer::new(length)).collect();
         let outcomes = {
@@ -68,7 +69,7 @@ impl Quorum {
         if votes < heard.len() {
             for child in heard.iter().filter(|child| answers[**child][..] != answers[winner][..]) {
                 self.bad(*child, "read", None, &range);
-                if self.rewrites
+                if rewrites
                     && let Err(error) =
                         next.write_at(*child, range.start, &answers[winner], flag::UNCHANGED).await
                 {

@@ -134,12 +134,21 @@ impl Change {
         }
         self.check_resize_of_nodes(id, overruled)?;
         self.check_resize_of_roots(id)?;
+        // A node with a list of children has their size, which is that of each of them.
+        let members = self.topology.members(id);
+        for member in &members {
+            let member = self.topology.name(*member);
+            self.resize_overruling(&member, size_bytes, overruled)?;
+        }
         self.action([id], move |staged| {
             Box::pin(async move {
                 let placed = staged.topology.at(id);
                 let (open, wired) = (placed.node.open.clone(), &staged.wired[&id]);
                 let (children, before) = (wired.children.clone(), wired.info.size_bytes);
                 reserve_above(&staged.topology, id, before, size_bytes)?;
+                if !members.is_empty() {
+                    return Ok(undo(|| {}));
+                }
                 open.resize(&children, size_bytes).await.map_err(|error| error.at(&name))?;
                 let back: Undo = Box::new(move || {
                     Box::pin(async move {

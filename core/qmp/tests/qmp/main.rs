@@ -13,6 +13,7 @@ mod mirror;
 mod nodes;
 mod options;
 mod queries;
+mod quorum;
 mod schema;
 mod session;
 mod snapshots;
