@@ -3,18 +3,22 @@
 use crate::{
     config::{Address, StorePlace},
     daemon::Inner,
-    exports::{Exports, NewExport},
+    exports::{Coming, Exports, NewExport},
     stores::{Recovered, Trust},
 };
+use driveline_bitmap::Bitmap;
 use driveline_engine::net::{TcpListener, UnixListener};
-use driveline_graph::BoxFuture;
+use driveline_graph::{BoxFuture, Change};
 use driveline_nbd::ServerOptions;
 use driveline_qmp::{
-    Address as QmpAddress, Applied, ApplyWish, BitmapPlace, BitmapStore, Control, Error, Event, ExportInfo,
-    Listener, NbdExport, NbdServer, Objects, RecoveredBitmap, RemoveMode, Result, TlsX509,
+    Address as QmpAddress, Applied, ApplyWish, BitmapPlace, BitmapStore, Control, Endpoint, Error, Event,
+    ExportInfo, ExportToCome, Listener, NbdExport, NbdServer, Object, ObjectChange, Objects, RecoveredBitmap,
+    RemoveMode, Result, TlsX509,
 };
-use driveline_transport::{Endpoint as TlsEnd, ServerTls, TlsCreds};
+use driveline_transport::{Endpoint as TlsEnd, ServerTls, TlsCreds, TlsRegistry};
+use parking_lot::Mutex;
 use std::{
+    collections::BTreeSet,
     io,
     path::{Path, absolute},
     sync::{Arc, Weak},
@@ -46,20 +50,23 @@ impl Control for Program {
     }
 
     fn add_export(&self, export: NbdExport) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move { Ok(self.inner()?.exports.add(new_export(export)).await?) })
+    }
+
+    fn prepare_export<'a>(
+        &'a self,
+        change: &'a mut Change,
+        export: NbdExport,
+        bitmaps: Vec<Arc<Bitmap>>,
+    ) -> BoxFuture<'a, Result<Box<dyn ExportToCome>>> {
         Box::pin(async move {
-            let new = NewExport {
-                id: export.id,
-                target: export.node_name,
-                name: export.name,
-                description: export.description.unwrap_or_default(),
-                writable: export.writable,
-                writethrough: export.writethrough,
-                bitmaps: export.bitmaps,
-                allocation_depth: export.allocation_depth,
-                tls: None,
-            };
-            Ok(self.inner()?.exports.add(new).await?)
+            let coming = Coming::prepare(self.inner()?, change, new_export(export), &bitmaps)?;
+            Ok(Box::new(coming) as Box<dyn ExportToCome>)
         })
+    }
+
+    fn is_export_used(&self, id: &str) -> bool {
+        self.inner().is_ok_and(|inner| inner.exports.is_used(id))
     }
 
     fn remove_export<'a>(&'a self, id: &'a str, mode: RemoveMode) -> BoxFuture<'a, Result<()>> {
@@ -155,6 +162,21 @@ impl Control for Program {
     }
 }
 
+/// What a monitor says of an export.
+fn new_export(export: NbdExport) -> NewExport {
+    NewExport {
+        id: export.id,
+        target: export.node_name,
+        name: export.name,
+        description: export.description.unwrap_or_default(),
+        writable: export.writable,
+        writethrough: export.writethrough,
+        bitmaps: export.bitmaps,
+        allocation_depth: export.allocation_depth,
+        tls: None,
+    }
+}
+
 /// What became of a bitmap, as monitors hear of it.
 pub(crate) fn recovered(report: &Recovered) -> RecoveredBitmap {
     let (extents, bytes) = match report.trust {
@@ -182,14 +204,36 @@ pub(crate) fn bind(address: &Address) -> io::Result<Listener> {
 
 /// Loads the certificates that an object names.
 fn server_tls(object: &TlsX509) -> Result<ServerTls> {
+    creds_of(object)?.server().map_err(Error::generic)
+}
+
+fn creds_of(object: &TlsX509) -> Result<TlsCreds> {
     if object.passwordid.is_some() {
         return Err(Error::generic("Parameter 'passwordid' is not supported: keys have no password here"));
     }
-    let creds = TlsCreds {
+    Ok(TlsCreds {
         dir: absolute(&object.dir).unwrap_or_else(|_| object.dir.clone()),
-        endpoint: TlsEnd::Server,
+        endpoint: match object.endpoint {
+            Endpoint::Client => TlsEnd::Client,
+            Endpoint::Server => TlsEnd::Server,
+        },
         verify_peer: object.verify_peer,
         sanity_check: object.sanity_check,
-    };
-    creds.server().map_err(Error::generic)
+    })
+}
+
+/// Certificates of objects are loaded when those are added, for nodes that name them afterwards.
+pub(crate) fn load_certificates(objects: &Objects, registry: &TlsRegistry) {
+    let known = registry.clone();
+    objects.on_add(move |id, object| match object {
+        Object::TlsX509(object) => known.add(id, &creds_of(object)?).map_err(Error::generic),
+        _ => Ok(()),
+    });
+    // Ids are those of objects of all kinds, so only that of one of ours can be meant.
+    let (known, kinds) = (registry.clone(), Mutex::new(BTreeSet::new()));
+    objects.on_change(move |id, change| match change {
+        ObjectChange::Added(Object::TlsX509(_)) => drop(kinds.lock().insert(id.to_owned())),
+        ObjectChange::Removed if kinds.lock().remove(id) => drop(known.remove(id)),
+        _ => {}
+    });
 }

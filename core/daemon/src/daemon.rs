@@ -105,6 +105,7 @@ impl Daemon {
         let engine = start_engine(config).map_err(StartError::World)?;
         let jobs = Jobs::new(graph.clone(), Arc::new(EngineRuntime::new(engine.handle())));
         let objects = Objects::new(engine.handle().threads());
+        control::load_certificates(&objects, &tls);
         let exports = Exports::new(engine.handle(), graph.clone(), tls);
         let stores = Stores::new(&graph).map_err(|error| StartError::World(error.to_string()))?;
         let (monitor, accepting, quit, applying) = Default::default();

@@ -4,12 +4,12 @@ use crate::{
     config::{Address, ExportSection},
     notify,
 };
-use driveline_bitmap::Keep;
+use driveline_bitmap::{Bitmap, Keep};
 use driveline_engine::{
     Handle,
     net::{Listener, TcpListener, UnixListener},
 };
-use driveline_graph::{Error, Graph, Kind, Result, RootOptions, RootPlace};
+use driveline_graph::{Error, Graph, Kind, Result, Root, RootOptions, RootPlace};
 use driveline_nbd::{AddError, Address as Socket, Export, Server, ServerOptions};
 use driveline_transport::{ServerTls, TlsRegistry};
 use parking_lot::Mutex;
@@ -19,6 +19,10 @@ use std::{
     net::{SocketAddr, ToSocketAddrs},
     sync::Arc,
 };
+
+mod coming;
+
+pub(crate) use coming::Coming;
 
 /// An export to be added.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,6 +99,8 @@ struct State {
     /// Sockets that listen, and from which nobody is taken before all exports are there.
     held: Option<Vec<(Arc<Listening>, Listener)>>,
     exports: BTreeMap<String, Entry>,
+    /// Ids that changes under way will use, and the names on their sockets.
+    coming: BTreeMap<String, (Address, String)>,
 }
 
 struct Listening {
@@ -200,7 +206,8 @@ impl Exports {
     }
 
     fn check_id(&self, id: &str) -> Result<()> {
-        if self.state.lock().exports.contains_key(id) {
+        let state = self.state.lock();
+        if state.exports.contains_key(id) || state.coming.contains_key(id) {
             return Err(Error::new(
                 Kind::Exists,
                 format_args!("an export with the id '{id}' exists already"),
@@ -251,19 +258,35 @@ impl Exports {
         }
     }
 
+    /// The server that a monitor's export is added to.
+    fn place_for(&self, new: &NewExport) -> Result<(Address, Arc<Listening>)> {
+        self.check_id(&new.id)?;
+        let state = self.state.lock();
+        let at = match (&state.of_monitor, state.servers.len()) {
+            (Some(address), _) => address.clone(),
+            (None, 1) => state.servers.keys().next().expect("there is one").clone(),
+            (None, _) => return Err(Error::new(Kind::Invalid, "NBD server not running")),
+        };
+        if state.coming.values().any(|coming| *coming == (at.clone(), new.name.clone())) {
+            return Err(name_taken(&new.name));
+        }
+        Ok((at.clone(), state.servers[&at].clone()))
+    }
+
+    /// Does anybody look at the export?
+    pub(crate) fn is_used(&self, id: &str) -> bool {
+        let state = self.state.lock();
+        let sessions = |entry: &Entry| {
+            let server = &state.servers.get(&entry.at)?.server;
+            server.exports().sessions(&entry.new.name)
+        };
+        state.exports.get(id).and_then(sessions).is_some_and(|count| count > 0)
+    }
+
     /// Adds an export for a monitor: on the server that a monitor started, or else on the only one there is.
     pub async fn add(&self, new: NewExport) -> Result<()> {
         let _turn = self.turn.lock().await;
-        let (at, listening) = {
-            self.check_id(&new.id)?;
-            let state = self.state.lock();
-            let at = match (&state.of_monitor, state.servers.len()) {
-                (Some(address), _) => address.clone(),
-                (None, 1) => state.servers.keys().next().expect("there is one").clone(),
-                (None, _) => return Err(Error::new(Kind::Invalid, "NBD server not running")),
-            };
-            (at.clone(), state.servers[&at].clone())
-        };
+        let (at, listening) = self.place_for(&new)?;
         let shown = add(&self.graph, &listening.server, &new).await?;
         let entry = Entry::new(&new, at, false, shown);
         self.state.lock().exports.insert(new.id, entry);
@@ -424,13 +447,31 @@ struct Shown {
 
 /// Offers an export. The result is to be held until it is gone.
 async fn add(graph: &Graph, server: &Server, new: &NewExport) -> Result<Shown> {
-    let user = format!("export '{}'", new.id);
-    let mut kept = Vec::new();
+    let mut bitmaps = Vec::new();
     for (of, name) in &new.bitmaps {
-        kept.push(graph.bitmap(of.as_ref().unwrap_or(&new.target), name)?.keep(&user));
+        bitmaps.push(graph.bitmap(of.as_ref().unwrap_or(&new.target), name)?);
     }
-    let options = if new.writable { RootOptions::writer(user) } else { RootOptions::reader(user) };
-    let root = graph.open_following_root(&new.target, options).await?;
+    let kept = new.keep(&bitmaps);
+    let root = graph.open_following_root(&new.target, new.root_options()).await?;
+    offer(server, new, root, kept)
+}
+
+impl NewExport {
+    fn user(&self) -> String {
+        format!("export '{}'", self.id)
+    }
+
+    fn keep(&self, bitmaps: &[Arc<Bitmap>]) -> Vec<Keep> {
+        bitmaps.iter().map(|bitmap| bitmap.keep(&self.user())).collect()
+    }
+
+    fn root_options(&self) -> RootOptions {
+        if self.writable { RootOptions::writer(self.user()) } else { RootOptions::reader(self.user()) }
+    }
+}
+
+/// Lets clients see an export.
+fn offer(server: &Server, new: &NewExport, root: Root, kept: Vec<Keep>) -> Result<Shown> {
     let place = root.place();
     root.count();
     if new.writethrough {
@@ -444,12 +485,14 @@ async fn add(graph: &Graph, server: &Server, new: &NewExport) -> Result<Shown> {
         allocation_depth: new.allocation_depth,
     };
     server.add_export(&new.name, export).map_err(|error| match error {
-        AddError::Exists { name } => {
-            Error::new(Kind::Exists, format_args!("NBD server already has export named '{name}'"))
-        }
+        AddError::Exists { name } => name_taken(&name),
         other => Error::new(Kind::Invalid, other),
     })?;
     Ok(Shown { place, _bitmaps: kept })
+}
+
+fn name_taken(name: &str) -> Error {
+    Error::new(Kind::Exists, format_args!("NBD server already has export named '{name}'"))
 }
 
 fn listen(server: &Server, address: &Address) -> Result<Socket> {

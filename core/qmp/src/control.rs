@@ -4,8 +4,12 @@ use crate::{
     error::{Error, Result},
     objects::{Objects, TlsX509},
 };
-use driveline_graph::BoxFuture;
-use std::path::{Path, PathBuf};
+use driveline_bitmap::Bitmap;
+use driveline_graph::{BoxFuture, Change};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 /// The program, as seen from a monitor.
 pub trait Control: Send + Sync + 'static {
@@ -14,6 +18,24 @@ pub trait Control: Send + Sync + 'static {
 
     /// Adds an NBD export. An id or name that is taken and a server that does not run are errors.
     fn add_export(&self, export: NbdExport) -> BoxFuture<'_, Result<()>>;
+
+    /// Prepares an NBD export as part of a change: its user is in the change, its id and name are taken, and nobody can connect before
+    /// [`ExportToCome::publish`]. `bitmaps` are those that it names. Errors: as of [`Control::add_export`]; nothing is left then.
+    fn prepare_export<'a>(
+        &'a self,
+        change: &'a mut Change,
+        export: NbdExport,
+        bitmaps: Vec<Arc<Bitmap>>,
+    ) -> BoxFuture<'a, Result<Box<dyn ExportToCome>>> {
+        let _ = (change, export, bitmaps);
+        Box::pin(async { Err(Error::generic("This program adds no exports in a transaction")) })
+    }
+
+    /// Would [`RemoveMode::Safe`] be an error?
+    fn is_export_used(&self, id: &str) -> bool {
+        let _ = id;
+        false
+    }
 
     /// Removes an export. [`RemoveMode::Safe`] with clients connected is an error. Once the export is gone the program
     /// emits [`Event::ExportDeleted`](crate::Event::ExportDeleted).
@@ -68,6 +90,12 @@ pub trait Control: Send + Sync + 'static {
     /// Asks the program to end, and returns at once. Before it goes it calls
     /// [`Monitor::close`](crate::Monitor::close), so that the last replies arrive.
     fn quit(&self);
+}
+
+/// An export that a change brings. Dropped, it never was.
+pub trait ExportToCome: Send + Sync {
+    /// The change is made: clients can connect from now on.
+    fn publish(self: Box<Self>);
 }
 
 /// How a configuration file is applied.

@@ -4,15 +4,19 @@ use crate::{
     arguments,
     bitmaps::{BitmapRef, Source, refuse_of_job},
     command::{Done, Nothing},
-    control::{Address, NbdExport, NbdServer, RemoveMode},
+    control::{Address, ExportToCome, NbdExport, NbdServer, RemoveMode},
     error::{Error, Result},
     monitor::Monitor,
     objects::{Endpoint, is_identifier},
     schema::{Shape, trace},
+    transaction::Action,
 };
-use driveline_graph::Graph;
+use driveline_bitmap::Bitmap;
+use driveline_graph::{BoxFuture, Graph, Layout};
+use driveline_jobs::Start;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::sync::Arc;
 
 /// The longest name or description that NBD's strings hold.
 const STRING_BYTES_MAX: usize = 4096;
@@ -65,65 +69,157 @@ pub(crate) struct BlockExportAdd {
     allocation_depth: Option<bool>,
 }
 
-pub(crate) async fn block_export_add(monitor: &Monitor, add: BlockExportAdd) -> Result<Done> {
-    let ExportType::Nbd = add.r#type;
-    if !is_identifier(&add.id) {
-        return Err(Error::generic("Invalid block export id"));
-    }
-    refuse_taken(monitor, &add.id)?;
-    let graph = monitor.graph();
-    let node = graph.node_or_drive(&add.node_name).map_err(|_| {
-        Error::generic(format_args!("Cannot find device='' nor node-name='{}'", add.node_name))
-    })?;
-    let writable = add.writable.unwrap_or(false);
-    if writable && is_read_only(graph, node.name()) {
-        return Err(Error::generic("Cannot export read-only node as writable"));
-    }
-    if let Some(id) = &add.iothread {
-        monitor.objects().iothread(id)?;
-        if add.fixed_iothread == Some(true) {
-            let text = "Parameter 'fixed-iothread' does not accept value 'true': connections are spread over all threads";
-            return Err(Error::generic(text));
+impl BlockExportAdd {
+    /// Checks it against the graph as it is, or as a change would have it.
+    fn check(self, monitor: &Monitor, layout: &Layout) -> Result<(NbdExport, Vec<Source>)> {
+        let add = self;
+        let ExportType::Nbd = add.r#type;
+        if !is_identifier(&add.id) {
+            return Err(Error::generic("Invalid block export id"));
         }
+        refuse_taken(monitor, &add.id)?;
+        let node = layout.node_or_drive(&add.node_name).map_err(|_| {
+            Error::generic(format_args!("Cannot find device='' nor node-name='{}'", add.node_name))
+        })?;
+        let writable = add.writable.unwrap_or(false);
+        if writable && layout.view_node(node.name()).is_ok_and(|view| view.read_only) {
+            return Err(Error::generic("Cannot export read-only node as writable"));
+        }
+        if let Some(id) = &add.iothread {
+            monitor.objects().iothread(id)?;
+            if add.fixed_iothread == Some(true) {
+                let text = "Parameter 'fixed-iothread' does not accept value 'true': connections are spread over all threads";
+                return Err(Error::generic(text));
+            }
+        }
+        let export = NbdExport {
+            name: add.name.unwrap_or_else(|| add.node_name.clone()),
+            id: add.id,
+            node_name: add.node_name,
+            description: add.description,
+            writable,
+            writethrough: add.writethrough.unwrap_or(false),
+            allow_inactive: add.allow_inactive.unwrap_or(false),
+            bitmaps: Vec::new(),
+            allocation_depth: add.allocation_depth.unwrap_or(false),
+        };
+        check_texts(&export)?;
+        Ok((export, add.bitmaps.unwrap_or_default()))
     }
-    let export = NbdExport {
-        name: add.name.unwrap_or_else(|| add.node_name.clone()),
-        id: add.id,
-        node_name: add.node_name,
-        description: add.description,
-        writable,
-        writethrough: add.writethrough.unwrap_or(false),
-        allow_inactive: add.allow_inactive.unwrap_or(false),
-        bitmaps: Vec::new(),
-        allocation_depth: add.allocation_depth.unwrap_or(false),
-    };
-    add_export(monitor, export, add.bitmaps.unwrap_or_default()).await
+}
+
+pub(crate) async fn block_export_add(monitor: &Monitor, add: BlockExportAdd) -> Result<Done> {
+    let (export, bitmaps) = add.check(monitor, &monitor.graph().layout())?;
+    add_export(monitor, export, bitmaps).await
+}
+
+/// An export that comes with a transaction.
+pub(crate) struct AddExport {
+    add: Option<BlockExportAdd>,
+    coming: Option<Box<dyn ExportToCome>>,
+}
+
+impl From<BlockExportAdd> for AddExport {
+    fn from(add: BlockExportAdd) -> Self {
+        Self { add: Some(add), coming: None }
+    }
+}
+
+impl Action for AddExport {
+    fn stage<'a>(&'a mut self, monitor: &'a Monitor, start: &'a mut Start) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            let Some(add) = self.add.take() else { return Ok(()) };
+            let layout = start.layout();
+            let (mut export, bitmaps) = add.check(monitor, &layout)?;
+            let found = find_bitmaps(monitor, &layout, &mut export, bitmaps)?;
+            self.coming = Some(monitor.control().prepare_export(start.change(), export, found).await?);
+            Ok(())
+        })
+    }
+
+    fn made<'a>(&'a mut self, _: &'a Monitor) -> BoxFuture<'a, ()> {
+        Box::pin(async {
+            if let Some(coming) = self.coming.take() {
+                coming.publish();
+            }
+        })
+    }
+
+    fn undo<'a>(&'a mut self, _: &'a Monitor) -> BoxFuture<'a, ()> {
+        Box::pin(async { drop(self.coming.take()) })
+    }
+}
+
+/// An export that goes with a transaction: once it is made, not before. Whoever connects in between is disconnected.
+pub(crate) struct DelExport(pub(crate) BlockExportDel);
+
+impl Action for DelExport {
+    fn stage<'a>(&'a mut self, monitor: &'a Monitor, start: &'a mut Start) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            let BlockExportDel { id, mode } = &self.0;
+            let control = monitor.control();
+            let there = control.exports().into_iter().any(|export| export.id == *id && !export.shutting_down);
+            if !there || !start.is_first(format!("block-export-del {id}")) {
+                return Err(Error::generic(format_args!("Export '{id}' is not found")));
+            }
+            if RemoveMode::from(*mode) == RemoveMode::Safe && control.is_export_used(id) {
+                return Err(Error::generic(format_args!("export '{id}' still in use")));
+            }
+            Ok(())
+        })
+    }
+
+    fn made<'a>(&'a mut self, monitor: &'a Monitor) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            let id = &self.0.id;
+            // It may have gone by another way meanwhile.
+            if let Err(error) = monitor.control().remove_export(id, RemoveMode::Hard).await {
+                tracing::debug!(target: "driveline::qmp", id, "removing an export: {}", error.desc);
+            }
+        })
+    }
 }
 
 async fn add_export(monitor: &Monitor, mut export: NbdExport, bitmaps: Vec<Source>) -> Result<Done> {
+    check_texts(&export)?;
+    find_bitmaps(monitor, &monitor.graph().layout(), &mut export, bitmaps)?;
+    monitor.control().add_export(export).await?;
+    Ok(Done {})
+}
+
+fn check_texts(export: &NbdExport) -> Result<()> {
     let texts =
         [("export name", &export.name), ("description", export.description.as_ref().unwrap_or(&export.name))];
-    for (what, text) in texts {
-        if text.len() > STRING_BYTES_MAX {
-            return Err(Error::generic(format_args!("{what} '{text}' too long")));
-        }
+    match texts.into_iter().find(|(_, text)| text.len() > STRING_BYTES_MAX) {
+        Some((what, text)) => Err(Error::generic(format_args!("{what} '{text}' too long"))),
+        None => Ok(()),
     }
-    let graph = monitor.graph();
+}
+
+/// The bitmaps that an export is to show: their names go into the export.
+fn find_bitmaps(
+    monitor: &Monitor,
+    layout: &Layout,
+    export: &mut NbdExport,
+    bitmaps: Vec<Source>,
+) -> Result<Vec<Arc<Bitmap>>> {
+    let mut all = Vec::new();
     for bitmap in bitmaps {
         let (node, name) = match bitmap {
             Source::Name(name) => (None, name),
             Source::Bitmap(BitmapRef { node, name }) => (Some(node), name),
         };
         let at = node.as_deref().unwrap_or(&export.node_name);
-        graph.node_or_drive(at).map_err(|_| Error::no_node(at))?;
+        layout.node_or_drive(at).map_err(|_| Error::no_node(at))?;
         refuse_of_job(monitor, &name)?;
-        if graph.bitmap(at, &name).is_err() {
+        let there = layout.bitmap_places(at)?.into_iter().find(|(_, there)| there.name().as_str() == name);
+        let Some((_, found)) = there else {
             return Err(Error::generic(format_args!("Bitmap '{name}' is not found")));
-        }
+        };
+        all.push(found);
         export.bitmaps.push((node, name));
     }
-    monitor.control().add_export(export).await?;
-    Ok(Done {})
+    Ok(all)
 }
 
 fn refuse_taken(monitor: &Monitor, id: &str) -> Result<()> {

@@ -25,11 +25,12 @@
 //! | `blockdev-mirror` and `drive-mirror` with `sync` `incremental` or `bitmap`, `bitmap` and `bitmap-mode` | only what a bitmap says is copied at first; the arguments are those of `blockdev-backup` |
 //! | `block-job-change` to `background` | a mirror's copy mode can be changed both ways |
 //! | `transaction` with `completion-mode` `grouped` and any action | jobs of every kind end together; actions that start none take effect at once |
+//! | `transaction` with `block-export-add` and `block-export-del` | exports come and go with the rest, or not at all; what it shows may come in the same transaction but for bitmaps, and cannot go in it |
 //! | `x-driveline-query-recovered-bitmaps` | what became of bitmaps that were found at the start: `exact`, `superset`, `all-dirty` or `lost` |
 //! | event `X_DRIVELINE_BITMAP_RECOVERED` | the same: of what a crash left, for the first client that connects, and of images that are opened meanwhile |
 //! | event `X_DRIVELINE_NODE_FAILED` `node-name` `message` | an operation of a filter panicked |
 //!
-//! What can be an action of a `transaction` is the table in `transaction.rs`: those that change bitmaps, filters, snapshots,
+//! What can be an action of a `transaction` is the table in `transaction.rs`: those that change bitmaps, filters, snapshots, exports,
 //! checkpoints, stream, commit and mirror. One thing differs from QEMU on purpose: a node that has bitmaps is not deleted,
 //! because bitmaps are never lost by the way. The table at the end has all such differences.
 //!
@@ -130,8 +131,8 @@ mod translate;
 mod wire;
 
 pub use control::{
-    Address, Applied, ApplyWish, BitmapPlace, BitmapStore, Control, ExportInfo, NbdExport, NbdServer,
-    RecoveredBitmap, RemoveMode,
+    Address, Applied, ApplyWish, BitmapPlace, BitmapStore, Control, ExportInfo, ExportToCome, NbdExport,
+    NbdServer, RecoveredBitmap, RemoveMode,
 };
 pub use error::{Class, Error, Result};
 pub use events::{Event, Reason};

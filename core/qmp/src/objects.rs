@@ -195,6 +195,7 @@ pub enum ObjectChange {
 }
 
 type Listener = Box<dyn Fn(&str, &ObjectChange) + Send + Sync>;
+type Taker = Box<dyn Fn(&str, &Object) -> Result<()> + Send + Sync>;
 
 /// All objects of a program, by id. Cheap to clone; all clones are the same.
 #[derive(Clone)]
@@ -204,6 +205,7 @@ struct Inner {
     threads: usize,
     state: Mutex<State>,
     listeners: Mutex<Vec<Listener>>,
+    takers: Mutex<Vec<Taker>>,
     /// Whose drivers keep objects for their nodes.
     graph: OnceLock<driveline_graph::Graph>,
 }
@@ -250,13 +252,19 @@ impl Drop for ObjectUse {
 impl Objects {
     /// None yet, in a program whose engine has so many threads.
     pub fn new(threads: usize) -> Self {
-        let (state, listeners, graph) = Default::default();
-        Self(Arc::new(Inner { threads: threads.max(1), state, listeners, graph }))
+        let (state, listeners, takers, graph) = Default::default();
+        Self(Arc::new(Inner { threads: threads.max(1), state, listeners, takers, graph }))
     }
 
     /// Hears of every change, in their order. It is called with the registry unlocked.
     pub fn on_change(&self, listener: impl Fn(&str, &ObjectChange) + Send + Sync + 'static) {
         self.0.listeners.lock().push(Box::new(listener));
+    }
+
+    /// Is asked for every object that is to be added, by whoever has to use it: on an error it is not added. All who said yes hear of
+    /// its end by [`Objects::on_change`]; the one that refuses comes last.
+    pub fn on_add(&self, taker: impl Fn(&str, &Object) -> Result<()> + Send + Sync + 'static) {
+        self.0.takers.lock().push(Box::new(taker));
     }
 
     /// Adds one, from the arguments of `object-add`: `qom-type`, `id`, and properties of that type.
@@ -311,7 +319,8 @@ impl Objects {
             state.objects.insert(id.clone(), Entry { object: object.clone(), users: 0 });
             object
         };
-        if let Err(error) = self.create_kept(&id, &object) {
+        let taken = self.0.takers.lock().iter().try_for_each(|taker| taker(&id, &object));
+        if let Err(error) = taken.and_then(|()| self.create_kept(&id, &object)) {
             self.0.state.lock().objects.remove(&id);
             return Err(error);
         }
@@ -375,7 +384,7 @@ impl Objects {
             Some((Object::TlsX509(creds), held)) if creds.endpoint == endpoint => return Ok((creds, held)),
             Some((Object::TlsX509(_), _)) => {
                 let side = if endpoint == Endpoint::Server { "server" } else { "client" };
-                format!("Expecting TLS credentials with a {side} endpoint")
+                format!("Expected TLS credentials for a {side} endpoint")
             }
             Some(_) => format!("Object with id '{id}' is not TLS credentials"),
             None => format!("No TLS credentials with id '{id}'"),

@@ -21,7 +21,7 @@ use crate::{
     changes, checkpoints,
     command::{Done, Nothing},
     error::{Error, Result},
-    jobs, mirror,
+    exports, jobs, mirror,
     monitor::Monitor,
     nodes, snapshots,
 };
@@ -98,6 +98,8 @@ actions! {
     "blockdev-del" => |node: nodes::NodeName| nodes::BlockdevDel(node),
     "blockdev-reopen" => same::<changes::BlockdevReopen>,
     "blockdev-replace" => same::<changes::BlockdevReplace>,
+    "block-export-add" => |add: exports::BlockExportAdd| exports::AddExport::from(add),
+    "block-export-del" => |del: exports::BlockExportDel| exports::DelExport(del),
     "x-driveline-blockdev-insert-filter" => same::<nodes::InsertFilter>,
     "x-driveline-blockdev-remove-filter" => |filter: nodes::NodeName| nodes::RemoveFilter(filter),
 }

@@ -74,7 +74,7 @@ fn credentials_say_which_file_is_missing() {
     add(&objects, creds).unwrap();
     assert!(objects.tls_creds("c", Endpoint::Server).unwrap().0.verify_peer);
     let wrong = objects.tls_creds("c", Endpoint::Client).unwrap_err().desc;
-    assert_eq!(wrong, "Expecting TLS credentials with a client endpoint");
+    assert_eq!(wrong, "Expected TLS credentials for a client endpoint");
 }
 
 proptest! {

@@ -1,0 +1,83 @@
+//! Exports that a change of the graph brings: prepared in it, and offered once it is made.
+//!
+//! The turn of [`Exports`] is not taken meanwhile: who has it may be waiting for the change. Id and name are kept free instead.
+
+use super::{Entry, Exports, Listening, NewExport, name_taken, offer};
+use crate::{config::Address, daemon::Inner};
+use driveline_bitmap::{Bitmap, Keep};
+use driveline_graph::{Change, Error, Kind, Result, Root};
+use driveline_qmp::ExportToCome;
+use std::sync::Arc;
+
+/// An export that is prepared. Dropped, it never was.
+pub(crate) struct Coming {
+    inner: Arc<Inner>,
+    new: NewExport,
+    at: Address,
+    listening: Arc<Listening>,
+    /// Its user in the change, and the bitmaps that it shows.
+    shows: Option<(Root, Vec<Keep>)>,
+}
+
+impl Coming {
+    /// Prepares an export in a change.
+    ///
+    /// Errors: those of [`Exports::add`] but for what permissions refuse, which the change says when it is made.
+    pub(crate) fn prepare(
+        inner: Arc<Inner>,
+        change: &mut Change,
+        new: NewExport,
+        bitmaps: &[Arc<Bitmap>],
+    ) -> Result<Self> {
+        let exports: &Exports = &inner.exports;
+        let (at, listening) = exports.place_for(&new)?;
+        if listening.server.exports().sessions(&new.name).is_some() {
+            return Err(name_taken(&new.name));
+        }
+        {
+            let mut state = exports.state.lock();
+            // Looked at once more: others may have been quicker.
+            let place = (at.clone(), new.name.clone());
+            if state.exports.contains_key(&new.id)
+                || state.coming.contains_key(&new.id)
+                || state.coming.values().any(|coming| *coming == place)
+            {
+                return Err(Error::new(
+                    Kind::Busy,
+                    format_args!("export '{}' is being added already", new.id),
+                ));
+            }
+            state.coming.insert(new.id.clone(), place);
+        }
+        let mut coming = Self { inner, new, at, listening, shows: None };
+        let root = change.attach_following(&coming.new.target, &coming.new.root_options())?;
+        coming.shows = Some((root, coming.new.keep(bitmaps)));
+        Ok(coming)
+    }
+}
+
+impl ExportToCome for Coming {
+    fn publish(mut self: Box<Self>) {
+        let Some((root, kept)) = self.shows.take() else { return };
+        let mut state = self.inner.exports.state.lock();
+        state.coming.remove(&self.new.id);
+        // A server that was stopped meanwhile took its exports along, and this is one of them.
+        if !state.servers.get(&self.at).is_some_and(|there| Arc::ptr_eq(there, &self.listening)) {
+            return;
+        }
+        match offer(&self.listening.server, &self.new, root, kept) {
+            Ok(shown) => {
+                let entry = Entry::new(&self.new, self.at.clone(), false, shown);
+                state.exports.insert(self.new.id.clone(), entry);
+            }
+            // Its name was kept free, so this cannot be.
+            Err(error) => tracing::error!("an export of a transaction: {error}"),
+        }
+    }
+}
+
+impl Drop for Coming {
+    fn drop(&mut self) {
+        self.inner.exports.state.lock().coming.remove(&self.new.id);
+    }
+}
