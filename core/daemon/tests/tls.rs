@@ -82,3 +82,56 @@ fn a_node_is_an_export_of_another_daemon_over_tls() {
     assert!(error.contains("Server requires TLS"), "{error}");
     behind.stop().unwrap();
 }
+
+/// Certificates that a monitor names: for a server, with `nbdinfo` as its client, and for a node.
+#[test]
+fn objects_of_a_monitor_protect_a_server_and_a_node_that_is_its_client() {
+    use serde_json::json;
+    let creds = Creds::whole();
+    let daemon = start(creds.dir(), "[node.disk]\ndriver = \"memory\"\nsize = \"1MiB\"\n").unwrap();
+    let run = |command: &str, arguments: serde_json::Value| {
+        daemon.execute(command, arguments).map_err(|error| error.desc)
+    };
+    let object = |id: &str, endpoint: &str, dir: &Path| json!({ "qom-type": "tls-creds-x509", "id": id, "endpoint": endpoint, "dir": dir });
+    let error = run("object-add", object("far", "client", Path::new("/nowhere"))).unwrap_err();
+    assert!(error.contains("Unable to access credentials /nowhere/ca-cert.pem"), "{error}");
+    run("object-add", object("for-server", "server", creds.dir())).unwrap();
+    run("object-add", object("for-client", "client", creds.dir())).unwrap();
+    let socket = creds.dir().join("nbd.sock");
+    let address = json!({ "type": "unix", "data": { "path": socket } });
+    run("nbd-server-start", json!({ "addr": address, "tls-creds": "for-server" })).unwrap();
+    run("block-export-add", json!({ "type": "nbd", "id": "e", "node-name": "disk", "writable": true }))
+        .unwrap();
+
+    let node = |creds: &str| {
+        json!({ "driver": "nbd", "node-name": "near", "export": "disk", "tls-creds": creds, "tls-hostname": "localhost",
+            "server": { "type": "unix", "path": socket } })
+    };
+    let error = run("blockdev-add", node("nobody")).unwrap_err();
+    assert!(error.contains("No TLS credentials with id 'nobody'"), "{error}");
+    let error = run("blockdev-add", node("for-server")).unwrap_err();
+    assert!(error.contains("Expected TLS credentials for a client endpoint"), "{error}");
+    run("blockdev-add", node("for-client")).unwrap();
+    assert_eq!(daemon.graph().node("near").unwrap().info().size_bytes, 1 << 20);
+    // They are what the object was: one that is gone is not found, and whoever has them keeps them.
+    run("object-del", json!({ "id": "for-client" })).unwrap();
+    run("blockdev-del", json!({ "node-name": "near" })).unwrap();
+    run("blockdev-add", node("for-client")).unwrap_err();
+
+    let uri = format!(
+        "nbds+unix:///disk?socket={}&tls-certificates={}&tls-hostname=localhost",
+        socket.display(),
+        creds.dir().display()
+    );
+    match std::process::Command::new("nbdinfo").args(["--size", &uri]).output() {
+        Ok(output) => {
+            let text = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "1048576", "{text}");
+        }
+        Err(error) => {
+            assert!(std::env::var_os("CI").is_none(), "nbdinfo: {error}");
+            eprintln!("SKIPPED: nbdinfo: {error}");
+        }
+    }
+    daemon.stop().unwrap();
+}
