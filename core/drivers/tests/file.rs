@@ -52,7 +52,7 @@ fn with_file(size: u64, options: Value) -> (Engine, TempDir, OpenChild) {
 fn options_are_those_of_the_description() {
     let all = json!({
         "path": "x", "cache": "none", "locking": "on", "discard": "ignore", "aio": "native", "drop-cache": true,
-        "x-check-cache-dropped": false, "force-share": false,
+        "x-check-cache-dropped": false, "force-share": false, "auto-read-only": true,
     });
     options_with_words(&FileDriver::default(), all, &["filename"]);
     for wrong in [

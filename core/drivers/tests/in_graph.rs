@@ -116,3 +116,56 @@ fn two_graphs_do_not_write_to_one_file() {
         root.close().await.unwrap();
     });
 }
+
+/// For what this process has a file open: 0 for reading, 2 for writing too.
+fn access(path: &Path) -> Vec<u32> {
+    let mut modes = Vec::new();
+    for entry in std::fs::read_dir("/proc/self/fd").unwrap().flatten() {
+        if std::fs::read_link(entry.path()).is_ok_and(|target| target == path) {
+            let info =
+                std::fs::read_to_string(Path::new("/proc/self/fdinfo").join(entry.file_name())).unwrap();
+            let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap();
+            modes.push(u32::from_str_radix(flags.trim(), 8).unwrap() & 3);
+        }
+    }
+    modes
+}
+
+#[test]
+fn with_auto_read_only_a_file_is_open_for_writing_only_while_somebody_may_write() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().canonicalize().unwrap().join("disk");
+    std::fs::write(&path, vec![0; 4096]).unwrap();
+    for auto in [true, false] {
+        let idle = if auto { 0 } else { 2 };
+        engine().block_on(async {
+            let graph = graph();
+            let Value::Object(definition) =
+                json!({ "driver": "file", "node-name": "f", "path": path, "auto-read-only": auto })
+            else {
+                unreachable!()
+            };
+            let mut change = graph.change().await;
+            change.add_node(graph.parse(definition, &[]).unwrap()).await.unwrap();
+            change.commit().await.unwrap();
+            assert_eq!(access(&path), [idle]);
+            let reader = graph.open_root("f", RootOptions::reader("a reader")).await.unwrap();
+            assert_eq!(access(&path), [idle]);
+            let writer = graph.open_root("f", RootOptions::writer("a writer")).await.unwrap();
+            assert_eq!(access(&path), [2]);
+            writer.write(512, &[7; 512], 0).await.unwrap();
+            writer.close().await.unwrap();
+            assert_eq!(access(&path), [idle]);
+            assert_eq!(reader.read(512..1024).await.unwrap()[..], [7; 512]);
+            reader.flush().await.unwrap();
+            // Nobody may write, but the owner of the node changes its size.
+            let mut change = graph.change().await;
+            change.resize("f", 8192).unwrap();
+            change.commit().await.unwrap();
+            assert_eq!((access(&path), std::fs::metadata(&path).unwrap().len()), (vec![idle], 8192));
+            assert!(!graph.view_node("f").unwrap().read_only);
+            drop(reader);
+            graph.close().await.unwrap();
+        });
+    }
+}

@@ -3,7 +3,7 @@
 //! | option | default | meaning |
 //! |---|---|---|
 //! | `read-only` | `false` | the node takes no writes |
-//! | `auto-read-only` | `false` | a file that cannot be opened for writing makes the node read-only, unless `read-only = false` is said |
+//! | `auto-read-only` | `false` | a file that cannot be opened for writing makes the node read-only, unless `read-only = false` is said; it is open for writing only while somebody may write |
 //! | `force-share` | `false` | others may write to what is read here; only with `read-only` |
 //! | `discard` | `"unmap"` | `"unmap"`, `"on"`: discards reach the driver; `"ignore"`, `"off"`: they end here, and zeroes are written without giving space back |
 //! | `detect-zeroes` | `"off"` | `"on"`: a write of nothing but zeroes becomes a write_zeroes; `"unmap"`: one that may give space back (`discard = "unmap"` must be said) |

@@ -10,6 +10,7 @@
 //! | `aio` | `"threads"` | `"threads"`, `"native"` (only with `cache = "none"`, as in QEMU) or `"io_uring"`: taken and checked; the engine uses the fastest way that there is |
 //! | `drop-cache` | | taken, without effect: it is about pages of another host's writes |
 //! | `x-check-cache-dropped` | | the same |
+//! | `auto-read-only` | `false` | the file is open for writing only while somebody may write (see the options of every node, too) |
 //! | `force-share` | `false` | others may write to what is read here (see the options of every node) |
 //!
 //! `host_device` is the same for what is a block or character device, and refuses the rest.
@@ -21,6 +22,7 @@
 //! What the page cache holds is read and written on the calling thread without waiting; the rest goes through the engine. No
 //! request allocates, unless its memory is not aligned as O_DIRECT needs it and no buffer is left over from an earlier one.
 
+mod access;
 mod create;
 mod data;
 mod extent;
@@ -30,6 +32,7 @@ mod node;
 mod reopen;
 mod zero;
 
+use access::Access;
 use driveline_engine::file::{File as EngineFile, OpenOptions};
 use driveline_graph::{
     BoxFuture, ChildSpec, CreateArgs, Created, Description, Driver, DriverKind, Error, Kind, OpenArgs,
@@ -66,6 +69,8 @@ struct FileOptions {
     #[serde(default)]
     #[expect(dead_code, reason = "only its type is checked")]
     x_check_cache_dropped: bool,
+    #[serde(default)]
+    auto_read_only: bool,
     #[serde(default)]
     force_share: bool,
 }
@@ -133,6 +138,7 @@ impl FileDriver {
             "aio",
             "drop-cache",
             "x-check-cache-dropped",
+            "auto-read-only",
             "force-share",
         ];
         let options = options.into_iter().map(Into::into).collect();
@@ -211,7 +217,7 @@ impl Driver for FileDriver {
                 return Err(Error::new(Kind::NotSupported, "it is no node of this driver"));
             };
             let (direct, discard) = (options.cache == Cache::None, options.discard == Discard::Unmap);
-            node.reopen(direct, discard, args.cookie).await
+            node.reopen(direct, discard, options.auto_read_only, args.cookie).await
         })
     }
 }
@@ -258,7 +264,9 @@ fn open(path: PathBuf, options: &FileOptions, read_only: bool, cookie: u64) -> R
     let discard = options.discard == Discard::Unmap;
     let driver = data::File::new(Arc::new(file), size_bytes, read_only, discard);
     let at_open = std::fs::metadata(&path).map_err(|error| io_error(&error, "looking at", &path))?;
-    Ok(Arc::new(FileNode { path, at_open, locks: Arc::new(locks), body: Arc::new(Body { cookie, driver }) }))
+    let (locks, body) = (Arc::new(locks), Arc::new(Body { cookie, driver }));
+    let access = Access::new(options.auto_read_only, read_only);
+    Ok(Arc::new(FileNode { path, at_open, locks, access, body }))
 }
 
 /// Tries again for a moment while the file is locked: the kernel gives up the locks of a program that was killed only

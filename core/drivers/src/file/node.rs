@@ -1,6 +1,6 @@
 //! An open file outside the data path.
 
-use super::{data::File, extent, io_error, lock, lock::Locks, reopen, zero};
+use super::{access::Access, data::File, extent, io_error, lock, lock::Locks, reopen, zero};
 use driveline_graph::{
     BoxFuture, Error, Kind, OpenChild, OpenNode, Permissions, Preallocation, Reopened, Result,
 };
@@ -17,6 +17,7 @@ pub(super) struct FileNode {
     /// As it was under the locks, before anybody wrote here.
     pub(super) at_open: std::fs::Metadata,
     pub(super) locks: Arc<Locks>,
+    pub(super) access: Access,
     pub(super) body: Arc<Body<File>>,
 }
 
@@ -33,18 +34,25 @@ static OPERATIONS: OpTable<File> = OpTable::new()
 impl FileNode {
     /// Another instance of the node, with another cache or another way to discard. If it needs an opening of its own, that has
     /// the locks from then on.
-    pub(super) async fn reopen(&self, direct: bool, discard: bool, cookie: u64) -> Result<Reopened> {
+    pub(super) async fn reopen(
+        &self,
+        direct: bool,
+        discard: bool,
+        auto_read_only: bool,
+        cookie: u64,
+    ) -> Result<Reopened> {
         let ours = &self.body.driver;
         let read_only = ours.read_only.load(Relaxed);
+        let opened_read_only = self.access.read_only.load(Relaxed);
         let file = if direct == ours.file.is_direct() {
             ours.file.clone()
         } else {
             // Pages that are not written back yet would not be seen past the cache, nor what is past it in them.
-            if !read_only {
+            if !opened_read_only {
                 ours.sync().await.map_err(|error| at_file(&error, "writing back", &self.path))?;
             }
             let (file, path, held) = (ours.file.clone(), self.path.clone(), self.locks.held());
-            let opened = move || reopen::open_again(&file, &path, held, read_only, direct);
+            let opened = move || reopen::open_again(&file, &path, held, opened_read_only, direct);
             Arc::new(driveline_engine::unblock(opened).await?)
         };
         let size_bytes =
@@ -69,7 +77,8 @@ impl FileNode {
                 }
             }
         };
-        let open = Arc::new(Self { path, at_open, locks, body });
+        let access = Access::new(auto_read_only, opened_read_only);
+        let open = Arc::new(Self { path, at_open, locks, access, body });
         Ok(Reopened { open, undo: Box::new(undo), close_old: false })
     }
 }
@@ -140,11 +149,16 @@ impl OpenNode for FileNode {
         Box::pin(async move {
             let file = self.body.driver.file.clone();
             let device = file.is_block_device();
+            let opened = self.begin_writing()?;
             let resized = driveline_engine::unblock(move || {
                 // A device has the size that it has; it may have changed since we looked.
                 if device { file.len() } else { file.set_len(size_bytes).map(|()| size_bytes) }
             });
-            let now = resized.await.map_err(|error| io_error(&error, "resizing", &self.path))?;
+            let resized = resized.await;
+            if opened {
+                self.end_writing();
+            }
+            let now = resized.map_err(|error| io_error(&error, "resizing", &self.path))?;
             self.body.driver.size_bytes.store(now, Relaxed);
             self.body.driver.extents.forget();
             if now != size_bytes {
@@ -162,7 +176,11 @@ impl OpenNode for FileNode {
         how: Preallocation,
     ) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
+            let opened = self.begin_writing()?;
             let done = self.body.driver.preallocate(range, how).await;
+            if opened {
+                self.end_writing();
+            }
             done.map_err(|error| at_file(&error, "preallocating", &self.path))
         })
     }
@@ -183,6 +201,7 @@ impl OpenNode for FileNode {
             let done = driveline_engine::unblock(move || reopen::reopen(&ours, &path, held, read_only)).await;
             if done.is_ok() {
                 file.read_only.store(read_only, Relaxed);
+                self.access.read_only.store(read_only, Relaxed);
             }
             if file.read_only.load(Relaxed) {
                 self.locks.give_write_up(&file.file);
@@ -192,7 +211,7 @@ impl OpenNode for FileNode {
     }
 
     fn set_permissions(&self, needs: Permissions, shares: Permissions) -> Result<()> {
-        self.locks.take(&self.body.driver.file, needs, shares, &self.path)
+        self.serve(needs, shares)
     }
 
     fn close<'a>(&'a self, _: &'a [OpenChild]) -> BoxFuture<'a, Result<()>> {
