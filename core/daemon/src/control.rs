@@ -173,6 +173,7 @@ fn new_export(export: NbdExport) -> NewExport {
         writethrough: export.writethrough,
         bitmaps: export.bitmaps,
         allocation_depth: export.allocation_depth,
+        allow_inactive: export.allow_inactive,
         tls: None,
     }
 }

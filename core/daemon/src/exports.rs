@@ -9,7 +9,7 @@ use driveline_engine::{
     Handle,
     net::{Listener, TcpListener, UnixListener},
 };
-use driveline_graph::{Error, Graph, Kind, Result, Root, RootOptions, RootPlace};
+use driveline_graph::{Change, Error, Graph, Kind, Result, Root, RootOptions, RootPlace};
 use driveline_nbd::{AddError, Address as Socket, Export, Server, ServerOptions};
 use driveline_transport::{ServerTls, TlsRegistry};
 use parking_lot::Mutex;
@@ -43,6 +43,8 @@ pub struct NewExport {
     pub bitmaps: Vec<(Option<String>, String)>,
     /// May clients ask in which layer data is?
     pub allocation_depth: bool,
+    /// May what it shows be inactive?
+    pub allow_inactive: bool,
     /// What its socket is to be protected with. (For a monitor's server that is said when it is started.)
     pub tls: Option<String>,
 }
@@ -59,6 +61,7 @@ impl NewExport {
             writethrough: false,
             bitmaps: section.bitmaps.iter().map(|bitmap| (None, bitmap.get_ref().clone())).collect(),
             allocation_depth: section.allocation_depth,
+            allow_inactive: false,
             tls: section.tls.as_ref().map(|name| name.get_ref().clone()),
         }
     }
@@ -310,6 +313,7 @@ impl Exports {
             (entry.new.name.clone(), listening)
         };
         listening.server.remove_export(&name).await;
+        self.settle().await;
         let unused = {
             let mut state = self.state.lock();
             let gone = state.exports.remove(id).filter(|entry| entry.configured);
@@ -410,6 +414,7 @@ impl Exports {
         };
         if let Some(listening) = listening {
             listening.server.close().await;
+            self.settle().await;
         }
         let mut state = self.state.lock();
         let (gone, left) =
@@ -417,6 +422,13 @@ impl Exports {
         state.exports = left;
         let gone: BTreeMap<String, Entry> = gone;
         gone.into_keys().collect()
+    }
+
+    /// Those who went had permissions; others may have them from now on, and files are locked for those that are left.
+    async fn settle(&self) {
+        if let Err(error) = self.graph.change().await.commit().await {
+            tracing::warn!("permissions of exports that are gone: {error}");
+        }
     }
 
     /// All exports, by id.
@@ -452,7 +464,9 @@ async fn add(graph: &Graph, server: &Server, new: &NewExport) -> Result<Shown> {
         bitmaps.push(graph.bitmap(of.as_ref().unwrap_or(&new.target), name)?);
     }
     let kept = new.keep(&bitmaps);
-    let root = graph.open_following_root(&new.target, new.root_options()).await?;
+    let mut change = graph.change().await;
+    let root = new.attach(&mut change)?;
+    change.commit().await?;
     offer(server, new, root, kept)
 }
 
@@ -465,8 +479,15 @@ impl NewExport {
         bitmaps.iter().map(|bitmap| bitmap.keep(&self.user())).collect()
     }
 
-    fn root_options(&self) -> RootOptions {
-        if self.writable { RootOptions::writer(self.user()) } else { RootOptions::reader(self.user()) }
+    /// Attaches its user.
+    fn attach(&self, change: &mut Change) -> Result<Root> {
+        let user = self.user();
+        let options = if self.writable { RootOptions::writer(user) } else { RootOptions::reader(user) };
+        let root = change.attach_following(&self.target, &options)?;
+        if self.allow_inactive {
+            change.let_be_inactive(&root);
+        }
+        Ok(root)
     }
 }
 

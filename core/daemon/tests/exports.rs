@@ -1,4 +1,4 @@
-//! Exports in transactions: they come and go with the rest, or not at all.
+//! Exports as monitors add them: in transactions they come and go with the rest, or not at all; and what is inactive.
 
 use driveline_daemon::{config::Config, daemon::Daemon};
 use serde_json::{Value, json};
@@ -109,5 +109,34 @@ fn what_cannot_be_exported_is_said_before_anything_is_done() {
     world.ok("transaction", json!({ "actions": [export("e", "disk")] }));
     assert_eq!(world.wrong(&[gone.clone(), gone]), "Export 'e' is not found");
     assert_eq!(world.exports(), ["e"]);
+    world.end();
+}
+
+#[test]
+fn what_is_exported_becomes_active_unless_the_export_may_wait() {
+    let world = World::new();
+    let active = |expected: bool| {
+        let nodes = world.ok("query-named-block-nodes", json!({}));
+        let node = nodes.as_array().unwrap().iter().find(|node| node["node-name"] == "n").unwrap();
+        assert_eq!(node["active"], expected);
+    };
+    let set = |active: bool| {
+        world.daemon.execute("blockdev-set-active", json!({ "node-name": "n", "active": active }))
+    };
+    let new = json!({ "driver": "memory", "node-name": "n", "size": 1 << 20, "active": false });
+    world.ok("blockdev-add", new);
+    world.ok("block-export-add", export("e", "n")["data"].clone());
+    active(true);
+    let error = set(false).unwrap_err().desc;
+    assert!(error.contains("it is inactive, and export 'e' needs write"), "{error}");
+    world.ok("block-export-del", json!({ "id": "e" }));
+    set(false).unwrap();
+
+    let mut waits = export("w", "n");
+    waits["data"]["allow-inactive"] = json!(true);
+    world.ok("transaction", json!({ "actions": [waits] }));
+    active(false);
+    set(true).unwrap();
+    set(false).unwrap();
     world.end();
 }

@@ -444,6 +444,7 @@ pub(crate) fn attach(
         locks: options.locks,
         past: false,
         overrules,
+        may_be_inactive: false,
     };
     topology.roots.insert(root.id, attached);
     Ok(root)

@@ -40,8 +40,10 @@ impl Granted {
 pub(crate) fn compute(topology: &Topology) -> Result<BTreeMap<NodeId, Granted>> {
     let mut claims: BTreeMap<NodeId, Vec<Claim>> = BTreeMap::new();
     for (id, attached) in &topology.roots {
-        let claim = Claim { parent: Parent::Root(*id), needs: attached.needs, shares: attached.shares };
-        claims.entry(topology.root_node(attached)).or_default().push(claim);
+        let node = topology.root_node(attached);
+        let waits = attached.may_be_inactive && !topology.at(node).common.active;
+        let (needs, shares) = if waits { (P::NONE, P::ALL) } else { (attached.needs, attached.shares) };
+        claims.entry(node).or_default().push(Claim { parent: Parent::Root(*id), needs, shares });
     }
     let mut granted = BTreeMap::new();
     for id in topology.top_down() {

@@ -66,6 +66,8 @@ pub(crate) struct Attached {
     pub(crate) past: bool,
     /// Parents whose claims on the node do not count against this root's, nor this root's against theirs.
     pub(crate) overrules: BTreeSet<NodeId>,
+    /// On an inactive node it needs nothing.
+    pub(crate) may_be_inactive: bool,
 }
 
 /// What a root is attached to.

@@ -12,7 +12,7 @@ use crate::{
     transaction::Action,
 };
 use driveline_bitmap::Bitmap;
-use driveline_graph::{BoxFuture, Graph, Layout};
+use driveline_graph::{BoxFuture, Change, Graph, Layout};
 use driveline_jobs::Start;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -110,7 +110,25 @@ impl BlockExportAdd {
 
 pub(crate) async fn block_export_add(monitor: &Monitor, add: BlockExportAdd) -> Result<Done> {
     let (export, bitmaps) = add.check(monitor, &monitor.graph().layout())?;
+    let mut change = monitor.graph().change().await;
+    if activate(&mut change, &export)? {
+        change.commit().await?;
+        monitor.control().nodes_added().await;
+    } else {
+        drop(change);
+    }
     add_export(monitor, export, bitmaps).await
+}
+
+/// What is exported is made active, unless the export may wait for that. `false`: there is nothing to do.
+fn activate(change: &mut Change, export: &NbdExport) -> Result<bool> {
+    let layout = change.layout();
+    let node = layout.node_or_drive(&export.node_name)?;
+    if export.allow_inactive || layout.view_node(node.name())?.common.active {
+        return Ok(false);
+    }
+    change.set_active(node.name(), true)?;
+    Ok(true)
 }
 
 /// An export that comes with a transaction.
@@ -131,14 +149,16 @@ impl Action for AddExport {
             let Some(add) = self.add.take() else { return Ok(()) };
             let layout = start.layout();
             let (mut export, bitmaps) = add.check(monitor, &layout)?;
+            activate(start.change(), &export)?;
             let found = find_bitmaps(monitor, &layout, &mut export, bitmaps)?;
             self.coming = Some(monitor.control().prepare_export(start.change(), export, found).await?);
             Ok(())
         })
     }
 
-    fn made<'a>(&'a mut self, _: &'a Monitor) -> BoxFuture<'a, ()> {
-        Box::pin(async {
+    fn made<'a>(&'a mut self, monitor: &'a Monitor) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            monitor.control().nodes_added().await;
             if let Some(coming) = self.coming.take() {
                 coming.publish();
             }

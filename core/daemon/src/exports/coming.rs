@@ -50,7 +50,7 @@ impl Coming {
             state.coming.insert(new.id.clone(), place);
         }
         let mut coming = Self { inner, new, at, listening, shows: None };
-        let root = change.attach_following(&coming.new.target, &coming.new.root_options())?;
+        let root = coming.new.attach(change)?;
         coming.shows = Some((root, coming.new.keep(bitmaps)));
         Ok(coming)
     }

@@ -162,6 +162,14 @@ impl Change {
         Ok(Root::new(root, self.graph.clone()))
     }
 
+    /// On an inactive node the root needs nothing for as long as that is so, and its writes fail. Others that need to write are refused
+    /// there.
+    pub fn let_be_inactive(&mut self, root: &Root) {
+        if let Some(attached) = self.topology.roots.get_mut(&root.id()) {
+            attached.may_be_inactive = true;
+        }
+    }
+
     /// As [`Change::attach`], but always to the node: on a drive's name too it stays at the node that the drive
     /// leads to now. Jobs do this.
     pub fn attach_to_node(&mut self, name: &str, options: &RootOptions) -> Result<Root> {

@@ -53,6 +53,7 @@ fn export(random: &mut StdRng, id: &str) -> ExportShape {
         writethrough: false,
         bitmaps: Vec::new(),
         allocation_depth: false,
+        allow_inactive: false,
         tls: None,
     };
     ExportShape { at: Address::Unix(pick(random, &["/a.sock", "/b.sock"]).into()), export }
