@@ -458,6 +458,11 @@ pub trait OpenNode: Send + Sync {
         None
     }
 
+    /// The address of what it is, if that is no file and a URI says all of it.
+    fn uri(&self) -> Option<String> {
+        None
+    }
+
     /// That file as it was when the node was opened and had it for itself, before the node or its parents changed anything.
     fn file_at_open(&self) -> Option<&std::fs::Metadata> {
         None

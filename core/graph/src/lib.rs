@@ -72,6 +72,7 @@ mod driver;
 mod edges;
 mod error;
 mod event;
+mod filename;
 mod fit;
 mod gate;
 mod graph;
@@ -103,6 +104,7 @@ pub use driver::{
 pub use edges::{EdgeParent, EdgeView};
 pub use error::{Error, Kind, Result};
 pub use event::{Event, NodeEvent};
+pub use filename::Filenames;
 pub use graph::{Graph, GraphOptions, node_failed, node_tells};
 pub use keeper::Keeper;
 pub use layout::{ChildView, DriveView, Layout, NodeView};

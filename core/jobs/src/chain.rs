@@ -1,6 +1,6 @@
 //! The part of a backing chain that a job works on.
 
-use driveline_graph::{Error, Kind, Layout, NodeView, Result};
+use driveline_graph::{Error, Filenames, Kind, Layout, NodeView, Result};
 use std::sync::Arc;
 
 /// A stretch of a chain: from `top` down to just above `base`.
@@ -64,23 +64,16 @@ impl Chain {
     }
 }
 
-/// What an image above writes into its header to name a node: the file, and the format.
+/// What an image above writes into its header to name a node: the file, or what else says all about it, and the format.
 pub fn file_and_format(layout: &Layout, node: &str) -> Result<(String, String)> {
-    let mut view = layout.view_node(layout.chain(node)?[0].name())?;
-    let format = view.node.driver_name().to_owned();
-    loop {
-        if let Some(file) = view.node.open_node().filename() {
-            // A leaf that is referred to without a format above it holds raw data.
-            let is_leaf = view.children.is_empty() && format == view.node.driver_name();
-            return Ok((file.to_string_lossy().into_owned(), if is_leaf { "raw".into() } else { format }));
-        }
-        let file = view.children.iter().find(|child| child.name != "backing");
-        let Some(file) = file.map(|child| child.node.clone()) else {
-            let message = "it has no file name that an image could refer to; give 'backing-file'";
-            return Err(Error::new(Kind::Invalid, message).at(node));
-        };
-        view = layout.view_node(&file)?;
-    }
+    let names = Filenames::of(layout.nodes());
+    let first = layout.chain(node)?.remove(0);
+    let view = names
+        .get(first.name())
+        .ok_or_else(|| Error::new(Kind::NotFound, "it is not in the graph").at(node))?;
+    // A leaf that is referred to without a format above it holds raw data.
+    let format = if view.children.is_empty() { "raw" } else { view.node.driver_name() };
+    Ok((names.for_header(view), format.to_owned()))
 }
 
 /// The node of a chain whose file has that name.

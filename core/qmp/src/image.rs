@@ -4,12 +4,11 @@
 //! promises them. What only Driveline has is prefixed with `x-driveline-`.
 
 use driveline_bitmap::Bitmap;
-use driveline_graph::{DriverKind, Graph, Layout, NodeView, Role};
+use driveline_graph::{DriverKind, Filenames, Graph, Layout, NodeView, Role};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::{collections::BTreeMap, os::unix::fs::MetadataExt, sync::Arc};
+use std::{os::unix::fs::MetadataExt, sync::Arc};
 
-mod filename;
 mod specific;
 
 pub(crate) use specific::SnapshotInfo;
@@ -155,7 +154,7 @@ pub(crate) fn nodes(graph: &Graph, depth: Depth) -> Vec<BlockDeviceInfo> {
     let views = Views::of(graph);
     // A parked bitmap counts as at its home, too.
     let bitmaps = |view: &NodeView| graph.bitmaps(view.node.name()).unwrap_or_else(|_| view.bitmaps.clone());
-    views.order.iter().map(|view| views.device(view, depth, bitmaps(view))).collect()
+    views.0.nodes().iter().map(|view| views.device(view, depth, bitmaps(view))).collect()
 }
 
 /// Does a node, or what it keeps its data in, go past the page cache? `None` where there is no file below.
@@ -166,28 +165,24 @@ pub(crate) fn is_direct(graph: &Graph, node: &str) -> Option<bool> {
 
 /// What an image above names a node by: the file that it is, or shows all of; else its definition.
 pub(crate) fn filename(layout: &Layout, node: &str) -> Option<String> {
-    let views = Views::from(layout.nodes());
-    Some(views.filename_for_header(views.get(node)?))
+    let names = Filenames::of(layout.nodes());
+    Some(names.for_header(names.get(node)?))
 }
 
 /// All nodes at one moment.
-struct Views {
-    order: Vec<NodeView>,
-    by_name: BTreeMap<String, usize>,
-}
+struct Views(Filenames);
 
 impl Views {
     fn of(graph: &Graph) -> Self {
-        Self::from(graph.nodes())
-    }
-
-    fn from(order: Vec<NodeView>) -> Self {
-        let by_name = order.iter().enumerate().map(|(at, view)| (view.node.name().to_owned(), at)).collect();
-        Self { order, by_name }
+        Self(Filenames::of(graph.nodes()))
     }
 
     fn get(&self, name: &str) -> Option<&NodeView> {
-        self.by_name.get(name).map(|at| &self.order[*at])
+        self.0.get(name)
+    }
+
+    fn filename(&self, view: &NodeView) -> String {
+        self.0.filename(view)
     }
 
     fn child(&self, view: &NodeView, is: impl Fn(Role) -> bool) -> Option<&NodeView> {
@@ -249,7 +244,7 @@ impl Views {
             actual_size: self.actual_size(view),
             dirty_flag: clusters.map(|(dirty, _)| dirty),
             cluster_size: clusters.map(|(_, size)| size).filter(|size| *size > 0),
-            full_backing_filename: backing_filename.as_ref().map(|named| self.full_name(named, view)),
+            full_backing_filename: backing_filename.as_ref().map(|named| self.0.full_name(named, view)),
             backing_filename,
             backing_filename_format,
             snapshots: open.snapshots().iter().map(SnapshotInfo::of).collect(),

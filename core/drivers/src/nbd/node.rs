@@ -327,6 +327,11 @@ impl OpenNode for NbdNode {
         client.terms().info(client.read_only.load(Relaxed))
     }
 
+    fn uri(&self) -> Option<String> {
+        let target = &self.0.driver.target;
+        Some(target.address.uri(&target.wanted.export))
+    }
+
     fn details(&self) -> serde_json::Value {
         let client = &self.0.driver;
         let (terms, wanted) = (client.terms(), &client.target.wanted);

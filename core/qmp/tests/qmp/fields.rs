@@ -156,7 +156,9 @@ fn queries_say_of_every_node_what_qemus_say() {
     let mut qsd = Qsd::start();
     let mut ours = world.client();
     qsd.client.ok("blockdev-del", json!({ "node-name": "disk" }));
-    [&mut qsd.client, &mut ours].map(|client| add_nodes(client, &world));
+    for client in [&mut qsd.client, &mut ours] {
+        add_nodes(client, &world);
+    }
     let mut found = Vec::new();
     for (command, arguments) in [
         ("query-named-block-nodes", json!({})),

@@ -1,6 +1,7 @@
 //! Jobs by command: started, steered, watched.
 
 use crate::kit::{Client, World, has};
+use driveline_graph::RootOptions;
 use serde_json::{Value, json};
 use std::process::Command;
 
@@ -184,4 +185,43 @@ fn wrong_jobs_are_refused_in_qemus_words() {
         assert_eq!(reply["error"], json!({ "class": class, "desc": expected }), "{command}");
     }
     assert_eq!(client.ok("query-jobs", json!({})), json!([]));
+}
+
+/// The story: a stream down to a window of a file left an image that named the whole file, and read other data when it was
+/// opened again.
+#[test]
+fn an_image_above_a_window_names_the_window() {
+    use driveline_drivers::qcow2::{CreateOptions, create_file};
+    const SIZE: u64 = 128 << 10;
+    let world = World::new();
+    let mut client = world.client();
+    let mut data = vec![1; 64 << 10];
+    data.resize((64 << 10) + SIZE as usize, 7);
+    std::fs::write(world.path("disk"), &data).unwrap();
+    let file = |name: &str| json!({ "driver": "file", "filename": world.path(name) });
+    let window = json!({ "driver": "raw", "node-name": "window", "offset": 64 << 10, "size": SIZE, "file": file("disk") });
+    client.ok("blockdev-add", window);
+    for (name, backing) in [("mid", "window"), ("top", "mid")] {
+        create_file(std::path::Path::new(&world.path(name)), &CreateOptions::new(SIZE)).unwrap();
+        let image = json!({ "driver": "qcow2", "node-name": name, "file": file(name), "backing": backing });
+        client.ok("blockdev-add", image);
+    }
+    client.ok("block-stream", json!({ "device": "top", "job-id": "j", "base-node": "window" }));
+    assert_eq!(client.event("BLOCK_JOB_COMPLETED").get("error"), None);
+    client.ok("blockdev-del", json!({ "node-name": "top" }));
+    client.ok("blockdev-add", json!({ "driver": "qcow2", "node-name": "again", "file": file("top") }));
+    let nodes = client.ok("query-named-block-nodes", json!({ "flat": true }));
+    let again = nodes.as_array().unwrap().iter().find(|node| node["node-name"] == "again").unwrap();
+    let named = again["image"]["backing-filename"].as_str().unwrap();
+    assert!(named.starts_with("json:{") && named.contains("65536"), "{named}");
+    world.engine.block_on(async {
+        let root = world.graph.open_root("again", RootOptions::reader("a reader")).await.unwrap();
+        assert!(root.read(0..SIZE).await.unwrap().iter().all(|byte| *byte == 7));
+    });
+    world.close();
+    if has("qemu-io", Command::new("qemu-io").arg("--version")) {
+        let read = ["-r", "-f", "qcow2", "-c", "read -P 7 0 128k", &world.path("top")];
+        let done = Command::new("qemu-io").args(read).output().unwrap();
+        assert!(done.status.success(), "{done:?}");
+    }
 }

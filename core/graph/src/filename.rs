@@ -2,44 +2,72 @@
 //!
 //! Source: QEMU's block.c, `bdrv_refresh_filename`.
 
-use super::Views;
-use driveline_graph::{DriverKind, NodeView, Options};
+use crate::{
+    driver::{DriverKind, Options, Role},
+    layout::{ChildView, NodeView},
+};
 use serde_json::Value;
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
-impl Views {
-    pub(super) fn filename(&self, view: &NodeView) -> String {
+/// All nodes of one moment, to be named.
+#[derive(Debug)]
+pub struct Filenames {
+    order: Vec<NodeView>,
+    by_name: BTreeMap<String, usize>,
+}
+
+impl Filenames {
+    /// Of all nodes, as [`Layout::nodes`](crate::Layout::nodes) has them.
+    pub fn of(order: Vec<NodeView>) -> Self {
+        let by_name = order.iter().enumerate().map(|(at, view)| (view.node.name().to_owned(), at)).collect();
+        Self { order, by_name }
+    }
+
+    /// The nodes, in their order.
+    pub fn nodes(&self) -> &[NodeView] {
+        &self.order
+    }
+
+    /// A node by its name in the graph.
+    pub fn get(&self, name: &str) -> Option<&NodeView> {
+        self.by_name.get(name).map(|at| &self.order[*at])
+    }
+
+    /// What a node is called. One that is opened with another backing than the image names is only told by its definition.
+    pub fn filename(&self, view: &NodeView) -> String {
         let whole = || format!("json:{}", Value::Object(self.definition(view)));
         self.name(view).filter(|_| !self.has_other_backing(view)).unwrap_or_else(whole)
     }
 
-    /// As [`Views::filename`], for an image above to name it by: another backing than the one that the image itself names does not
-    /// make it `json:`, which other programs cannot read.
-    pub(super) fn filename_for_header(&self, view: &NodeView) -> String {
+    /// As [`Filenames::filename`], for an image above to name it by: another backing than the one that the image itself names does
+    /// not make it `json:`, which other programs cannot read.
+    pub fn for_header(&self, view: &NodeView) -> String {
         self.name(view).unwrap_or_else(|| self.filename(view))
     }
 
     /// The name that says all about it, but for its backing.
     fn name(&self, view: &NodeView) -> Option<String> {
-        let open = view.node.open_node();
+        let (open, description) = (view.node.open_node(), view.node.driver().description());
         if let Some(path) = open.filename() {
             return Some(path.to_string_lossy().into_owned());
         }
-        match view.node.driver_name() {
-            "nbd" => open.details()["filename"].as_str().map(str::to_owned),
-            name @ ("null-co" | "null-aio") => view.node.options().is_empty().then(|| format!("{name}://")),
-            // They show what they are put on.
-            "copy-before-write" | "snapshot-access" => {
-                let child = self.get(&view.children.first()?.node)?;
-                self.name(child).filter(|_| !self.has_other_backing(child))
+        if let Some(uri) = open.uri() {
+            return Some(uri);
+        }
+        let first = || self.get(&view.children.first()?.node);
+        let looks_on = |child: &ChildView| matches!(child.role, Role::Target | Role::PointInTime);
+        match description.kind {
+            // What has nothing to say but what it is.
+            DriverKind::Protocol => {
+                view.node.options().is_empty().then(|| format!("{}://", description.name))
             }
-            _ => {
-                let description = view.node.driver().description();
+            _ if view.children.iter().any(looks_on) => {
+                first().filter(|child| !self.has_other_backing(child)).and_then(|child| self.name(child))
+            }
+            DriverKind::Filter => None,
+            DriverKind::Format => {
                 let window = ["offset", "size"].iter().any(|key| view.node.options().contains_key(*key));
-                if description.kind != DriverKind::Format || window {
-                    return None;
-                }
-                let file = view.children.iter().find(|child| child.name == "file")?;
+                let file = view.children.iter().find(|child| child.name == "file" && !window)?;
                 let file = self.get(&file.node)?;
                 let is_file = file.node.driver().description().kind == DriverKind::Protocol;
                 if is_file { self.name(file) } else { None }
@@ -47,12 +75,17 @@ impl Views {
         }
     }
 
+    fn backing(&self, view: &NodeView) -> Option<&NodeView> {
+        let backing = view.children.iter().find(|child| child.role == Role::Backing)?;
+        self.get(&backing.node)
+    }
+
     /// Is an image opened with another backing than the one that it names?
     fn has_other_backing(&self, view: &NodeView) -> bool {
         let named = view.node.open_node().backing_file();
         let mut backing = self.backing(view);
         while let Some(filter) = backing.filter(|backing| backing.is_filter()) {
-            backing = self.below(filter);
+            backing = filter.children.first().and_then(|child| self.get(&child.node));
         }
         match (named, backing) {
             (None, None) => false,
@@ -62,7 +95,7 @@ impl Views {
     }
 
     /// A name in an image's header as it is opened by: relative to the image.
-    pub(super) fn full_name(&self, name: &str, image: &NodeView) -> String {
+    pub fn full_name(&self, name: &str, image: &NodeView) -> String {
         let image = &self.name(image).unwrap_or_default();
         let is_protocol = |name: &str| name.split('/').next().is_some_and(|first| first.contains(':'));
         match Path::new(image).parent() {
@@ -77,20 +110,19 @@ impl Views {
     fn definition(&self, view: &NodeView) -> Options {
         let mut definition = Options::new();
         definition.insert("driver".into(), view.node.driver_name().into());
-        match view.node.driver_name() {
-            "file" | "host_device" => {
-                let path = view.node.open_node().filename().unwrap_or_default();
-                definition.insert("filename".into(), path.to_string_lossy().into());
-            }
-            "qcow2" => {}
-            _ => definition.extend(view.node.options().clone()),
+        let keeps_metadata = view.children.iter().any(|child| child.role == Role::Storage);
+        match view.node.open_node().filename() {
+            Some(path) => drop(definition.insert("filename".into(), path.to_string_lossy().into())),
+            // Options of such a format are about how it works, not about what is read.
+            None if keeps_metadata => {}
+            None => definition.extend(view.node.options().clone()),
         }
         let other_backing = self.has_other_backing(view);
         if other_backing && self.backing(view).is_none() {
             definition.insert("backing".into(), Value::Null);
         }
-        let has_backing = |child: &&driveline_graph::ChildView| child.role == driveline_graph::Role::Backing;
-        for child in view.children.iter().filter(|child| other_backing || !has_backing(child)) {
+        let shown = |child: &&ChildView| other_backing || child.role != Role::Backing;
+        for child in view.children.iter().filter(shown) {
             let Some(below) = self.get(&child.node).map(|below| self.definition(below)) else { continue };
             // The members of a list are called `NAME.0` and so on.
             match child.name.split_once('.') {
