@@ -45,6 +45,9 @@ pub(crate) struct BlockStream {
     base_node: Option<String>,
     backing_file: Option<String>,
     bottom: Option<String>,
+    /// The name of a protocol is never written as a format here, so there is nothing to mask.
+    #[serde(rename = "backing-mask-protocol")]
+    _backing_mask_protocol: Option<bool>,
     speed: Option<i64>,
     on_error: Option<OnErrorName>,
     filter_node_name: Option<String>,
@@ -100,6 +103,9 @@ pub(crate) struct BlockCommit {
     top_node: Option<String>,
     top: Option<String>,
     backing_file: Option<String>,
+    /// The name of a protocol is never written as a format here, so there is nothing to mask.
+    #[serde(rename = "backing-mask-protocol")]
+    _backing_mask_protocol: Option<bool>,
     speed: Option<i64>,
     on_error: Option<OnErrorName>,
     filter_node_name: Option<String>,

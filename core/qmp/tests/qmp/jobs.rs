@@ -225,3 +225,30 @@ fn an_image_above_a_window_names_the_window() {
         assert!(done.status.success(), "{done:?}");
     }
 }
+
+/// What a guest writes at the beginning of its disk must not become an image's metadata.
+#[test]
+fn a_file_that_is_a_backing_is_named_as_raw_whatever_is_asked_for() {
+    for mask in
+        [json!({}), json!({ "backing-mask-protocol": true }), json!({ "backing-mask-protocol": false })]
+    {
+        let world = World::new();
+        let mut client = world.client();
+        std::fs::write(world.path("disk"), vec![7; 1 << 16]).unwrap();
+        let file = |name: &str| json!({ "driver": "file", "node-name": format!("{name}-file"), "filename": world.path(name) });
+        client.ok("blockdev-add", file("disk"));
+        for (name, backing) in [("mid", "disk-file"), ("top", "mid")] {
+            let options = driveline_drivers::qcow2::CreateOptions::new(1 << 16);
+            driveline_drivers::qcow2::create_file(std::path::Path::new(&world.path(name)), &options).unwrap();
+            let image =
+                json!({ "driver": "qcow2", "node-name": name, "file": file(name), "backing": backing });
+            client.ok("blockdev-add", image);
+        }
+        let mut stream = json!({ "device": "top", "job-id": "j", "base-node": "disk-file" });
+        stream.as_object_mut().unwrap().extend(mask.as_object().unwrap().clone());
+        client.ok("block-stream", stream);
+        assert_eq!(client.event("BLOCK_JOB_COMPLETED").get("error"), None);
+        let named = world.graph.node("top").unwrap().open_node().backing_file();
+        assert_eq!(named, Some((world.path("disk"), "raw".to_owned())), "{mask}");
+    }
+}
