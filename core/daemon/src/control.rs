@@ -174,6 +174,7 @@ fn new_export(export: NbdExport) -> NewExport {
         bitmaps: export.bitmaps,
         allocation_depth: export.allocation_depth,
         allow_inactive: export.allow_inactive,
+        thread: export.thread,
         tls: None,
     }
 }

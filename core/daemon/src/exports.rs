@@ -43,6 +43,8 @@ pub struct NewExport {
     pub bitmaps: Vec<(Option<String>, String)>,
     /// May clients ask in which layer data is?
     pub allocation_depth: bool,
+    /// The engine thread that its sessions run on.
+    pub thread: Option<usize>,
     /// May what it shows be inactive?
     pub allow_inactive: bool,
     /// What its socket is to be protected with. (For a monitor's server that is said when it is started.)
@@ -62,6 +64,7 @@ impl NewExport {
             bitmaps: section.bitmaps.iter().map(|bitmap| (None, bitmap.get_ref().clone())).collect(),
             allocation_depth: section.allocation_depth,
             allow_inactive: false,
+            thread: None,
             tls: section.tls.as_ref().map(|name| name.get_ref().clone()),
         }
     }
@@ -504,6 +507,7 @@ fn offer(server: &Server, new: &NewExport, root: Root, kept: Vec<Keep>) -> Resul
         description: new.description.clone(),
         bitmaps: kept.iter().map(|keep| keep.bitmap().clone()).collect(),
         allocation_depth: new.allocation_depth,
+        thread: new.thread,
     };
     server.add_export(&new.name, export).map_err(|error| match error {
         AddError::Exists { name } => name_taken(&name),

@@ -107,6 +107,7 @@ mod tests {
             description: String::new(),
             bitmaps: vec![bitmap("daily"), bitmap("a:b")],
             allocation_depth: true,
+            thread: None,
         }
     }
 

@@ -39,6 +39,8 @@ pub struct Export<S> {
     pub bitmaps: Vec<Arc<Bitmap>>,
     /// Whether clients may ask in which layer data is, as `qemu:allocation-depth`.
     pub allocation_depth: bool,
+    /// The engine thread that all its sessions run on, once the client has chosen it; `None`: wherever there is room.
+    pub thread: Option<usize>,
 }
 
 impl<S: Storage> Export<S> {
@@ -50,6 +52,7 @@ impl<S: Storage> Export<S> {
             description: String::new(),
             bitmaps: Vec::new(),
             allocation_depth: true,
+            thread: None,
         }
     }
 

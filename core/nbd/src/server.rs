@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 
 use crate::export::{AddError, Export, Exports, Storage};
 use crate::fault::Fault;
-use crate::serve::{serve, serve_tls};
+use crate::serve::{choose, choose_tls, transmit, transmit_tls};
 
 /// After an accept that failed, for lack of descriptors say, this long nothing is accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -191,6 +191,11 @@ impl<S: Storage> Server<S> {
         self.shared.connections.lock().counts.iter().sum()
     }
 
+    /// The same by engine thread.
+    pub fn connections_by_thread(&self) -> Vec<usize> {
+        self.shared.connections.lock().counts.clone()
+    }
+
     /// Closes the sockets, removes all exports as [`Server::remove_export`] does, and waits until every client is gone.
     pub async fn close(&self) {
         let listeners = std::mem::take(&mut *self.listeners.lock());
@@ -299,7 +304,8 @@ struct Connected<S: Storage> {
 
 impl<S: Storage> Connected<S> {
     async fn run(self, stream: Stream) {
-        let Shared { options, exports, .. } = &*self.shared;
+        let shared = Arc::clone(&self.shared);
+        let Shared { options, exports, .. } = &*shared;
         let peer = stream.peer();
         let tuned = match stream.is_tcp() {
             true => stream.set_keepalive(true),
@@ -315,13 +321,62 @@ impl<S: Storage> Connected<S> {
                 limit => sleep(limit).await,
             }
         };
-        let closing = self.shared.wait(|connections| connections.closing);
+        let closing = shared.wait(|connections| connections.closing);
         let limit = either(too_long, closing);
-        let outcome = match &options.tls {
-            // Two that are built apart: what one costs the other does not.
-            None => serve(&stream, exports, limit).await,
-            Some(tls) => serve_tls(&stream, exports, tls, limit).await,
-        };
+        let name = peer.to_owned();
+        // Two that are built apart: what one costs the other does not.
+        match &options.tls {
+            None => match choose(&stream, exports, limit).await {
+                Ok(Some(chosen)) => {
+                    let thread = chosen.thread();
+                    self.on(thread, name, move || async move { transmit(&stream, chosen).await }).await;
+                }
+                ended => self.tell(&name, ended.map(drop)),
+            },
+            Some(tls) => match choose_tls(stream, exports, tls, limit).await {
+                Ok(Some((stream, chosen))) => {
+                    let thread = chosen.thread();
+                    self.on(thread, name, move || async move { transmit_tls(&stream, chosen).await }).await;
+                }
+                ended => self.tell(&name, ended.map(drop)),
+            },
+        }
+    }
+
+    /// Runs a session to its end: here, or on the thread that its export wants it on. There it counts then.
+    async fn on<F>(
+        mut self,
+        thread: Option<usize>,
+        peer: String,
+        session: impl FnOnce() -> F + Send + 'static,
+    ) where
+        F: Future<Output = Result<(), Fault>> + 'static,
+    {
+        let elsewhere = thread.filter(|thread| *thread != self.thread);
+        match elsewhere {
+            None => {
+                let outcome = session().await;
+                self.tell(&peer, outcome);
+            }
+            Some(thread) => {
+                self.shared.change(|connections| {
+                    connections.counts[self.thread] -= 1;
+                    connections.counts[thread] += 1;
+                });
+                self.thread = thread;
+                let engine = self.shared.engine.clone();
+                let moved = move || async move {
+                    tracing::debug!(target: "driveline::nbd", peer, thread, "moved");
+                    let outcome = session().await;
+                    self.tell(&peer, outcome);
+                };
+                engine.spawn_on(thread, moved).detach();
+            }
+        }
+    }
+
+    /// How a connection ended, for the log.
+    fn tell(&self, peer: &str, outcome: Result<(), Fault>) {
         match outcome {
             Ok(()) => tracing::debug!(target: "driveline::nbd", peer, "disconnected"),
             Err(Fault::Io(error)) => {

@@ -179,6 +179,8 @@ pub struct NbdExport {
     pub writethrough: bool,
     /// May the node be inactive? Clients cannot use it then until it is made active.
     pub allow_inactive: bool,
+    /// The engine's thread that its sessions run on.
+    pub thread: Option<usize>,
     /// Bitmaps that clients may see: of the export's own node or drive, or of the one that is named.
     pub bitmaps: Vec<(Option<String>, String)>,
     /// May clients see the depth of the layer that each range comes from?

@@ -61,7 +61,8 @@ pub(crate) struct BlockExportAdd {
     writable: Option<bool>,
     writethrough: Option<bool>,
     iothread: Option<String>,
-    fixed_iothread: Option<bool>,
+    #[serde(rename = "fixed-iothread")]
+    _fixed_iothread: Option<bool>,
     allow_inactive: Option<bool>,
     name: Option<String>,
     description: Option<String>,
@@ -85,13 +86,11 @@ impl BlockExportAdd {
         if writable && layout.view_node(node.name()).is_ok_and(|view| view.read_only) {
             return Err(Error::generic("Cannot export read-only node as writable"));
         }
-        if let Some(id) = &add.iothread {
-            monitor.objects().iothread(id)?;
-            if add.fixed_iothread == Some(true) {
-                let text = "Parameter 'fixed-iothread' does not accept value 'true': connections are spread over all threads";
-                return Err(Error::generic(text));
-            }
-        }
+        // Nothing moves a session away from there, so it is fixed in any case. The object only names the thread.
+        let thread = match &add.iothread {
+            Some(id) => Some(monitor.objects().iothread(id)?.0.thread),
+            None => None,
+        };
         let export = NbdExport {
             name: add.name.unwrap_or_else(|| add.node_name.clone()),
             id: add.id,
@@ -99,6 +98,7 @@ impl BlockExportAdd {
             description: add.description,
             writable,
             writethrough: add.writethrough.unwrap_or(false),
+            thread,
             allow_inactive: add.allow_inactive.unwrap_or(false),
             bitmaps: Vec::new(),
             allocation_depth: add.allocation_depth.unwrap_or(false),
@@ -313,6 +313,7 @@ pub(crate) async fn nbd_server_add(monitor: &Monitor, add: NbdServerAdd) -> Resu
         // This one says nothing when it cannot be: clients see that it is read-only.
         writable: add.writable.unwrap_or(false) && !is_read_only(graph, node.name()),
         writethrough: false,
+        thread: None,
         allow_inactive: false,
         bitmaps: Vec::new(),
         allocation_depth: false,

@@ -77,6 +77,48 @@ fn more_clients_than_allowed_wait_for_others_to_leave() {
     third.read_exact(&mut greeting).unwrap();
 }
 
+/// The story: each socket looked at the limit before it waited, so that a second socket let in one more.
+#[test]
+fn the_limit_of_connections_is_one_for_all_sockets() {
+    let fixture = Fixture::new(ServerOptions { connections_max: 1, ..ServerOptions::default() });
+    fixture.add_disk("disk", 4096);
+    let other = fixture.path("other.sock");
+    fixture.server.listen(&driveline_nbd::Address::Unix(other.clone())).unwrap();
+    let one = greet(&fixture);
+    let mut second = UnixStream::connect(other).unwrap();
+    second.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    assert_eq!(second.read(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock);
+    assert_eq!(fixture.server.connections(), 1);
+    drop(one);
+    second.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    second.read_exact(&mut [0; Greeting::LENGTH]).unwrap();
+}
+
+#[test]
+fn sessions_of_an_export_that_names_a_thread_run_there() {
+    let fixture = Fixture::disk(4096);
+    let threads = fixture.server.connections_by_thread().len();
+    for thread in 0..threads {
+        let name = format!("on-{thread}");
+        let (root, _) = fixture.add_disk(&format!("of-{thread}"), 4096);
+        let export = driveline_nbd::Export { thread: Some(thread), ..driveline_nbd::Export::new(root) };
+        fixture.server.add_export(&name, export).unwrap();
+        let mut clients: Vec<_> = (0..3).map(|_| go(&fixture, &name)).collect();
+        for client in &mut clients {
+            send(client, Command::READ, 512);
+            client.read_exact(&mut [0; 16 + 512]).unwrap();
+        }
+        assert_eq!(fixture.server.connections_by_thread()[thread], 3);
+        assert_eq!(fixture.server.connections(), 3);
+        clients.iter_mut().for_each(|client| drop(client.shutdown(std::net::Shutdown::Both)));
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while fixture.server.connections() > 0 {
+            assert!(Instant::now() < deadline, "sessions end with their clients");
+            std::thread::yield_now();
+        }
+    }
+}
+
 #[test]
 fn connections_are_spread_over_the_threads_of_the_engine() {
     let fixture = Fixture::disk(4096);

@@ -254,6 +254,7 @@ fn export(checkpoint: &str, view: &View) -> NbdExport {
         description: Some(format!("{} as it was at checkpoint {checkpoint}", view.drive)),
         writable: false,
         writethrough: false,
+        thread: None,
         allow_inactive: false,
         bitmaps: view.bitmap.iter().map(|bitmap| (None, bitmap.clone())).collect(),
         allocation_depth: false,

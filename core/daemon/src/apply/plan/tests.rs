@@ -54,6 +54,7 @@ fn export(random: &mut StdRng, id: &str) -> ExportShape {
         bitmaps: Vec::new(),
         allocation_depth: false,
         allow_inactive: false,
+        thread: None,
         tls: None,
     };
     ExportShape { at: Address::Unix(pick(random, &["/a.sock", "/b.sock"]).into()), export }
