@@ -42,17 +42,18 @@ impl Change {
         let removed: Vec<NodeId> = self.before.topology.top_down().iter().filter(kept).copied().collect();
         gone = removed.into_iter().chain(gone).collect();
         let planned = self.graph.plan(&self.topology);
-        let (granted, _) = match planned {
+        // Written back once while requests come and go, so that little is left of it for the time when they wait.
+        let written_back = match planned {
+            Ok(planned) => self.write_back().await.map(|()| planned),
+            Err(error) => Err(error),
+        };
+        let (granted, _) = match written_back {
             Ok(planned) => planned,
             Err(error) => {
                 self.give_up().await;
                 return Err(error);
             }
         };
-        // Once while requests come and go, so that little is left of it for the time when they wait.
-        if let Err(error) = self.write_back().await {
-            return Err(self.abandon(error).await);
-        }
         let drained = Drained::begin(&self.affected()).await;
         let mut staged = Staged {
             topology: std::mem::take(&mut self.topology),

@@ -256,7 +256,7 @@ impl Run {
         let result = self.sim.run(async move {
             let mut change = graph.change().await;
             let overlay = change.add_node(graph.parse(object(node), &[])?).await?.name().to_owned();
-            change.snapshot(drive, &overlay).await?;
+            change.snapshot(drive, &overlay)?;
             change.commit().await
         });
         format!("snapshot {name}: {result:?}")
