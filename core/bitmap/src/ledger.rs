@@ -78,6 +78,9 @@ pub trait Ledger: fmt::Debug + Send + Sync {
     /// The granules are dirty in `half`. From any number of threads at once; idempotent.
     fn mark(&self, half: Half, granules: Range<u64>);
 
+    /// The granules are clean in `half`. Never at the same time as a mark of one of them; others may be marked meanwhile.
+    fn unmark(&self, half: Half, granules: Range<u64>);
+
     /// All of `half` is clean. Never at the same time as a mark in it.
     ///
     /// If the last settled [`Record`] counts this half, it is wiped only once a record that does not is settled: what a crash

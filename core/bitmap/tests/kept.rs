@@ -62,6 +62,10 @@ impl Ledger for Paper {
         sheet.halves[half as usize].extend(granules);
     }
 
+    fn unmark(&self, half: Half, granules: Range<u64>) {
+        self.sheet().halves[half as usize].retain(|granule| !granules.contains(granule));
+    }
+
     fn wipe(&self, half: Half) {
         let mut sheet = self.sheet();
         if sheet.counts(half) {
@@ -338,4 +342,20 @@ fn a_clean_bitmap_is_found_clean() {
     assert!(paper.sheet().found().is_none());
     daily.remember().unwrap();
     assert_eq!(paper.sheet().found().unwrap().1.len() as u64, GRANULES);
+}
+
+/// A mirror clears what it is about to copy. Killed before the copy is safe, it must find that dirty again.
+#[test]
+fn what_was_cleared_in_memory_is_found_dirty_until_it_is_settled() {
+    let (daily, paper) = kept();
+    daily.mark_unconditionally(0..5 * 512);
+    daily.bits().clear_range(512..4 * 512);
+    let dirty = |paper: &Paper| paper.sheet().found().unwrap().1;
+    assert_eq!(dirty(&paper), BTreeSet::from([0, 1, 2, 3, 4]));
+    // The first granule is dirty, and the last one is cut off by the range.
+    daily.settle_clean(0..3 * 512 + 1);
+    assert_eq!(dirty(&paper), BTreeSet::from([0, 3, 4]));
+    daily.mark_unconditionally(2 * 512..2 * 512 + 1);
+    daily.settle_clean(0..LENGTH);
+    assert_eq!(dirty(&paper), BTreeSet::from([0, 2, 4]));
 }

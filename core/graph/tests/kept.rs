@@ -78,6 +78,7 @@ impl Ledger for Page {
     fn mark(&self, _: Half, granules: Range<u64>) {
         self.0.0.lock().marks.extend(granules.map(|granule| (self.1, granule)));
     }
+    fn unmark(&self, _: Half, _: Range<u64>) {}
     fn wipe(&self, _: Half) {}
     fn cut(&self, _: u64) {}
     fn counts(&self, half: Half) -> bool {

@@ -163,6 +163,21 @@ impl Ledger for Entry {
         }
     }
 
+    fn unmark(&self, half: Half, granules: Range<u64>) {
+        if granules.is_empty() {
+            return;
+        }
+        self.stamp.fetch_add(1, Ordering::SeqCst);
+        match &self.memory {
+            Some(memory) => {
+                let shift = self.granularity.shift();
+                memory[index(half)]
+                    .clear_range(granules.start << shift..granules.end.saturating_mul(1 << shift));
+            }
+            None => self.place.load().halves[index(half)].unmark(granules),
+        }
+    }
+
     fn wipe(&self, half: Half) {
         // What a closed store says stays as it is.
         if let Some(shared) = self.open_store() {

@@ -73,6 +73,8 @@ pub struct Found {
     pub record: Record,
     /// What is dirty.
     pub bits: Bits,
+    /// If it was frozen for a reader: what was marked since then. A part of `bits`; none if it is not known.
+    pub since: Option<Bits>,
     /// How far to trust that.
     pub verdict: Verdict,
 }
@@ -164,6 +166,7 @@ impl Store {
 pub(crate) struct Judged {
     pub(crate) row: Row,
     pub(crate) bits: Bits,
+    pub(crate) since: Option<Bits>,
     pub(crate) verdict: Verdict,
     /// Active extents, of which nobody knows whether they changed.
     extents: Vec<Range<u64>>,
@@ -185,7 +188,7 @@ impl Core {
         }
         // First what is dirty in addition.
         let mut found = Vec::new();
-        for (at, Judged { row, bits, verdict, extents }) in judged.into_iter().enumerate() {
+        for (at, Judged { row, bits, since, verdict, extents }) in judged.into_iter().enumerate() {
             let entry = Arc::clone(&self.lives[at].entry);
             let (record, shift) = (&row.record, row.granularity.shift());
             self.make_room(&entry, record)?;
@@ -201,7 +204,8 @@ impl Core {
             }
             let (granularity, view, durability) = (row.granularity, row.view, row.durability);
             let record = Record { frozen: false, ..row.record };
-            found.push(Found { ledger: entry, granularity, view, durability, record, bits, verdict });
+            let ledger = entry;
+            found.push(Found { ledger, granularity, view, durability, record, bits, since, verdict });
         }
         // Then a header of this boot that says what the last one said, in both copies: one of them may have been clean.
         self.volume.sync(self.volume.now())?;
@@ -322,7 +326,15 @@ pub(crate) fn judge(volume: &Volume, found: &FoundHeader, boot_id: BootId) -> Re
             }
             _ => (Vec::new(), Verdict::Exact),
         };
-        Ok(Judged { row: row.clone(), bits, verdict, extents })
+        let since = match (&verdict, row.record.frozen) {
+            (Verdict::Exact, true) => {
+                let since = Bits::new(row.granularity, row.record.length);
+                region::load(volume, &row.places[index(row.record.recorder)], &since)?;
+                Some(since)
+            }
+            _ => None,
+        };
+        Ok(Judged { row: row.clone(), bits, since, verdict, extents })
     };
     rows.iter().map(judge_row).collect()
 }

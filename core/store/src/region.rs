@@ -76,6 +76,19 @@ impl Region {
         }
     }
 
+    /// Makes granules clean. Not at the same time as a mark of one of them.
+    pub(crate) fn unmark(&self, granules: Range<u64>) {
+        for segment in &self.segments {
+            let (first, end) = (granules.start.max(segment.bits.start), granules.end.min(segment.bits.end));
+            if first < end {
+                let first = first - segment.bits.start;
+                for (at, mask) in words_of(first, end - 1 - segment.bits.start) {
+                    segment.words[at].fetch_and(!mask.to_le(), Ordering::SeqCst);
+                }
+            }
+        }
+    }
+
     /// Makes the granules from `first` on clean. Not at the same time as a mark of one of them.
     pub(crate) fn clear_from(&self, volume: &Volume, first: u64) -> Result<()> {
         self.walk(volume, |words, bits| {
@@ -130,17 +143,25 @@ impl Segment {
     /// knows that the sync which lets the extent go will see the bit.
     #[inline]
     fn mark(&self, first: u64, last: u64) {
-        let (first_word, last_word) = ((first >> 6) as usize, (last >> 6) as usize);
-        for at in first_word..=last_word {
-            let head = if at == first_word { u64::MAX << (first & 63) } else { u64::MAX };
-            let tail = if at == last_word { u64::MAX >> (63 - (last & 63)) } else { u64::MAX };
-            let mask = (head & tail).to_le();
+        for (at, mask) in words_of(first, last) {
+            let mask = mask.to_le();
             // Most writes hit what is dirty already. To look first keeps the page clean and the cache line shared.
             if self.words[at].load(Ordering::SeqCst) & mask != mask {
                 self.words[at].fetch_or(mask, Ordering::SeqCst);
             }
         }
     }
+}
+
+/// The words that `first..=last` touches, each with the mask of its bits.
+#[inline]
+fn words_of(first: u64, last: u64) -> impl Iterator<Item = (usize, u64)> {
+    let (first_word, last_word) = ((first >> 6) as usize, (last >> 6) as usize);
+    (first_word..=last_word).map(move |at| {
+        let head = if at == first_word { u64::MAX << (first & 63) } else { u64::MAX };
+        let tail = if at == last_word { u64::MAX >> (63 - (last & 63)) } else { u64::MAX };
+        (at, head & tail)
+    })
 }
 
 /// Reads bits from the file, not through a mapping: gives `each` every page that is not all zeros, with its number among the

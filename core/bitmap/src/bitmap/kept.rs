@@ -164,6 +164,28 @@ impl Bitmap {
         bits.mark(range);
     }
 
+    /// What of `range` is clean in memory becomes clean in the ledger as well. Until then whoever finds the bitmap again finds it
+    /// dirty: [`Bits::clear_range`] clears memory alone, because what made it clean may not be safe yet.
+    ///
+    /// Nobody may mark in `range` meanwhile.
+    pub fn settle_clean(&self, range: Range<u64>) {
+        let Some(ledger) = self.ledger() else { return };
+        let state = self.state.load(Ordering::Acquire);
+        let bits = &self.bits[recorder(state)];
+        for extent in bits.extents(range).filter(|extent| !extent.dirty) {
+            // Only whole granules: a run of clean ones begins and ends with one, unless the range cuts it off.
+            let granule = bits.granularity().bytes();
+            let start = extent.range.start.next_multiple_of(granule);
+            let end = match extent.range.end {
+                end if end >= bits.length() => end,
+                end => end / granule * granule,
+            };
+            if let Some(granules) = bits.granules_of(start..end) {
+                ledger.unmark(half_of(state), granules);
+            }
+        }
+    }
+
     /// Marks in the ledger all that `bits` will add to what records.
     pub(super) fn mark_ledger(&self, bits: &Bits) {
         if let Some(ledger) = self.ledger() {

@@ -12,13 +12,17 @@ use crate::{Durability, OpenOptions, Options, Store, Verdict};
 /// A step that every state of a bitmap allows, or the next best thing.
 pub(crate) fn step(model: &mut Model, random: &mut SmallRng) -> driveline_bitmap::Result<()> {
     let at = random.random_range(0..model.record.length.max(1));
-    match random.random_range(0..14) {
+    match random.random_range(0..15) {
         0 if !model.record.frozen => model.clear(),
         1 if !model.record.frozen => model.freeze(),
         0 | 1 if model.record.frozen => model.abdicate(),
         2 if model.record.frozen => model.reclaim(),
         3 => model.set_recording(random.random_bool(0.8)),
         4 => model.resize(random.random_range(0..12 << 20)),
+        5 => {
+            model.unmark(at..at + random.random_range(1..600_000));
+            Ok(())
+        }
         _ => {
             model.mark(at..at + random.random_range(1..300_000));
             Ok(())
@@ -47,12 +51,16 @@ fn a_killed_process_leaves_exactly_what_was_marked() {
             }
             let expected: Vec<_> = models.iter().map(Model::dirty).collect();
             let records: Vec<_> = models.iter().map(|model| model.record.clone()).collect();
+            let since = models.iter().map(|model| model.record.frozen.then(|| model.dirty_in_recorder()));
+            let mut expected_since = since.collect::<Vec<_>>().into_iter();
             drop((models, store));
             let opened = open(&disk, BOOT).unwrap();
             models = Vec::new();
             for ((found, expected), record) in opened.bitmaps.into_iter().zip(expected).zip(records) {
                 assert_eq!(found.verdict, Verdict::Exact);
                 assert_eq!(dirty(&found), expected, "seed {seed}, round {round}, {record:?}");
+                let since: Option<Vec<u64>> = found.since.as_ref().map(|since| granules_of(&found, since));
+                assert_eq!(since, expected_since.next().unwrap(), "seed {seed}, round {round}, {record:?}");
                 assert_eq!(found.record, driveline_bitmap::Record { frozen: false, ..record });
                 models.push(Model::found(found));
             }

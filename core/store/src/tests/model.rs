@@ -4,7 +4,7 @@ use core::ops::Range;
 use core::task::{Poll, Waker};
 use std::sync::Arc;
 
-use driveline_bitmap::{BitmapName, Granularity, Half, Ledger, Record, View};
+use driveline_bitmap::{BitmapName, Bits, Granularity, Half, Ledger, Record, View};
 
 use super::disk::TestDisk;
 use crate::header::{granules, index};
@@ -62,12 +62,13 @@ pub(crate) fn poll(ledger: &dyn Ledger, bytes: Range<u64>) -> Poll<driveline_bit
 
 /// The dirty granules of what was found.
 pub(crate) fn dirty(found: &Found) -> Vec<u64> {
+    granules_of(found, &found.bits)
+}
+
+/// Those of other bits of it.
+pub(crate) fn granules_of(found: &Found, bits: &Bits) -> Vec<u64> {
     let shift = found.granularity.shift();
-    found
-        .bits
-        .iter_dirty()
-        .flat_map(|bytes| bytes.start >> shift..granules(found.granularity, bytes.end))
-        .collect()
+    bits.iter_dirty().flat_map(|bytes| bytes.start >> shift..granules(found.granularity, bytes.end)).collect()
 }
 
 /// A bitmap and its ledger.
@@ -110,6 +111,12 @@ impl Model {
         self.halves.iter_mut().for_each(|half| half.resize(count, false));
     }
 
+    /// What was marked since the freeze, if it is frozen.
+    pub(crate) fn dirty_in_recorder(&self) -> Vec<u64> {
+        let half = &self.halves[index(self.record.recorder)];
+        (0..half.len()).filter(|&at| half[at]).map(|at| at as u64).collect()
+    }
+
     /// What a crash has to find.
     pub(crate) fn dirty(&self) -> Vec<u64> {
         let counts = |half: Half| crate::header::counts(&self.record, half);
@@ -132,6 +139,14 @@ impl Model {
             let half = &mut self.halves[index(self.record.recorder)];
             touched.for_each(|granule| half[granule as usize] = true);
         }
+    }
+
+    /// Makes the granules that these bytes touch clean.
+    pub(crate) fn unmark(&mut self, bytes: Range<u64>) {
+        let touched = self.touched(&bytes);
+        self.ledger.unmark(self.record.recorder, touched.clone());
+        let half = &mut self.halves[index(self.record.recorder)];
+        touched.for_each(|granule| half[granule as usize] = false);
     }
 
     fn take_down(&mut self, record: Record) -> driveline_bitmap::Result<()> {
