@@ -16,6 +16,7 @@ mod path_of_a_write;
 mod persistent;
 mod plugins;
 mod real_job;
+mod restarts;
 mod robust;
 mod story;
 mod tidy;

@@ -68,8 +68,12 @@ impl Daemon {
 
     fn start_command(file: &Path, exports: usize, environment: &[(&str, &str)], stderr: Stdio) -> Self {
         let mut command = Command::new(Self::program());
-        command.arg("run").arg(file).stdout(Stdio::piped()).stderr(stderr).stdin(Stdio::null());
-        command.envs(environment.iter().copied());
+        command.arg("run").arg(file).envs(environment.iter().copied());
+        Self::spawn(command, file.parent().unwrap(), exports, stderr)
+    }
+
+    fn spawn(mut command: Command, directory: &Path, exports: usize, stderr: Stdio) -> Self {
+        command.stdout(Stdio::piped()).stderr(stderr).stdin(Stdio::null());
         let mut child = command.spawn().expect("the program starts");
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let served: Vec<String> = lines.by_ref().take(exports).map_while(Result::ok).collect();
@@ -89,7 +93,37 @@ impl Daemon {
                 errors.lines().map_while(Result::ok).for_each(|line| lines.lock().unwrap().push(line));
             });
         }
-        Self { child, exports: served, directory: file.parent().unwrap().to_owned(), log }
+        Self { child, exports: served, directory: directory.to_owned(), log }
+    }
+
+    /// Runs it as if the machine had been started anew: another boot id, in a mount namespace of its own. `None`: this user may
+    /// not make one.
+    pub(crate) fn start_after_power_cut(directory: &Path, configuration: &str) -> Option<Self> {
+        const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+        let (file, id) = (directory.join("drive.toml"), directory.join("boot_id"));
+        std::fs::write(&file, configuration).unwrap();
+        std::fs::write(&id, "01234567-89ab-cdef-0123-456789abcdef\n").unwrap();
+        let bind = format!("mount --bind '{}' {BOOT_ID}", id.display());
+        let may = Command::new("unshare").args(["-m", "sh", "-c", &bind]).output();
+        if !may.is_ok_and(|tried| tried.status.success()) {
+            return None;
+        }
+        let mut command = Command::new("unshare");
+        command.args(["-m", "sh", "-c", &format!("{bind} && exec \"$@\""), "sh"]).arg(Self::program());
+        command.arg("run").arg(&file);
+        Some(Self::spawn(command, directory, configuration.matches("[export.").count(), Stdio::piped()))
+    }
+
+    /// Runs it, and kills it after that time, however far it has come.
+    pub(crate) fn kill_while_starting(directory: &Path, configuration: &str, after: Duration) {
+        let file = directory.join("drive.toml");
+        std::fs::write(&file, configuration).unwrap();
+        let mut command = Command::new(Self::program());
+        command.arg("run").arg(&file).stdout(Stdio::null()).stderr(Stdio::null()).stdin(Stdio::null());
+        let mut child = command.spawn().expect("the program starts");
+        std::thread::sleep(after);
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     /// What it wrote to stderr, as soon as that is `enough`.

@@ -4,6 +4,7 @@ use crate::{
     config::{Address, StorePlace},
     daemon::Inner,
     exports::{Coming, Exports, NewExport},
+    journal::Interrupted,
     stores::{Recovered, Trust},
 };
 use driveline_bitmap::Bitmap;
@@ -12,8 +13,8 @@ use driveline_graph::{BoxFuture, Change};
 use driveline_nbd::ServerOptions;
 use driveline_qmp::{
     Address as QmpAddress, Applied, ApplyWish, BitmapPlace, BitmapStore, Control, Endpoint, Error, Event,
-    ExportInfo, ExportToCome, Listener, NbdExport, NbdServer, Object, ObjectChange, Objects, RecoveredBitmap,
-    RemoveMode, Result, TlsX509,
+    ExportInfo, ExportToCome, InterruptedJob, Listener, NbdExport, NbdServer, Object, ObjectChange, Objects,
+    RecoveredBitmap, RemoveMode, Result, TlsX509,
 };
 use driveline_transport::{Endpoint as TlsEnd, ServerTls, TlsCreds, TlsRegistry};
 use parking_lot::Mutex;
@@ -138,6 +139,22 @@ impl Control for Program {
         reports.iter().map(recovered).collect()
     }
 
+    fn interrupted_jobs(&self) -> Vec<InterruptedJob> {
+        let reports = self.inner().map(|inner| inner.journals.interrupted()).unwrap_or_default();
+        reports.iter().map(interrupted).collect()
+    }
+
+    fn resume_interrupted<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            let inner = self.inner()?;
+            Ok(inner.journals.resume(&inner.jobs, id).await?)
+        })
+    }
+
+    fn drop_interrupted<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move { Ok(self.inner()?.journals.give_up_failed(id).await?) })
+    }
+
     fn nodes_added(&self) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             let Ok(inner) = self.inner() else { return };
@@ -192,6 +209,18 @@ pub(crate) fn recovered(report: &Recovered) -> RecoveredBitmap {
         extents,
         bytes,
         reason: report.trust.reason().map(str::to_owned),
+    }
+}
+
+/// What became of a job, as monitors hear of it.
+pub(crate) fn interrupted(report: &Interrupted) -> InterruptedJob {
+    InterruptedJob {
+        id: report.id.clone(),
+        kind: report.kind.map(str::to_owned),
+        device: report.device.clone(),
+        outcome: report.outcome.word().to_owned(),
+        reason: report.reason.clone(),
+        left: report.left,
     }
 }
 

@@ -4,6 +4,7 @@ use crate::{
     config::{BitmapSection, Config, DriveSection, Mistake, Mistakes},
     control, drivers,
     exports::{ExportView, Exports, NewExport},
+    journal::{Interrupted, Journals},
     logging,
     runtime::EngineRuntime,
     stores::{Recovered, Stores},
@@ -57,6 +58,8 @@ pub(crate) struct Inner {
     pub(crate) exports: Exports,
     /// What keeps persistent bitmaps.
     pub(crate) stores: Arc<Stores>,
+    /// What is written down of jobs.
+    pub(crate) journals: Arc<Journals>,
     /// What does commands, whoever they are from.
     monitor: OnceLock<Monitor>,
     /// Where clients of it are waited for.
@@ -108,12 +111,26 @@ impl Daemon {
         control::load_certificates(&objects, &tls);
         let exports = Exports::new(engine.handle(), graph.clone(), tls);
         let stores = Stores::new(&graph).map_err(|error| StartError::World(error.to_string()))?;
+        let journals = Journals::new(&graph, &stores);
+        journals.configure(config);
+        stores.set_journals(&journals);
+        jobs.set_journal(journals.clone());
         let (monitor, accepting, quit, applying) = Default::default();
         let started = Mutex::new(config.clone());
         let (of_graph, of_jobs) = (graph.clone(), jobs.clone());
-        let inner =
-            Inner { graph, jobs, objects, exports, stores, monitor, accepting, quit, started, applying };
-        let inner = Arc::new(inner);
+        let inner = Arc::new(Inner {
+            graph,
+            jobs,
+            objects,
+            exports,
+            stores,
+            journals,
+            monitor,
+            accepting,
+            quit,
+            started,
+            applying,
+        });
         let program = Arc::new(control::Program(Arc::downgrade(&inner)));
         inner.monitor.get_or_init(|| Monitor::new(of_graph, of_jobs, program));
         let daemon = Self { engine, inner };
@@ -150,6 +167,11 @@ impl Daemon {
     /// What became of the bitmaps that were found in stores and images.
     pub fn recovered(&self) -> Vec<Recovered> {
         self.inner.stores.reports()
+    }
+
+    /// What became of the jobs that were interrupted when the program ended the last time.
+    pub fn interrupted(&self) -> Vec<Interrupted> {
+        self.inner.journals.interrupted()
     }
 
     /// The engine's handle.
@@ -219,6 +241,7 @@ impl Inner {
         }
         change.commit().await?;
         self.stores.begin(&engine).await;
+        self.restart_jobs().await;
         let exports =
             config.exports.iter().map(|section| (section.address.get_ref().clone(), NewExport::of(section)));
         self.exports.start(exports.collect()).await?;
@@ -230,6 +253,13 @@ impl Inner {
             self.take_clients(&engine, move || async move { monitor.serve(listener).await });
         }
         Ok(())
+    }
+
+    /// Lets jobs go on that were interrupted. To be done before anybody is served.
+    pub(crate) async fn restart_jobs(&self) {
+        for report in self.journals.restart_all(&self.jobs).await {
+            self.monitor().emit_to_first(&Event::JobInterrupted(control::interrupted(&report)));
+        }
     }
 
     /// Makes the graph. Files that are locked are tried for a second: the kernel may give up the locks of a program that was

@@ -36,6 +36,7 @@ pub mod daemon;
 pub mod demo;
 pub mod drivers;
 pub mod exports;
+mod journal;
 pub mod logging;
 pub mod notify;
 pub mod picture;

@@ -23,12 +23,18 @@ use crate::{
     copy::{self, Next, PieceError, Source},
     group::{End, Ending, Work},
     job::{Common, Job, JobKind, Stopped},
+    journal::Kept,
     manager::Jobs,
+    push::saving_meanwhile,
+    record::{JobArgs, Phase},
+    safe::{Pace, holds_back},
     start::Start,
     state::ErrorAction,
 };
-use driveline_bitmap::{Bits, Frozen};
-use driveline_drivers::copy_before_write::{Compress, CopyBeforeWrite, CopyingFilter, Settings, Side};
+use driveline_bitmap::{BitmapName, Bits, Frozen};
+use driveline_drivers::copy_before_write::{
+    Compress, CopyBeforeWrite, CopyingFilter, MakeSafe, Safe, Settings, Side,
+};
 use driveline_graph::{
     BoxFuture, Error, Graph, Internal, Kind, Options, Permissions, Result, Root, RootOptions,
 };
@@ -44,6 +50,10 @@ const ZEROES_BYTES: (u64, u64) = (1 << 30, 1 << 20);
 /// How often a backup that only waits for the guest's writes tells its progress.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
+/// The bitmaps of its journal: clusters that are copied or left out, and those that are left out.
+pub(crate) const COPIED: &str = "#copied";
+pub(crate) const LEFT_OUT: &str = "#left-out";
+
 struct Backup {
     jobs: Jobs,
     args: BackupArgs,
@@ -52,6 +62,9 @@ struct Backup {
     piece_bytes: u64,
     root: Mutex<Option<Root>>,
     frozen: Arc<Mutex<Option<Frozen>>>,
+    /// It goes on after a restart, and what guests wrote since the bitmap was frozen is not known apart from the rest of it.
+    keeps_all: bool,
+    pace: Pace,
 }
 
 impl Jobs {
@@ -90,8 +103,14 @@ impl Start {
             auto_dismiss: !args.manual_dismiss,
         };
         let job = self.reserve(common, &[target.name().into()])?;
+        let written = JobArgs::Backup(args.clone());
+        let source_image = layout.chain(source.name())?.remove(0);
+        let places = (source_image.name(), Some(target.name()));
+        let kept = self.write_down(&job, args.on_restart, written, places)?;
+        let flushes = holds_back(&layout, target.name());
         let jobs = self.jobs.clone();
         let settings = Settings {
+            safe: kept.clone().filter(|kept| kept.resumes()).map(|kept| make_safe(kept, flushes)),
             cluster_bytes_min: args.perf.cluster_bytes_min,
             compress: args.compress.then(|| compressor(jobs.0.graph.clone(), target.name())),
             discard_source: args.discard_source,
@@ -122,14 +141,35 @@ impl Start {
         };
         let root = Mutex::new(Some(change.attach_to_past(&filter, &options)?));
         let frozen = Arc::default();
-        if let Some(bitmap) = &args.bitmap {
-            let (by_bitmap, state) = (args.sync.is_by_bitmap(), state.clone());
+        let restarted = kept.filter(|kept| kept.is_restart);
+        let since = restarted.as_ref().and_then(|kept| kept.since.lock().take());
+        let keeps_all = restarted.is_some() && since.is_none();
+        // One that was not persistent ended with the program.
+        let is_there = |name: &str| {
+            let places = layout.bitmap_places(&args.device).unwrap_or_default();
+            restarted.is_none() || places.iter().any(|(_, bitmap)| bitmap.name().as_str() == name)
+        };
+        if let Some(bitmap) = args.bitmap.as_deref().filter(|name| is_there(name)) {
+            let by_bitmap = args.sync.is_by_bitmap() && restarted.is_none();
+            let state = state.clone();
             change.freeze_bitmap(&args.device, bitmap, &options.user, &frozen, move |frozen| {
+                // It was frozen before: what was written since is its successor's again.
+                let again = since.iter().flat_map(Bits::iter_dirty);
+                again.for_each(|range| frozen.bitmap().mark_unconditionally(range));
                 if by_bitmap { state.restrict(frozen.bits()) } else { Ok(()) }
             })?;
         }
-        Ok(self.stage(Backup { jobs, args, filter, state, piece_bytes, root, frozen }))
+        let pace = Pace::default();
+        Ok(self.stage(Backup { jobs, args, filter, state, piece_bytes, root, frozen, keeps_all, pace }))
     }
+}
+
+/// What keeps how far it has come: see [`Safe`].
+fn make_safe(kept: Arc<Kept>, flushes: bool) -> MakeSafe {
+    Arc::new(move |cluster, size| {
+        let bitmap = |name: &str| kept.bitmap(BitmapName::new(name)?, cluster, size);
+        Ok(Safe::new(bitmap(COPIED)?, bitmap(LEFT_OUT)?, flushes))
+    })
 }
 
 fn could_not_create(error: Error) -> Error {
@@ -150,8 +190,13 @@ impl Work for Backup {
         Box::pin(async move {
             let root = self.root.lock().clone().expect("it has its root until it is over");
             let runtime = &self.jobs.0.runtime;
-            if self.args.sync == BackupSync::Top {
+            let kept = job.kept.get();
+            let is_found = kept.is_some_and(|kept| kept.phase() == Phase::Working);
+            if self.args.sync == BackupSync::Top && !is_found {
                 self.leave_out_unallocated(job, &root).await?;
+            }
+            if let Some(kept) = kept {
+                kept.warn(kept.set_phase(Phase::Working));
             }
             job.set_total(self.state.wanted_bytes(0..self.state.size_bytes()));
             if self.args.sync == BackupSync::None {
@@ -161,18 +206,28 @@ impl Work for Backup {
                     let copied = self.state.copied().by_writes;
                     job.add_done(copied - told);
                     told = copied;
+                    if self.pace.pause(runtime.now()).is_zero() {
+                        self.save(&root).await;
+                    }
                     select(pin!(job.user_acted()), runtime.sleep(LOOK_AGAIN)).await;
                 }
             }
             let rest = Rest {
                 job: job.clone(),
                 state: self.state.clone(),
-                root,
+                root: root.clone(),
                 piece_bytes: self.piece_bytes,
                 in_flight: self.args.perf.in_flight(),
                 cursor: Mutex::default(),
             };
-            copy::run(job, runtime, Arc::new(rest)).await?;
+            let copying = copy::run(job, runtime, Arc::new(rest));
+            match kept.filter(|kept| kept.resumes()) {
+                Some(_) => {
+                    let pause = |now| self.pace.pause(now);
+                    saving_meanwhile(copying, runtime, pause, || self.save(&root)).await?
+                }
+                None => copying.await?,
+            };
             Ok(())
         })
     }
@@ -184,9 +239,13 @@ impl Work for Backup {
     }
 
     /// The filter goes, and so does the root. Bitmaps that somebody added above it meanwhile stay with the drive.
-    fn end<'a>(&'a self, _: &'a Arc<Job>, _: End, into: &'a mut Ending) -> BoxFuture<'a, Result<()>> {
+    fn end<'a>(&'a self, job: &'a Arc<Job>, end: End, into: &'a mut Ending) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
             let change = &mut into.change;
+            let (kept, phase) = (job.kept.get().cloned(), Phase::at_end(end.is_success(), false));
+            change.while_drained_first(&[&self.filter], move |_| {
+                Box::pin(async move { kept.map_or(Ok(()), |kept| kept.end(phase)) })
+            })?;
             if let Some(root) = &*self.root.lock() {
                 change.detach_root(root);
             }
@@ -205,6 +264,7 @@ impl Work for Backup {
         *self.root.lock() = None;
         let Some(frozen) = self.frozen.lock().take() else { return };
         match (self.args.mode(), end.is_success()) {
+            _ if self.keeps_all => frozen.reclaim(),
             (Some(BitmapMode::Always), false) => {
                 self.keep_left(&frozen);
                 frozen.abdicate();
@@ -216,6 +276,14 @@ impl Work for Backup {
 }
 
 impl Backup {
+    /// Saves how far it has come. If that fails more is copied after a restart, and nothing else.
+    async fn save(&self, root: &Root) {
+        let now = || self.jobs.0.runtime.now();
+        if let Err(error) = self.pace.keep(now, self.state.save(|| root.flush())).await {
+            tracing::debug!("the progress of a backup is not saved: {error}");
+        }
+    }
+
     /// What was not copied stays dirty, into the bits that record by now.
     fn keep_left(&self, frozen: &Frozen) {
         let (bitmap, size) = (frozen.bitmap(), self.state.size_bytes().min(frozen.bitmap().length()));
@@ -238,7 +306,10 @@ impl Backup {
         let mut at = 0;
         while at < size {
             job.pause_point().await?;
-            let length = (size - at).min(ZEROES_BYTES.0);
+            // Before a restart some may have been left out already.
+            let Some(run) = self.state.next_wanted(at..size) else { break };
+            at = run.start;
+            let length = (run.end - at).min(ZEROES_BYTES.0);
             let ask = Ask { op: op::BLOCK_STATUS, offset: at, length, ..Ask::default() };
             let answer = root.submit(ask, Buffer::default()).await;
             if let Err(error) = answer.result {

@@ -21,6 +21,8 @@ use crate::{
     job::{Common, Job, JobKind, Stopped},
     manager::Jobs,
     push::{Push, copy_rest, unchanged_from},
+    record::{JobArgs, OnRestart, Phase},
+    safe::Copied,
     start::Start,
     state::OnError,
 };
@@ -28,6 +30,7 @@ use driveline_bitmap::{Bitmap, BitmapName, Granularity, View};
 use driveline_graph::{BoxFuture, Error, Kind, NodeId, Permissions, Result, Root, RootOptions};
 use driveline_op::{Ask, Buffer, op};
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use std::{sync::Arc, time::Duration};
 
 /// After an error that was ignored a question is asked again in a while.
@@ -36,7 +39,8 @@ const ASK_AGAIN: Duration = Duration::from_millis(50);
 const GRANULARITY: u64 = 65536;
 
 /// What a commit is started with. The fields are QEMU's `block-commit`.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct CommitArgs {
     /// Its id; without one, the device's name.
     pub job_id: Option<String>,
@@ -62,6 +66,8 @@ pub struct CommitArgs {
     pub manual_finalize: bool,
     /// Its user dismisses it.
     pub manual_dismiss: bool,
+    /// What becomes of it if the program is killed and started again; without it, what the drive says.
+    pub on_restart: Option<OnRestart>,
 }
 
 struct Commit {
@@ -76,6 +82,9 @@ struct Commit {
     base_was_read_only: bool,
     /// What is left to copy.
     dirty: Arc<Bitmap>,
+    copied: Option<Arc<Copied>>,
+    /// It is known what is left to copy.
+    has_found: bool,
 }
 
 #[derive(Clone)]
@@ -141,6 +150,8 @@ impl Start {
         let mut claims = chain.layers.clone();
         claims.push(base.as_str().into());
         let job = self.reserve(common, &claims)?;
+        let written = JobArgs::Commit(args.clone());
+        let kept = self.write_down(&job, args.on_restart, written, (&top, Some(&base)))?;
         let holder = self.park(&top, args.filter_node_name.as_deref()).await?;
         let base_was_read_only = layout.view_node(&base)?.read_only;
         let change = self.change();
@@ -172,8 +183,11 @@ impl Start {
             top: Some(change.attach_to_node(&top, &reader)?),
             base: Some(change.attach_to_node(&base, &writer)?),
         };
+        let has_found = has_found(&job);
         let dirty = own_bitmap(&job, GRANULARITY, size)?;
+        let change = self.change();
         change.attach_bitmap(&top, dirty.clone())?;
+        let copied = kept.and_then(|_| Copied::new(&dirty, &layout, &top, &base));
         let work = Commit {
             jobs: self.jobs.clone(),
             base: base.as_str().into(),
@@ -184,17 +198,35 @@ impl Start {
             holder,
             base_was_read_only,
             dirty,
+            copied,
+            has_found,
             chain,
         };
         Ok(self.stage(work))
     }
 }
 
+fn own_name(job: &Job) -> Result<BitmapName> {
+    Ok(BitmapName::new(&format!("#{}-{}", job.common.kind.name(), job.common.id))?)
+}
+
 /// A bitmap of a job's own, for what it still has to copy.
 pub(crate) fn own_bitmap(job: &Job, granularity: u64, size_bytes: u64) -> Result<Arc<Bitmap>> {
-    let name = BitmapName::new(&format!("#{}-{}", job.common.kind.name(), job.common.id))?;
+    let name = own_name(job)?;
+    if let Some(kept) = job.kept.get() {
+        return kept.bitmap(name, granularity, size_bytes);
+    }
     let granularity = Granularity::new(granularity)?;
     Ok(Arc::new(Bitmap::new(name, granularity, size_bytes).with_view(View::Node)))
+}
+
+/// Does it go on after a restart, with a bitmap of its own that says all that is left to copy? If nothing is known of what guests
+/// have written since, everything is left.
+pub(crate) fn has_found(job: &Job) -> bool {
+    job.kept.get().filter(|kept| kept.is_restart).is_some_and(|kept| {
+        let is_there = own_name(job).is_ok_and(|name| kept.has_found(&name));
+        !is_there || kept.phase() == Phase::Working || kept.lost.is_some()
+    })
 }
 
 impl Work for Commit {
@@ -202,7 +234,13 @@ impl Work for Commit {
         Box::pin(async move {
             let roots = self.state.lock().clone();
             let (top, base) = (roots.top.expect("until it is over"), roots.base.expect("until it is over"));
-            self.find_allocated(job, &top).await?;
+            if !self.has_found {
+                self.find_allocated(job, &top).await?;
+            }
+            job.set_total(self.dirty.bits().dirty_bytes());
+            if let Some(kept) = job.kept.get() {
+                kept.warn(kept.set_phase(Phase::Working));
+            }
             let push = self.push(&top, &base);
             let runtime = &self.jobs.0.runtime;
             if self.active { push.follow(job, runtime, || {}).await } else { push.run(job, runtime).await }
@@ -228,7 +266,8 @@ impl Work for Commit {
 impl Commit {
     /// Nobody but the job writes to the base.
     fn push(&self, top: &Root, base: &Root) -> Arc<Push> {
-        Push::new(&self.dirty, top, base, unchanged_from(self.top_id), Arc::default())
+        let how = unchanged_from(self.top_id);
+        Push::new(&self.dirty, (top, base), how, Arc::default(), self.copied.clone())
     }
 
     /// Marks what the layers hold. The guest's writes are marked by their way through `top`.
@@ -253,7 +292,6 @@ impl Commit {
             }
             at += answer.status.length;
         }
-        job.set_total(self.dirty.bits().dirty_bytes());
         Ok(())
     }
 
@@ -267,10 +305,16 @@ impl Commit {
             change.detach_root(root);
         }
         change.remove_bitmap(top, self.dirty.name().as_str())?;
-        if success && self.active {
+        if self.active {
             let (dirty, how) = (self.dirty.clone(), unchanged_from(self.top_id));
+            let (kept, phase) = (job.kept.get().cloned(), Phase::at_end(success, pivots));
             change.while_drained_first(&[top, base], move |edges| {
-                Box::pin(async move { copy_rest(&dirty, &edges[0], &edges[1], how).await })
+                Box::pin(async move {
+                    if success {
+                        copy_rest(&dirty, &edges[0], &edges[1], how).await?;
+                    }
+                    kept.map_or(Ok(()), |kept| kept.end(phase))
+                })
             })?;
         }
         if pivots {

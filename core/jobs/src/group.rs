@@ -175,6 +175,10 @@ impl Jobs {
             job.set_status(JobStatus::Aborting);
             self.abort(&group.members[at]).await;
         }
+        // Whoever hears that it is over finds nothing of it after a restart.
+        if let Some(kept) = job.kept.get() {
+            kept.remove();
+        }
         self.release(job);
         if job.common.kind.is_block_job() {
             let info = Box::new(job.info());

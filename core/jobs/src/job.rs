@@ -2,6 +2,7 @@
 
 use crate::{
     event::JobEvent,
+    journal::Kept,
     manager::Listeners,
     mirror::MirrorTop,
     state::{ErrorAction, IoStatus, JobStatus, OnError, Verb},
@@ -106,6 +107,8 @@ pub(crate) struct Job {
     listeners: Arc<Listeners>,
     /// A mirror's filter, for `block-job-change`.
     pub(crate) mirror: OnceLock<MirrorTop>,
+    /// What is written down of it.
+    pub(crate) kept: OnceLock<Arc<Kept>>,
 }
 
 struct State {
@@ -168,7 +171,14 @@ impl Job {
             io_status: IoStatus::Ok,
             actively_synced: None,
         };
-        Arc::new(Self { common, state: Mutex::new(state), changed, listeners, mirror: OnceLock::new() })
+        Arc::new(Self {
+            common,
+            state: Mutex::new(state),
+            changed,
+            listeners,
+            mirror: OnceLock::new(),
+            kept: OnceLock::new(),
+        })
     }
 
     pub(crate) fn info(&self) -> JobInfo {

@@ -10,7 +10,9 @@
 //! * a job: QEMU's state machine ([`JobStatus`], [`Verb`]), an error policy ([`OnError`]), a speed limit;
 //! * [`Start`]: a change of the graph in which jobs begin, together with whatever else happens in it;
 //! * a group: jobs that end together or not at all (`group.rs`);
-//! * a holder: see above.
+//! * a holder: see above;
+//! * a [`Journal`]: where jobs are written down, so that [`Start::restart`] lets them go on when the program was killed
+//!   (`journal.rs`), with a progress that may be believed then (`safe.rs`).
 //!
 //! It knows no QMP and no executor: events are values ([`JobEvent`]), and a [`Runtime`] is given to it.
 //!
@@ -34,10 +36,14 @@ mod event;
 mod group;
 mod holder;
 mod job;
+mod journal;
 mod limit;
 mod manager;
 mod mirror;
 mod push;
+mod record;
+mod restart;
+mod safe;
 mod start;
 mod state;
 mod stream;
@@ -50,8 +56,11 @@ pub use commit::CommitArgs;
 pub use event::JobEvent;
 pub use holder::HOLDER_DRIVER;
 pub use job::{JobInfo, JobKind};
+pub use journal::{FoundBitmap, FoundJob, Journal, Page};
 pub use manager::{Jobs, Runtime};
 pub use mirror::{CopyMode, MirrorArgs, MirrorSync};
+pub use record::{JobArgs, JobImage, JobRecord, OnRestart, Phase};
+pub use restart::Restarted;
 pub use start::{Completion, Start};
 pub use state::{ErrorAction, IoStatus, JobStatus, OnError, Verb};
 pub use stream::{Base, StreamArgs};

@@ -4,6 +4,7 @@ use crate::{
     event::JobEvent,
     holder::Holders,
     job::{Common, Force, Job, JobInfo, JobKind},
+    journal::Journal,
     state::{JobStatus, Verb},
 };
 use driveline_graph::{BoxFuture, Error, Graph, Kind, Result};
@@ -42,6 +43,7 @@ pub(crate) struct Inner {
     pub(crate) runtime: Arc<dyn Runtime>,
     pub(crate) holders: Arc<async_lock::Mutex<Holders>>,
     pub(crate) listeners: Arc<Listeners>,
+    journal: RwLock<Option<Arc<dyn Journal>>>,
     state: Mutex<State>,
 }
 
@@ -63,8 +65,17 @@ impl fmt::Debug for Jobs {
 impl Jobs {
     /// No jobs, on a graph.
     pub fn new(graph: Graph, runtime: Arc<dyn Runtime>) -> Self {
-        let (holders, listeners, state) = Default::default();
-        Self(Arc::new(Inner { graph, runtime, holders, listeners, state }))
+        let (holders, listeners, journal, state) = Default::default();
+        Self(Arc::new(Inner { graph, runtime, holders, listeners, journal, state }))
+    }
+
+    /// Writes jobs down from now on, so that they can go on when the program was killed. Without this they end with it.
+    pub fn set_journal(&self, journal: Arc<dyn Journal>) {
+        *self.0.journal.write() = Some(journal);
+    }
+
+    pub(crate) fn journal(&self) -> Option<Arc<dyn Journal>> {
+        self.0.journal.read().clone()
     }
 
     /// The threads and the clock of the jobs.

@@ -10,11 +10,13 @@ use crate::{
     event::JobEvent,
     job::{Job, Stopped},
     manager::Runtime,
+    safe::Copied,
     state::JobStatus,
 };
 use driveline_bitmap::Bitmap;
 use driveline_graph::{BoxFuture, Result, Root};
 use driveline_op::{Ask, Buffer, Call, Edge, flag, op, status};
+use futures::future::{Either, select};
 use parking_lot::Mutex;
 use std::{
     ops::Range,
@@ -28,6 +30,9 @@ use std::{
 
 /// How often a job that is ready looks for what the guest has written.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// How often it is looked whether there is something to save, at most.
+const SAVE_AGAIN: Duration = Duration::from_millis(100);
 
 /// How a copy is written.
 #[derive(Clone, Copy, Debug, Default)]
@@ -49,22 +54,23 @@ pub(crate) struct Push {
     to: Root,
     how: How,
     blocking: Arc<AtomicBool>,
+    copied: Option<Arc<Copied>>,
     buffers: Buffers,
     cursor: Mutex<u64>,
 }
 
 impl Push {
-    /// `blocking`: guests' writes go to `to` as well; it changes only while nothing is in flight.
+    /// `blocking`: guests' writes go to `to` as well; it changes only while nothing is in flight. `copied`: its progress is kept.
     pub(crate) fn new(
         dirty: &Arc<Bitmap>,
-        from: &Root,
-        to: &Root,
+        (from, to): (&Root, &Root),
         how: How,
         blocking: Arc<AtomicBool>,
+        copied: Option<Arc<Copied>>,
     ) -> Arc<Self> {
         let (dirty, from, to) = (dirty.clone(), from.clone(), to.clone());
         let (buffers, cursor) = Default::default();
-        Arc::new(Self { dirty, from, to, how, blocking, buffers, cursor })
+        Arc::new(Self { dirty, from, to, how, blocking, copied, buffers, cursor })
     }
 
     /// Copies until nothing is left.
@@ -73,9 +79,24 @@ impl Push {
         job: &Arc<Job>,
         runtime: &Arc<dyn Runtime>,
     ) -> Result<(), Stopped> {
-        copy::run(job, runtime, self.clone()).await?;
+        let copying = copy::run(job, runtime, self.clone());
+        let ended = match &self.copied {
+            Some(copied) => {
+                saving_meanwhile(copying, runtime, |now| copied.pause(now), || self.save(runtime)).await
+            }
+            None => copying.await,
+        };
+        ended?;
         *self.cursor.lock() = 0;
         Ok(())
+    }
+
+    /// Saves the progress. If that fails more is copied after a restart, and nothing else.
+    async fn save(&self, runtime: &Arc<dyn Runtime>) {
+        let Some(copied) = &self.copied else { return };
+        if let Err(error) = copied.save(&self.from, &self.to, || runtime.now()).await {
+            tracing::debug!("the progress of a job is not saved: {error}");
+        }
     }
 
     /// Copies until nothing is left, says that the job is ready, and goes on with what guests write until the user wants
@@ -90,6 +111,9 @@ impl Push {
             self.run(job, runtime).await?;
             if self.dirty.bits().next_dirty(0).is_some() {
                 continue;
+            }
+            if self.copied.as_ref().is_some_and(|copied| copied.pause(runtime.now()).is_zero()) {
+                self.save(runtime).await;
             }
             caught_up();
             if job.info().status == JobStatus::Running {
@@ -148,7 +172,7 @@ impl Source for Push {
             let (above, below) = self.from.enter_both(&self.to).await;
             // A write that has marked, and is not done yet, would have lost its mark.
             let lock = above.lock(piece.clone()).await;
-            let mut uncopied = Uncopied { dirty: &self.dirty, piece: Some(piece.clone()) };
+            let mut flying = Flying::new(&self, piece.clone());
             self.dirty.bits().clear_range(piece.clone());
             let _lock = self.blocking.load(Relaxed).then_some(lock);
             let How { flags, zero_flags, scope, .. } = self.how;
@@ -183,9 +207,7 @@ impl Source for Push {
                 Ok(())
             };
             let result = copied.await;
-            if result.is_ok() {
-                uncopied.piece = None;
-            }
+            flying.is_copied = result.is_ok();
             result
         })
     }
@@ -206,17 +228,55 @@ impl Source for Push {
     }
 }
 
-/// A piece that is marked again unless all of it was copied: also when the job fails at another one, and gives this one up
-/// half-way.
-struct Uncopied<'a> {
-    dirty: &'a Bitmap,
-    piece: Option<Range<u64>>,
+/// Works, and saves now and then: when `pause` says, until the work is done. A saving that has begun is brought to its end.
+pub(crate) async fn saving_meanwhile<T, F: Future<Output = ()>>(
+    work: impl Future<Output = T>,
+    runtime: &Arc<dyn Runtime>,
+    pause: impl Fn(Duration) -> Duration,
+    save: impl Fn() -> F,
+) -> T {
+    let mut work = pin!(work);
+    loop {
+        let sleep = runtime.sleep(pause(runtime.now()).max(SAVE_AGAIN));
+        match select(work.as_mut(), sleep).await {
+            Either::Left((done, _)) => return done,
+            Either::Right(((), _)) => {}
+        }
+        match select(work.as_mut(), pin!(save())).await {
+            Either::Left((done, saving)) => {
+                saving.await;
+                return done;
+            }
+            Either::Right(((), _)) => {}
+        }
+    }
 }
 
-impl Drop for Uncopied<'_> {
+/// A piece that is marked again unless all of it was copied: also when the job fails at another one, and gives this one up
+/// half-way.
+struct Flying<'a> {
+    push: &'a Push,
+    piece: Range<u64>,
+    is_copied: bool,
+}
+
+impl<'a> Flying<'a> {
+    fn new(push: &'a Push, piece: Range<u64>) -> Self {
+        if let Some(copied) = &push.copied {
+            copied.begin(piece.clone());
+        }
+        Self { push, piece, is_copied: false }
+    }
+}
+
+impl Drop for Flying<'_> {
     fn drop(&mut self) {
-        if let Some(piece) = self.piece.take() {
-            self.dirty.mark_unconditionally(piece);
+        let Self { push, piece, is_copied } = self;
+        if !*is_copied {
+            push.dirty.mark_unconditionally(piece.clone());
+        }
+        if let Some(copied) = &push.copied {
+            copied.end(piece.clone(), *is_copied);
         }
     }
 }

@@ -13,6 +13,7 @@ use crate::{
     group::{Group, Member, Work},
     holder::{Holders, UsedHolder},
     job::{Common, Job},
+    journal::FoundJob,
     manager::Jobs,
 };
 use async_lock::MutexGuardArc;
@@ -44,6 +45,8 @@ pub struct Start {
     /// Reserved, but not staged yet.
     reserved: Option<Arc<Job>>,
     heard: BTreeSet<String>,
+    /// The next job that is staged goes on with it.
+    pub(crate) restarting: Option<FoundJob>,
     /// What the jobs tell each other by.
     changed: Arc<Event>,
 }
@@ -63,7 +66,8 @@ impl Jobs {
         let change = Some(self.0.graph.change().await);
         let holders = committed.clone();
         let (staged, reserved, heard, changed) = (Vec::new(), None, BTreeSet::new(), Arc::default());
-        Start { jobs: self.clone(), holders, committed, change, staged, reserved, heard, changed }
+        let restarting = None;
+        Start { jobs: self.clone(), holders, committed, change, staged, reserved, heard, restarting, changed }
     }
 }
 
@@ -109,6 +113,10 @@ impl Start {
         *self.committed = std::mem::take(&mut self.holders);
         let staged = std::mem::take(&mut self.staged);
         let ids: Vec<String> = staged.iter().map(|member| member.job.common.id.clone()).collect();
+        let group = (completion == Completion::Grouped && ids.len() > 1).then(|| ids.join(" "));
+        for kept in staged.iter().filter_map(|member| member.job.kept.get()) {
+            kept.began(group.as_deref());
+        }
         let groups = match completion {
             Completion::Grouped if !staged.is_empty() => vec![staged],
             _ => staged.into_iter().map(|member| vec![member]).collect(),
@@ -175,6 +183,9 @@ impl Start {
     /// Checks an id and reserves it, with the nodes that the job counts on. [`Start::stage`] must follow, or the job never was.
     pub(crate) fn reserve(&mut self, common: Common, claims: &[Arc<str>]) -> Result<Arc<Job>> {
         if let Some(job) = self.reserved.take() {
+            if let Some(kept) = job.kept.get().filter(|kept| !kept.is_restart) {
+                kept.remove();
+            }
             self.jobs.unreserve(&job);
         }
         let job = self.jobs.reserve(common, claims, &self.changed)?;
@@ -202,6 +213,10 @@ impl Drop for Start {
     fn drop(&mut self) {
         let staged = self.staged.drain(..).map(|member| member.job);
         for job in staged.chain(self.reserved.take()) {
+            // What was found stays for the next attempt.
+            if let Some(kept) = job.kept.get().filter(|kept| !kept.is_restart) {
+                kept.remove();
+            }
             self.jobs.unreserve(&job);
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! Source: QEMU's `job.c`, the tables of transitions and verbs.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// Where a job is in its life.
@@ -129,7 +129,8 @@ impl Verb {
 }
 
 /// What becomes of a job when a read or write of its fails. QEMU's `BlockdevOnError`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum OnError {
     /// It fails.
     #[default]

@@ -16,19 +16,22 @@ use crate::{
     holder::UsedHolder,
     job::{Common, Job, JobKind, Stopped},
     manager::Jobs,
+    record::{JobArgs, OnRestart, Phase},
     start::Start,
     state::OnError,
 };
 use driveline_graph::{BoxFuture, Error, Kind, Permissions, Result, Root, RootOptions};
 use driveline_op::{Ask, Buffer, flag, op, status};
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use std::{ops::Range, sync::Arc};
 
 /// How far a question about extents looks ahead.
 const LOOK_AHEAD: u64 = 1 << 30;
 
 /// Where a stream ends: what stays below.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Base {
     /// A node by name.
     Node(String),
@@ -39,7 +42,8 @@ pub enum Base {
 }
 
 /// What a stream is started with. The fields are QEMU's `block-stream`.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct StreamArgs {
     /// Its id; without one, the device's name.
     pub job_id: Option<String>,
@@ -59,6 +63,8 @@ pub struct StreamArgs {
     pub manual_finalize: bool,
     /// Its user dismisses it.
     pub manual_dismiss: bool,
+    /// What becomes of it if the program is killed and started again; without it, what the drive says.
+    pub on_restart: Option<OnRestart>,
 }
 
 struct Stream {
@@ -120,6 +126,12 @@ impl Start {
         let mut claims = chain.layers.clone();
         claims.extend(chain.base.clone());
         let job = self.reserve(common, &claims)?;
+        self.write_down(
+            &job,
+            args.on_restart,
+            JobArgs::Stream(args.clone()),
+            (chain.top(), chain.base.as_deref()),
+        )?;
         let was_read_only = layout.view_node(chain.top())?.read_only;
         let holder = self.park(chain.top(), args.filter_node_name.as_deref()).await?;
         let change = self.change();
@@ -145,6 +157,10 @@ impl Work for Stream {
             let root = self.root.lock().clone().expect("it has its root until it is over");
             let size = root.info().size_bytes;
             job.set_total(size);
+            if let Some(kept) = job.kept.get() {
+                // The images say how far it has come.
+                kept.warn(kept.set_phase(Phase::Working));
+            }
             let (cursor, buffers) = Default::default();
             let pull = Pull { chain: self.chain.clone(), root, buffers, cursor, end: size };
             let ignored = copy::run(job, &self.jobs.0.runtime, Arc::new(pull)).await?;

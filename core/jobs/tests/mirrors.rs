@@ -410,7 +410,7 @@ fn nothing_comes_between_a_mirror_and_the_image_that_it_is_of() {
         bench.sim.run(async move {
             let mut change = graph.change().await;
             change.add_node(graph.parse(overlay, &[]).unwrap()).await.unwrap();
-            let refused = change.snapshot(&node, "a3").await.unwrap_err();
+            let refused = change.snapshot(&node, "a3").unwrap_err();
             assert_eq!(refused.kind(), Kind::Busy, "{refused}");
         });
     }

@@ -4,6 +4,7 @@ use crate::{
     checkpoints::refuse_epoch,
     command::Done,
     error::{Error, Result},
+    interrupted::OnRestartName,
     jobs::{OnErrorName, speed},
     monitor::Monitor,
     transaction::{Action, alone},
@@ -65,6 +66,8 @@ macro_rules! backup {
             discard_source: Option<bool>,
             x_perf: Option<BackupPerf>,
             target: String,
+            #[serde(rename = "x-driveline-on-restart")]
+            on_restart: Option<OnRestartName>,
             $($(#[$meta])* $own: $type,)*
         }
 
@@ -102,6 +105,7 @@ macro_rules! backup {
                     filter_node_name: self.filter_node_name.clone(),
                     manual_finalize: self.auto_finalize == Some(false),
                     manual_dismiss: self.auto_dismiss == Some(false),
+                    on_restart: self.on_restart.map(Into::into),
                 })
             }
         }

@@ -6,7 +6,7 @@ use crate::schema::Opaque as _;
 use crate::{
     amend, apply, arguments, backup, bitmaps, changes, checkpoints, create, debug,
     error::{Class, Error, Result},
-    exports,
+    exports, interrupted,
     jobs::{self, BlockJobById, ByDevice, ById},
     mirror,
     monitor::{self, Monitor},
@@ -125,6 +125,10 @@ commands! {
     "block-job-finalize" => jobs::finalize::<BlockJobById>,
     "block-job-dismiss" => jobs::dismiss::<BlockJobById>,
     "block-job-set-speed" => jobs::set_speed,
+
+    "x-driveline-query-interrupted-jobs" => interrupted::query,
+    "x-driveline-interrupted-job-resume" => interrupted::resume,
+    "x-driveline-interrupted-job-drop" => interrupted::drop_it,
 
     "x-driveline-checkpoint-create" => checkpoints::create,
     "x-driveline-checkpoint-release" => checkpoints::release,

@@ -69,6 +69,23 @@ pub trait Control: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// The jobs that were interrupted when the program ended the last time, and what became of them.
+    fn interrupted_jobs(&self) -> Vec<InterruptedJob> {
+        Vec::new()
+    }
+
+    /// Tries once more with one that could not go on.
+    fn resume_interrupted<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<()>> {
+        let _ = id;
+        Box::pin(async { Err(Error::generic("This program writes no jobs down")) })
+    }
+
+    /// Gives up one that could not go on.
+    fn drop_interrupted<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<()>> {
+        let _ = id;
+        Box::pin(async { Err(Error::generic("This program writes no jobs down")) })
+    }
+
     /// Nodes were added: bitmaps that their images hold are attached before this is ready.
     fn nodes_added(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {})
@@ -149,6 +166,23 @@ pub struct RecoveredBitmap {
     pub bytes: Option<u64>,
     /// Why, if it is all dirty or lost.
     pub reason: Option<String>,
+}
+
+/// A job that was interrupted when the program ended the last time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InterruptedJob {
+    /// Its id.
+    pub id: String,
+    /// What it does, if that can be told.
+    pub kind: Option<String>,
+    /// The drive or node that it was started on.
+    pub device: Option<String>,
+    /// `resumed`, `finished`, `dropped` or `failed`: then it waits for its user's decision.
+    pub outcome: String,
+    /// Why.
+    pub reason: Option<String>,
+    /// How many bytes were left to copy when it went on.
+    pub left: Option<u64>,
 }
 
 /// An export, for `query-block-exports`. All are NBD's.

@@ -1,6 +1,9 @@
 //! Events: what happened, as QMP tells it to every monitor that has finished its negotiation.
 
-use crate::{control::RecoveredBitmap, stores};
+use crate::{
+    control::{InterruptedJob, RecoveredBitmap},
+    interrupted, stores,
+};
 use serde_json::{Value, json};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -33,6 +36,8 @@ pub enum Event {
     },
     /// A bitmap was found in an image, and can be used as far as this says.
     BitmapRecovered(RecoveredBitmap),
+    /// A job was interrupted when the program ended the last time.
+    JobInterrupted(InterruptedJob),
 }
 
 /// Why the program ends.
@@ -65,6 +70,7 @@ impl Event {
             Event::WriteThreshold { .. } => "BLOCK_WRITE_THRESHOLD",
             Event::NodeFailed { .. } => "X_DRIVELINE_NODE_FAILED",
             Event::BitmapRecovered(_) => "X_DRIVELINE_BITMAP_RECOVERED",
+            Event::JobInterrupted(_) => "X_DRIVELINE_JOB_INTERRUPTED",
         }
     }
 
@@ -79,6 +85,7 @@ impl Event {
             }),
             Event::NodeFailed { node, message } => json!({ "node-name": node, "message": message }),
             Event::BitmapRecovered(bitmap) => stores::recovered(bitmap),
+            Event::JobInterrupted(job) => interrupted::shown(job),
         }
     }
 

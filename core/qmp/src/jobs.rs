@@ -5,6 +5,7 @@ use crate::{
     command::{Done, Nothing},
     error::{Class, Error, Result},
     events,
+    interrupted::OnRestartName,
     monitor::Monitor,
     transaction::{Action, alone},
 };
@@ -53,6 +54,8 @@ pub(crate) struct BlockStream {
     filter_node_name: Option<String>,
     auto_finalize: Option<bool>,
     auto_dismiss: Option<bool>,
+    #[serde(rename = "x-driveline-on-restart")]
+    on_restart: Option<OnRestartName>,
 }
 
 impl Action for BlockStream {
@@ -82,6 +85,7 @@ impl Action for BlockStream {
                 filter_node_name: self.filter_node_name.clone(),
                 manual_finalize: self.auto_finalize == Some(false),
                 manual_dismiss: self.auto_dismiss == Some(false),
+                on_restart: self.on_restart.map(Into::into),
             };
             start.stream(arguments).await?;
             Ok(())
@@ -111,6 +115,8 @@ pub(crate) struct BlockCommit {
     filter_node_name: Option<String>,
     auto_finalize: Option<bool>,
     auto_dismiss: Option<bool>,
+    #[serde(rename = "x-driveline-on-restart")]
+    on_restart: Option<OnRestartName>,
 }
 
 impl Action for BlockCommit {
@@ -142,6 +148,7 @@ impl Action for BlockCommit {
                 filter_node_name: self.filter_node_name.clone(),
                 manual_finalize: self.auto_finalize == Some(false),
                 manual_dismiss: self.auto_dismiss == Some(false),
+                on_restart: self.on_restart.map(Into::into),
             };
             start.commit(arguments).await?;
             Ok(())

@@ -28,6 +28,11 @@
 //! | `transaction` with `block-export-add` and `block-export-del` | exports come and go with the rest, or not at all; what it shows may come in the same transaction but for bitmaps, and cannot go in it |
 //! | `x-driveline-query-recovered-bitmaps` | what became of bitmaps that were found at the start: `exact`, `superset`, `all-dirty` or `lost` |
 //! | event `X_DRIVELINE_BITMAP_RECOVERED` | the same: of what a crash left, for the first client that connects, and of images that are opened meanwhile |
+//! | `block-stream`, `block-commit`, `blockdev-` and `drive-mirror`, `-backup` with `x-driveline-on-restart` | `resume` or `drop`: what becomes of the job when the program is killed and started again; without it, what the drive's `on-restart` says |
+//! | `x-driveline-query-interrupted-jobs` | jobs that were interrupted when the program ended the last time: `resumed` (with the bytes that were `left`), `finished`, `dropped`, or `failed`, with the `reason` |
+//! | `x-driveline-interrupted-job-resume` `id` | tries once more with one that has `failed` |
+//! | `x-driveline-interrupted-job-drop` `id` | gives it up; its target stays as it is |
+//! | event `X_DRIVELINE_JOB_INTERRUPTED` | the same as the query, for each of them, for the first client that connects |
 //! | event `X_DRIVELINE_NODE_FAILED` `node-name` `message` | an operation of a filter panicked |
 //!
 //! What can be an action of a `transaction` is the table in `transaction.rs`: those that change bitmaps, filters, snapshots, exports,
@@ -114,6 +119,7 @@ mod error;
 mod events;
 mod exports;
 mod image;
+mod interrupted;
 mod jobs;
 mod limiter;
 mod mirror;
@@ -131,8 +137,8 @@ mod translate;
 mod wire;
 
 pub use control::{
-    Address, Applied, ApplyWish, BitmapPlace, BitmapStore, Control, ExportInfo, ExportToCome, NbdExport,
-    NbdServer, RecoveredBitmap, RemoveMode,
+    Address, Applied, ApplyWish, BitmapPlace, BitmapStore, Control, ExportInfo, ExportToCome, InterruptedJob,
+    NbdExport, NbdServer, RecoveredBitmap, RemoveMode,
 };
 pub use error::{Class, Error, Result};
 pub use events::{Event, Reason};

@@ -12,6 +12,7 @@ use crate::{
     checkpoints::refuse_epoch,
     command::Done,
     error::{Error, Result},
+    interrupted::OnRestartName,
     jobs::{CopyModeName, OnErrorName, speed},
     monitor::Monitor,
     transaction::{Action, alone},
@@ -61,6 +62,8 @@ pub(crate) struct BlockdevMirror {
     copy_mode: Option<CopyModeName>,
     auto_finalize: Option<bool>,
     auto_dismiss: Option<bool>,
+    #[serde(rename = "x-driveline-on-restart")]
+    on_restart: Option<OnRestartName>,
 }
 
 impl BlockdevMirror {
@@ -89,6 +92,7 @@ impl BlockdevMirror {
             copy_mode: self.copy_mode.map_or(CopyMode::Background, Into::into),
             manual_finalize: self.auto_finalize == Some(false),
             manual_dismiss: self.auto_dismiss == Some(false),
+            on_restart: self.on_restart.map(Into::into),
             ..MirrorArgs::default()
         })
     }
@@ -187,6 +191,8 @@ pub(crate) struct DriveMirror {
     copy_mode: Option<CopyModeName>,
     auto_finalize: Option<bool>,
     auto_dismiss: Option<bool>,
+    #[serde(rename = "x-driveline-on-restart")]
+    on_restart: Option<OnRestartName>,
     /// The file that was made for it.
     #[serde(skip)]
     made: Option<CreatedImage>,
@@ -298,6 +304,7 @@ impl DriveMirror {
             copy_mode: self.copy_mode,
             auto_finalize: self.auto_finalize,
             auto_dismiss: self.auto_dismiss,
+            on_restart: self.on_restart,
         }
     }
 }

@@ -39,6 +39,7 @@ impl Inner {
         let restart = self.takes_restart(&config);
         if !wish.dry_run {
             self.make(&plan, &config, &before).await?;
+            self.journals.configure(&config);
         }
         Ok(Applied { steps, restart })
     }

@@ -43,6 +43,7 @@ pub fn run(file: &Path) -> ExitCode {
     for report in daemon.recovered().iter().filter(|report| report.crashed) {
         say(report);
     }
+    daemon.interrupted().iter().for_each(say);
     let lines: String =
         daemon.exports().iter().map(|export| format!("{}: {}\n", export.id, export.uri)).collect();
     print(&lines);

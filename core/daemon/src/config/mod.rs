@@ -13,6 +13,7 @@
 //! | | `bitmaps` | none | tables with `name`, `granularity`, `view` (`"drive"` or `"node"`), `recording`, `persistent`, `durability` (`"volatile"`, `"process"` or `"power"`: what a persistent one survives) |
 //! | | `bitmap-store` | see below | where persistent bitmaps are kept: `"qcow2:NODE"` or `"file:PATH"` |
 //! | | `holder` | `"when-needed"` | `"permanent"`: its bitmaps stay on a holder of its own |
+//! | | `on-restart` | `"resume"` | what becomes of its jobs when the program is killed and started again: `"drop"` gives them up |
 //! | `[export.NAME]` | `type` | required | `"nbd"` |
 //! | | `drive` or `node` | required | what is served |
 //! | | `socket` or `listen` | required | a unix socket, or `"host:port"`; several exports may share one |

@@ -9,6 +9,7 @@ use super::{
 use driveline_bitmap::{BitmapName, Durability, Granularity, View};
 use driveline_engine::Backend;
 use driveline_graph::check_name;
+use driveline_jobs::OnRestart;
 use driveline_transport::{Endpoint, TlsCreds};
 use std::{
     fmt,
@@ -71,6 +72,8 @@ pub struct DriveSection {
     pub permanent_holder: bool,
     /// Where its persistent bitmaps are kept; without it, the program chooses.
     pub store: Option<Spanned<StorePlace>>,
+    /// What becomes of its jobs when the program is killed and started again.
+    pub on_restart: Option<OnRestart>,
 }
 
 /// Where the persistent bitmaps of a drive are kept.
@@ -235,9 +238,11 @@ fn read_drive(
     }
     let holder = section.choice("holder", &[("permanent", true), ("when-needed", false)]);
     let store = section.string("bitmap-store").and_then(|text| read_store(directory, text, &mut section));
+    let on_restart =
+        section.choice("on-restart", &[("resume", OnRestart::Resume), ("drop", OnRestart::Drop)]);
     section.finish();
     let permanent_holder = holder.unwrap_or(false);
-    Some(DriveSection { name: name.clone(), root: root?, bitmaps, permanent_holder, store })
+    Some(DriveSection { name: name.clone(), root: root?, bitmaps, permanent_holder, store, on_restart })
 }
 
 fn read_tls(directory: &Path, name: &Spanned<String>, mut section: Section<'_, '_>) -> Option<TlsSection> {

@@ -143,6 +143,8 @@ fn start_and_serve(program: &str, arguments: Vec<OsString>) -> Result<ExitCode, 
         for report in daemon.recovered().iter().filter(|report| report.crashed) {
             say(report);
         }
+        daemon.engine().block_on_local(|| daemon.inner().restart_jobs());
+        daemon.interrupted().iter().for_each(say);
         let served = daemon.inner().exports.let_in().map_err(|error| error.to_string());
         let stdio = chardevs.serve(&daemon);
         match served.and_then(|()| background.ready()) {

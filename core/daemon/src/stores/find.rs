@@ -177,6 +177,9 @@ impl Stores {
                 continue;
             }
             let durability = found.durability;
+            if let Some(since) = found.since.as_ref().filter(|_| outside.is_none()) {
+                self.since.lock().push((kept.owner.name().to_owned(), name.clone(), since.clone()));
+            }
             let (bitmap, trust) = take_found(found, kept, outside.as_deref());
             self.report(kept, &name, trust, !clean);
             let namesake = bitmaps.iter().find(|bitmap| bitmap.name().as_str() == name);

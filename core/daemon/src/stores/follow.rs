@@ -314,6 +314,9 @@ pub(super) fn beat(stores: Weak<Stores>) {
                     store.heartbeat(SystemTime::now());
                 }
             }
+            if let Some(journals) = stores.journals.get().and_then(Weak::upgrade) {
+                journals.beat(SystemTime::now());
+            }
             drop(stores);
             std::thread::sleep(HEARTBEAT);
         }

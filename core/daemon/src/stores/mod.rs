@@ -27,11 +27,13 @@ pub use self::report::{Recovered, Trust};
 
 pub(crate) use self::{
     offline::{Look, Seen, inspect, put},
+    open::changes_outside,
     owner::Owned,
-    place::Place,
+    place::{Place, all_files, file_of, files_at_open},
 };
 
-use driveline_bitmap::{Bitmap, Durability, Ledger, StoreBinding, View};
+use crate::journal::Journals;
+use driveline_bitmap::{Bitmap, Bits, Durability, Ledger, StoreBinding, View};
 use driveline_graph::{Error, Graph, Keeper, Kind, NodeId, Result, Root};
 use driveline_store::{BootId, LogOptions, Options, Spec, Store};
 use parking_lot::Mutex;
@@ -39,7 +41,7 @@ use std::{
     collections::BTreeSet,
     fmt,
     path::{Path, PathBuf},
-    sync::{Arc, Weak},
+    sync::{Arc, OnceLock, Weak},
 };
 
 /// All stores of the program.
@@ -51,6 +53,10 @@ pub(crate) struct Stores {
     /// Rings when there may be something to follow.
     changed: event_listener::Event,
     reports: Mutex<Vec<Recovered>>,
+    /// What was written since a bitmap was frozen that was found frozen, by whose it is and its name.
+    since: Mutex<Vec<(String, String, Bits)>>,
+    /// Other files that say whether the program lives.
+    journals: OnceLock<Weak<Journals>>,
     /// Held by whoever moves bitmaps or tells images of them.
     turn: async_lock::Mutex<()>,
 }
@@ -133,6 +139,8 @@ impl Stores {
             state: Mutex::default(),
             changed: event_listener::Event::new(),
             reports: Mutex::default(),
+            since: Mutex::default(),
+            journals: OnceLock::new(),
             turn: async_lock::Mutex::default(),
         });
         graph.set_keeper(Arc::new(Clerk(Arc::downgrade(&stores))));
@@ -148,6 +156,30 @@ impl Stores {
     /// What became of the bitmaps that were found.
     pub(crate) fn reports(&self) -> Vec<Recovered> {
         self.reports.lock().clone()
+    }
+
+    /// Which boot this is.
+    pub(crate) fn boot_id(&self) -> BootId {
+        self.boot_id
+    }
+
+    /// These say that the program lives, too.
+    pub(crate) fn set_journals(&self, journals: &Arc<Journals>) {
+        let _ = self.journals.set(Arc::downgrade(journals));
+    }
+
+    /// What was written since a bitmap of a drive or image was frozen, if it was found frozen.
+    pub(crate) fn since(&self, owner: &str, name: &str) -> Option<Bits> {
+        let since = self.since.lock();
+        let found = since.iter().find(|(whose, called, _)| whose == owner && called == name);
+        found.map(|(_, _, bits)| bits.clone())
+    }
+
+    /// The file that the bitmaps of a drive are in, or would be.
+    pub(crate) fn path_of(&self, drive: &str) -> Option<PathBuf> {
+        let kept = self.all().into_iter().find(|kept| kept.owner == Owner::Drive(drive.to_owned()))?;
+        let path = kept.inner.lock().place.store_path();
+        Some(path)
     }
 
     fn clerk(self: &Arc<Self>) -> Arc<dyn Keeper> {

@@ -158,14 +158,26 @@ impl Stores {
             (true, _) if witnessed.is_some() => Vec::new(),
             (true, known) => known.map(|known| known.differences(&now)).unwrap_or_default(),
             (false, known) => {
-                let slack = if same_boot { HEARTBEAT_SLACK } else { HEARTBEAT_SLACK_POWER };
-                let mut differences = known.map(|known| strangers(known, &now)).unwrap_or_default();
-                differences.extend(heartbeat.iter().flat_map(|last| now.changed_after(*last + slack)));
-                differences
+                let none = Fingerprint { files: now.files.clone() };
+                changes_outside(known.unwrap_or(&none), &now, same_boot, heartbeat)
             }
         };
         (!differences.is_empty()).then(|| differences.join("; "))
     }
+}
+
+/// What shows that files were changed by somebody else than the process that `known` them and was last known to live at
+/// `heartbeat`, each in words.
+pub(crate) fn changes_outside(
+    known: &Fingerprint,
+    now: &Fingerprint,
+    same_boot: bool,
+    heartbeat: Option<SystemTime>,
+) -> Vec<String> {
+    let slack = if same_boot { HEARTBEAT_SLACK } else { HEARTBEAT_SLACK_POWER };
+    let mut differences = strangers(known, now);
+    differences.extend(heartbeat.iter().flat_map(|last| now.changed_after(*last + slack)));
+    differences
 }
 
 /// Files that are not those that the bitmaps knew when they were last in use, each in words. Such a file may have grown and

@@ -156,6 +156,16 @@ pub(crate) fn file_of(graph: &Graph, node: &str) -> Option<PathBuf> {
     }
 }
 
+/// All files of a graph.
+pub(crate) fn all_files(graph: &Graph) -> Vec<PathBuf> {
+    let file = |view: &NodeView| view.node.open_node().filename();
+    let mut files: Vec<PathBuf> = graph.nodes().iter().filter_map(file).collect();
+    files.iter_mut().for_each(|path| *path = std::path::absolute(&*path).unwrap_or(std::mem::take(path)));
+    files.sort();
+    files.dedup();
+    files
+}
+
 /// All files below a drive or node: those of its images and of their backing files.
 pub(crate) fn files_below(graph: &Graph, target: &str) -> Vec<PathBuf> {
     let mut files: Vec<PathBuf> = leaves_below(graph, target).into_iter().map(|(path, _)| path).collect();

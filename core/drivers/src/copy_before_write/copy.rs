@@ -19,7 +19,7 @@ impl CopyBeforeWrite {
     /// Errors: what it overwrites cannot be copied, and that is to break the write.
     #[inline]
     pub(super) async fn before_write(&self, next: &mut Next<'_>, range: Range<u64>) -> Result<()> {
-        if self.is_broken() || self.is_finished(&range) {
+        if self.is_broken() || self.may_overwrite(&range) {
             return Ok(());
         }
         // On the heap: only the first write of a cluster comes here, and the others need no room for it.
@@ -29,7 +29,11 @@ impl CopyBeforeWrite {
     #[cold]
     async fn copy_for_write(&self, next: &mut Next<'_>, range: Range<u64>) -> Result<()> {
         let range = self.whole(&range);
-        let copying = self.copy(next, range);
+        let copying = async {
+            let copied = self.copy(next, range.clone()).await?;
+            self.make_safe(next, range).await?;
+            Ok(copied)
+        };
         let copied = if self.settings.timeout.is_zero() {
             copying.await
         } else {
@@ -112,6 +116,9 @@ impl CopyBeforeWrite {
             at = end;
         }
         self.finished.mark(range.clone());
+        if let Some(safe) = &self.safe {
+            safe.note();
+        }
         if self.settings.discard_source {
             // It is a hint, and the copy is made.
             let _ = next.discard(&DiscardRequest::new(range, 0)).await;

@@ -24,10 +24,12 @@
 
 mod copy;
 mod past;
+mod safe;
 mod state;
 #[cfg(test)]
 mod tests;
 
+pub use safe::{MakeSafe, Safe};
 pub use state::{Compress, Copied, CopyBeforeWrite, OnCopyError, Settings, Side};
 
 use crate::Bytes;
@@ -254,7 +256,14 @@ fn open(args: &OpenArgs<'_>, settings: Settings) -> Result<Arc<CopyBeforeWrite>>
     let cluster =
         settings.cluster_bytes_min.max(state::CLUSTER_BYTES).max(target_cluster.next_power_of_two());
     let granularity = Granularity::new(cluster)?;
-    Ok(Arc::new(CopyBeforeWrite::new(settings, granularity, size, target_cluster)))
+    let safe = settings.safe.as_ref().map(|make| make(cluster, size)).transpose()?;
+    if let Some(found) = safe.as_ref().map(|safe| safe.copied().granularity().bytes())
+        && found != cluster
+    {
+        let text = format_args!("what was copied is known in clusters of {found} bytes; expected {cluster}");
+        return Err(Error::new(Kind::Invalid, text).key("target"));
+    }
+    Ok(Arc::new(CopyBeforeWrite::new(settings, granularity, size, target_cluster, safe)))
 }
 
 /// An open node.

@@ -1,5 +1,6 @@
 //! What has been copied, what belongs to the point in time, and who copies what just now.
 
+use super::safe::{MakeSafe, Safe};
 use driveline_bitmap::{Bits, Granularity};
 use driveline_graph::{BoxFuture, Ranges};
 use driveline_op::{Buffer, Error};
@@ -61,6 +62,8 @@ pub struct Settings {
     pub discard_source: bool,
     /// Somebody asks which end of an ordered copy failed: see [`CopyBeforeWrite::take_failure`].
     pub tells_failures: bool,
+    /// The state outlives the process.
+    pub safe: Option<MakeSafe>,
 }
 
 impl fmt::Debug for Settings {
@@ -94,6 +97,7 @@ pub struct CopyBeforeWrite {
     pub(super) finished: Bits,
     pub(super) denied: Bits,
     /// Copies hold their clusters alone; who reads the past from the source shares them.
+    pub(super) safe: Option<Safe>,
     pub(super) claims: Arc<Ranges>,
     pub(super) broken: AtomicBool,
     pub(super) buffers: Mutex<Vec<Buffer>>,
@@ -115,12 +119,20 @@ impl CopyBeforeWrite {
         cluster: Granularity,
         size_bytes: u64,
         target_cluster: u64,
+        safe: Option<Safe>,
     ) -> Self {
+        let (finished, denied) = (Bits::new(cluster, size_bytes), Bits::new(cluster, size_bytes));
+        if let Some(safe) = &safe {
+            safe.left_out().iter_dirty().for_each(|range| denied.mark(range));
+            let copied = safe.copied().iter_dirty().chain(safe.left_out().iter_dirty());
+            copied.for_each(|range| finished.mark(range));
+        }
         Self {
             settings,
             target_cluster,
-            finished: Bits::new(cluster, size_bytes),
-            denied: Bits::new(cluster, size_bytes),
+            finished,
+            denied,
+            safe,
             claims: Arc::default(),
             broken: AtomicBool::new(false),
             buffers: Mutex::default(),
@@ -156,7 +168,15 @@ impl CopyBeforeWrite {
     /// Clusters of `range` do not belong to the point in time: nothing is copied there. The range is of whole clusters.
     pub fn leave_out(&self, range: Range<u64>) {
         self.denied.mark(range.clone());
-        self.finished.mark(range);
+        self.finished.mark(range.clone());
+        if let Some(safe) = &self.safe {
+            safe.leave_out(range);
+        }
+    }
+
+    /// The first run in `range` that belongs to the point in time, copied or not.
+    pub fn next_wanted(&self, range: Range<u64>) -> Option<Range<u64>> {
+        self.denied.extents(range).find(|extent| !extent.dirty).map(|extent| extent.range)
     }
 
     /// What is still to be copied, as far as it lies in `range`: the first run of it.
@@ -186,14 +206,28 @@ impl CopyBeforeWrite {
 
     /// Has a write of `range` nothing to wait for?
     #[inline]
+    pub(super) fn may_overwrite(&self, range: &Range<u64>) -> bool {
+        match &self.safe {
+            None => self.is_finished(range),
+            Some(safe) => self.covers(safe.copied(), range),
+        }
+    }
+
+    /// Is all of `range` copied or left out?
+    #[inline]
     pub(super) fn is_finished(&self, range: &Range<u64>) -> bool {
+        self.covers(&self.finished, range)
+    }
+
+    #[inline]
+    fn covers(&self, bits: &Bits, range: &Range<u64>) -> bool {
         let cluster = self.cluster_bytes();
         if range.end - range.start > 32 * cluster {
-            return self.next_left(range.clone()).is_none();
+            return bits.extents(range.clone()).all(|extent| extent.dirty);
         }
         let mut at = range.start & !(cluster - 1);
         while at < range.end {
-            if !self.finished.is_dirty(at) && at < self.size_bytes() {
+            if !bits.is_dirty(at) && at < self.size_bytes() {
                 return false;
             }
             at += cluster;

@@ -1,10 +1,12 @@
 //! What a backup is started with.
 
-use crate::{bitmap_mode::BitmapMode, state::OnError};
+use crate::{bitmap_mode::BitmapMode, record::OnRestart, state::OnError};
 use driveline_graph::{Error, Kind, Result};
+use serde::{Deserialize, Serialize};
 
 /// What is copied.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum BackupSync {
     /// Everything.
     #[default]
@@ -26,7 +28,8 @@ impl BackupSync {
 }
 
 /// How hard the job works.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Perf {
     /// Copies in flight.
     pub workers_max: i64,
@@ -50,7 +53,8 @@ impl Perf {
 }
 
 /// What a backup is started with. The fields are QEMU's `blockdev-backup`.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct BackupArgs {
     /// Its id; without one, the device's name.
     pub job_id: Option<String>,
@@ -82,6 +86,8 @@ pub struct BackupArgs {
     pub manual_finalize: bool,
     /// Its user dismisses it.
     pub manual_dismiss: bool,
+    /// What becomes of it if the program is killed and started again; without it, what the drive says.
+    pub on_restart: Option<OnRestart>,
 }
 
 impl BackupArgs {

@@ -17,13 +17,15 @@ mod top;
 
 use crate::{
     bitmap_mode::BitmapMode,
-    commit::own_bitmap,
+    commit::{has_found, own_bitmap},
     copy::PIECE_BYTES_MAX,
     group::{End, Ending, Work},
     holder::{HOLDER_DRIVER, UsedHolder},
     job::{Common, Job, JobKind, Stopped},
     manager::Jobs,
     push::{How, Push, copy_rest},
+    record::{JobArgs, OnRestart, Phase},
+    safe::Copied,
     start::Start,
     state::{ErrorAction, OnError, Verb},
 };
@@ -33,6 +35,7 @@ use driveline_graph::{
 };
 use driveline_op::{Ask, Buffer, flag, op, status};
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
@@ -47,7 +50,8 @@ const ASK_AGAIN: Duration = Duration::from_millis(50);
 const GRANULARITY_RANGE: std::ops::RangeInclusive<u64> = 512..=64 << 20;
 
 /// What is copied at first.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum MirrorSync {
     /// All of it.
     #[default]
@@ -61,7 +65,8 @@ pub enum MirrorSync {
 }
 
 /// When a guest's write is answered.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum CopyMode {
     /// When the source has it; the target gets it later.
     #[default]
@@ -71,7 +76,8 @@ pub enum CopyMode {
 }
 
 /// What a mirror is started with. The fields are QEMU's `blockdev-mirror`, and `bitmap` as in `blockdev-backup`.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct MirrorArgs {
     /// Its id; without one, the device's name.
     pub job_id: Option<String>,
@@ -111,6 +117,8 @@ pub struct MirrorArgs {
     pub manual_finalize: bool,
     /// Its user dismisses it.
     pub manual_dismiss: bool,
+    /// What becomes of it if the program is killed and started again; without it, what the drive says.
+    pub on_restart: Option<OnRestart>,
 }
 
 /// The filter of a running mirror.
@@ -132,6 +140,8 @@ struct Mirror {
     target_backing: Option<String>,
     how: How,
     shared: Arc<Shared>,
+    /// It is known what is left to copy.
+    has_found: bool,
     roots: Mutex<Option<Roots>>,
     holder: Option<UsedHolder>,
 }
@@ -222,9 +232,15 @@ impl Start {
         claims.dedup();
         let job = self.reserve(common, &claims)?;
         let bitmap = find_bitmap(&layout, &args, &job)?;
-        let dirty = own_bitmap(&job, granularity(&layout, &args, &target)?, size)?;
+        let granularity = granularity(&layout, &args, &target)?;
+        let written = JobArgs::Mirror(MirrorArgs { granularity: Some(granularity), ..args.clone() });
+        let kept =
+            self.write_down(&job, args.on_restart, written, (source_chain[0].name(), Some(&target)))?;
+        let has_found = has_found(&job);
+        let dirty = own_bitmap(&job, granularity, size)?;
         self.change().attach_bitmap(&source, dirty.clone())?;
-        let shared = Shared::new(dirty, args.copy_mode == CopyMode::WriteBlocking, &job);
+        let copied = kept.as_ref().and_then(|_| Copied::new(&dirty, &layout, &source, &target));
+        let shared = Shared::new(dirty, copied, args.copy_mode == CopyMode::WriteBlocking, &job);
         let top = Internal {
             driver: Arc::new(TopDriver::new(shared.clone())),
             name: args.filter_node_name.clone(),
@@ -252,10 +268,12 @@ impl Start {
             sync,
             bitmap: Mutex::new(bitmap),
             bitmap_mode: args.bitmap_mode,
-            target_is_zero: args.target_is_zero,
+            // It was, before the job wrote to it.
+            target_is_zero: args.target_is_zero && kept.is_none_or(|kept| !kept.is_restart),
             target_backing: args.target_backing,
             how,
             shared,
+            has_found,
             roots: Mutex::new(Some(roots)),
             holder,
         };
@@ -368,8 +386,13 @@ impl Work for Mirror {
     fn run<'a>(&'a self, job: &'a Arc<Job>) -> BoxFuture<'a, Result<(), Stopped>> {
         Box::pin(async move {
             let Some(roots) = self.roots.lock().clone() else { return Ok(()) };
-            self.find_work(job, &roots).await?;
+            if !self.has_found {
+                self.find_work(job, &roots).await?;
+            }
             job.set_total(self.shared.dirty.bits().dirty_bytes());
+            if let Some(kept) = job.kept.get() {
+                kept.warn(kept.set_phase(Phase::Working));
+            }
             let push = self.push(&roots);
             let caught_up = || job.set_synced(self.shared.is_blocking());
             push.follow(job, &self.jobs.0.runtime, caught_up).await
@@ -396,15 +419,15 @@ impl Work for Mirror {
 impl Mirror {
     fn push(&self, roots: &Roots) -> Arc<Push> {
         let blocking = self.shared.blocking.clone();
-        Push::new(&self.shared.dirty, &roots.source, &roots.target, self.how, blocking)
+        let Shared { dirty, copied, .. } = &*self.shared;
+        Push::new(dirty, (&roots.source, &roots.target), self.how, blocking, copied.clone())
     }
 
     /// Marks what is to be copied. What guests write is marked by its way through the source.
     async fn find_work(&self, job: &Arc<Job>, roots: &Roots) -> Result<(), Stopped> {
         let bitmap = self.bitmap.lock().as_ref().map(|used| used.bitmap().clone());
         if let Some(bitmap) = bitmap {
-            let merged = self.shared.dirty.bits().merge_from(bitmap.bits());
-            merged.map_err(|error| Stopped::Failed(driveline_graph::Error::from(error)))?;
+            bitmap.bits().iter_dirty().for_each(|range| self.shared.dirty.mark_unconditionally(range));
         }
         match self.sync {
             MirrorSync::None | MirrorSync::Bitmap => Ok(()),
@@ -472,12 +495,16 @@ impl Mirror {
                 change.detach_root(root);
             }
         }
-        if end.is_success() {
-            let (dirty, how) = (self.shared.dirty.clone(), self.how);
-            change.while_drained_first(&[source, target], move |edges| {
-                Box::pin(async move { copy_rest(&dirty, &edges[0], &edges[1], how).await })
-            })?;
-        }
+        let (dirty, how, success) = (self.shared.dirty.clone(), self.how, end.is_success());
+        let (kept, phase) = (job.kept.get().cloned(), Phase::at_end(success, pivots));
+        change.while_drained_first(&[source, target], move |edges| {
+            Box::pin(async move {
+                if success {
+                    copy_rest(&dirty, &edges[0], &edges[1], how).await?;
+                }
+                kept.map_or(Ok(()), |kept| kept.end(phase))
+            })
+        })?;
         let says = match self.bitmap_mode {
             BitmapMode::Never => false,
             BitmapMode::OnSuccess => end.is_success(),

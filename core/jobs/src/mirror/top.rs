@@ -7,7 +7,7 @@
 //! source alone, and what it leaves there is copied by the job; it waits for writes under way like one of them, or such a
 //! write would take its mark away.
 
-use crate::job::Job;
+use crate::{job::Job, safe::Copied};
 use driveline_bitmap::Bitmap;
 use driveline_graph::{
     BoxFuture, ChildSpec, Description, Driver, DriverKind, OpenArgs, OpenNode, Options, Ranges, Result, Role,
@@ -32,6 +32,8 @@ const TARGET: usize = 1;
 /// What the filter and its job share.
 pub(crate) struct Shared {
     pub(crate) dirty: Arc<Bitmap>,
+    /// If its progress is kept.
+    pub(crate) copied: Option<Arc<Copied>>,
     /// Changed only while the filter is drained: writes of both modes at once would not know of each other.
     pub(crate) blocking: Arc<AtomicBool>,
     job: Weak<Job>,
@@ -39,9 +41,14 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(dirty: Arc<Bitmap>, blocking: bool, job: &Arc<Job>) -> Arc<Self> {
+    pub(crate) fn new(
+        dirty: Arc<Bitmap>,
+        copied: Option<Arc<Copied>>,
+        blocking: bool,
+        job: &Arc<Job>,
+    ) -> Arc<Self> {
         let (blocking, job) = (Arc::new(AtomicBool::new(blocking)), Arc::downgrade(job));
-        Arc::new(Self { dirty, blocking, job, ranges: Arc::default() })
+        Arc::new(Self { dirty, copied, blocking, job, ranges: Arc::default() })
     }
 
     pub(crate) fn is_blocking(&self) -> bool {
@@ -56,7 +63,13 @@ impl Shared {
 
     fn written(&self, range: Range<u64>, result: driveline_op::Result<()>) {
         match result {
-            Ok(()) => self.dirty.bits().clear_range(range),
+            Ok(()) => {
+                // First: while it is clean, and not known to be fresh, it would count as saved.
+                if let Some(copied) = &self.copied {
+                    copied.add(range.clone());
+                }
+                self.dirty.bits().clear_range(range);
+            }
             Err(error) => {
                 tracing::debug!("a mirror's target is behind: {error}");
                 // The job may have copied it meanwhile, and nobody knows what the target has now.

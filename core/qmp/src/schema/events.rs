@@ -52,6 +52,7 @@ words! {
     enum ShutdownCause { HostError, HostQmpQuit, HostSignal, }
 
     enum Verdict { Exact, Superset, AllDirty, Lost, }
+    enum Outcome { Resumed, Finished, Dropped, Failed, }
 }
 
 shapes! {
@@ -80,6 +81,10 @@ shapes! {
     struct BitmapRecovered {
         node: String, name: String, verdict: Verdict, extents: Option<u64>, bytes: Option<u64>, reason: Option<String>,
     }
+    struct InterruptedJob {
+        id: String, r#type: Option<JobType>, device: Option<String>, outcome: Outcome, reason: Option<String>,
+        left: Option<u64>,
+    }
 
     struct JobInfo {
         id: String, r#type: JobType, status: JobStatus, current_progress: u64, total_progress: u64,
@@ -95,7 +100,7 @@ shapes! {
 }
 
 /// All events.
-pub(super) fn all() -> [(&'static str, Shape); 15] {
+pub(super) fn all() -> [(&'static str, Shape); 16] {
     [
         ("JOB_STATUS_CHANGE", trace::<JobStatusChange>()),
         ("BLOCK_JOB_COMPLETED", trace::<BlockJobCompleted>()),
@@ -111,6 +116,7 @@ pub(super) fn all() -> [(&'static str, Shape); 15] {
         ("QUORUM_REPORT_BAD", trace::<QuorumReportBad>()),
         ("SHUTDOWN", trace::<Shutdown>()),
         ("X_DRIVELINE_BITMAP_RECOVERED", trace::<BitmapRecovered>()),
+        ("X_DRIVELINE_JOB_INTERRUPTED", trace::<InterruptedJob>()),
         ("X_DRIVELINE_NODE_FAILED", trace::<NodeFailed>()),
     ]
 }
@@ -121,6 +127,7 @@ pub(super) fn reply(command: &str) -> Shape {
         "query-jobs" => trace::<Vec<JobInfo>>(),
         "query-block-jobs" => Shape::Array(Box::new(block_job())),
         "x-driveline-block-dirty-bitmap-store" => trace::<StoreInfo>(),
+        "x-driveline-query-interrupted-jobs" => trace::<Vec<InterruptedJob>>(),
         "x-driveline-query-recovered-bitmaps" => trace::<Vec<BitmapRecovered>>(),
         _ => Shape::Any,
     }

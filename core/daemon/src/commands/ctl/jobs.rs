@@ -25,7 +25,8 @@ pub(super) enum AtReady {
 impl Talk {
     pub(super) fn jobs(&mut self) -> Result<ExitCode> {
         let answer = self.client.run("query-jobs", json!({}))?;
-        self.answer(&answer, jobs)
+        let interrupted = self.client.run("x-driveline-query-interrupted-jobs", json!({}))?;
+        self.answer(&answer, |answer| jobs(answer) + &shown_interrupted(&interrupted))
     }
 
     pub(super) fn steer(&mut self, verb: Job) -> Result<ExitCode> {
@@ -210,6 +211,26 @@ fn jobs(answer: &Value) -> String {
     table.text("no jobs")
 }
 
+/// Those that were interrupted when the daemon ended the last time, if there are any.
+fn shown_interrupted(answer: &Value) -> String {
+    let interrupted = list(answer);
+    if interrupted.is_empty() {
+        return String::new();
+    }
+    let mut table = Table::new(&["interrupted", "type", "drive", "and then", "left", "why"], &[4]);
+    for job in interrupted {
+        table.row([
+            text(&job["id"]).escape_debug().to_string(),
+            text(&job["type"]).to_owned(),
+            text(&job["device"]).to_owned(),
+            text(&job["outcome"]).to_owned(),
+            job["left"].as_u64().map(amount).unwrap_or_default(),
+            text(&job["reason"]).to_owned(),
+        ]);
+    }
+    format!("\n{}", table.text(""))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -223,5 +244,20 @@ job  type    status      done     of  error
 vda  stream  running  512 KiB  1 MiB
 ";
         assert_eq!((jobs(&answer).as_str(), jobs(&json!([])).as_str()), (expected, "no jobs\n"));
+    }
+
+    #[test]
+    fn jobs_that_were_interrupted_are_shown_below() {
+        let answer = json!([
+            { "id": "m", "type": "mirror", "device": "vda", "outcome": "resumed", "left": 1048576 },
+            { "id": "top.qcow2.x", "outcome": "failed", "reason": "it is cut off" },
+        ]);
+        let expected = "
+interrupted  type    drive  and then   left  why
+m            mirror  vda    resumed   1 MiB
+top.qcow2.x                 failed           it is cut off
+";
+        assert_eq!(shown_interrupted(&answer), expected);
+        assert_eq!(shown_interrupted(&json!([])), "");
     }
 }

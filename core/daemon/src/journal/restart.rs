@@ -1,0 +1,234 @@
+//! What becomes of jobs that were interrupted: they go on, are given up, or wait for their user's decision.
+
+use super::{
+    Interrupted, Journals, Outcome,
+    find::{Candidate, id_of, is_blank},
+    page,
+};
+use driveline_graph::{Error, Kind, Result};
+use driveline_jobs::{Completion, FoundJob, JobArgs, JobRecord, Jobs, Journal, OnRestart, Page, Restarted};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// What is to become of a job, and what was found of it until then.
+struct Case {
+    report: Interrupted,
+    written: Option<(JobRecord, Arc<dyn Page>)>,
+}
+
+impl Journals {
+    /// Decides about all jobs that were interrupted and not decided about yet. Nobody may be served before this is done: a backup's
+    /// filter has to be in place. Returns what became of them; it is listed, too.
+    pub(crate) async fn restart_all(&self, jobs: &Jobs) -> Vec<Interrupted> {
+        let _turn = self.turn.lock().await;
+        let mut groups: Vec<(Option<String>, Vec<PathBuf>)> = Vec::new();
+        let mut reports = Vec::new();
+        for Candidate { path, record } in self.candidates() {
+            if self.knows(&path) {
+                continue;
+            }
+            match record {
+                // The program ended while it made the file: nobody was told that there is a job.
+                Err(_) if is_blank(&path) => self.forget(&path),
+                Err(error) => {
+                    let (kind, device, left) = (None, None, None);
+                    let (id, reason, file) = (id_of(&path), Some(error.to_string()), path);
+                    reports.push(Interrupted {
+                        id,
+                        kind,
+                        device,
+                        outcome: Outcome::Failed,
+                        reason,
+                        left,
+                        file,
+                    });
+                }
+                Ok(record) if self.wants_drop(&record) => reports.push(self.give_up(&path, &record)),
+                Ok(record) => {
+                    let together = record.group.is_some();
+                    let group = groups.iter_mut().find(|(group, _)| together && *group == record.group);
+                    match group {
+                        Some((_, paths)) => paths.push(path),
+                        None => groups.push((record.group, vec![path])),
+                    }
+                }
+            }
+        }
+        for (_, paths) in groups {
+            reports.extend(self.restart(jobs, &paths).await);
+        }
+        for report in &reports {
+            match report.outcome {
+                Outcome::Resumed | Outcome::Finished => tracing::info!("{report}"),
+                Outcome::Dropped | Outcome::Failed => tracing::warn!("{report}"),
+            }
+        }
+        self.interrupted.lock().extend(reports.clone());
+        reports
+    }
+
+    /// Tries once more with a job that could not go on.
+    ///
+    /// Errors: there is none of that id, or it still cannot.
+    pub(crate) async fn resume(&self, jobs: &Jobs, id: &str) -> Result<()> {
+        let _turn = self.turn.lock().await;
+        let failed = self.failed(id)?;
+        let reports = self.restart(jobs, std::slice::from_ref(&failed.file)).await;
+        for report in reports {
+            self.replace(report.clone());
+            if report.outcome == Outcome::Failed {
+                return Err(Error::new(Kind::Invalid, report));
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives up a job that could not go on.
+    ///
+    /// Errors: there is none of that id, another program has it, or its file cannot be removed.
+    pub(crate) async fn give_up_failed(&self, id: &str) -> Result<()> {
+        let _turn = self.turn.lock().await;
+        let failed = self.failed(id)?;
+        // What cannot be read can go; what another program has cannot.
+        match self.open(&failed.file) {
+            Ok(found) => found.page.remove()?,
+            Err(error) if error.kind() == Kind::Busy => return Err(error),
+            Err(_) => page::remove(&failed.file)?,
+        }
+        self.replace(Interrupted { outcome: Outcome::Dropped, reason: None, ..failed });
+        Ok(())
+    }
+
+    fn failed(&self, id: &str) -> Result<Interrupted> {
+        let interrupted = self.interrupted.lock();
+        let failed = interrupted.iter().find(|job| job.id == id && job.outcome == Outcome::Failed);
+        let none = || {
+            Error::new(Kind::NotFound, format_args!("no job '{id}' was interrupted and waits for a decision"))
+        };
+        failed.cloned().ok_or_else(none)
+    }
+
+    fn replace(&self, report: Interrupted) {
+        let mut interrupted = self.interrupted.lock();
+        if let Some(known) = interrupted.iter_mut().find(|known| known.file == report.file) {
+            *known = report;
+        }
+    }
+
+    fn knows(&self, path: &Path) -> bool {
+        let lives = |book: &std::sync::Weak<page::Book>| book.upgrade().is_some_and(|book| book.is(path));
+        self.interrupted.lock().iter().any(|known| known.file == path) || self.books.lock().iter().any(lives)
+    }
+
+    /// Without its own word a job goes by what its drive says, when it began or now.
+    fn wants_drop(&self, record: &JobRecord) -> bool {
+        let own = match &record.args {
+            JobArgs::Stream(args) => args.on_restart,
+            JobArgs::Commit(args) => args.on_restart,
+            JobArgs::Mirror(args) => args.on_restart,
+            JobArgs::Backup(args) => args.on_restart,
+        };
+        let device = record.args.device();
+        let drive = self.graph.drive_of(device);
+        let now = || self.on_restart(drive.as_deref().unwrap_or(device));
+        record.on_restart == OnRestart::Drop || own.is_none() && now() == OnRestart::Drop
+    }
+
+    fn forget(&self, path: &Path) {
+        match page::remove(path) {
+            Ok(()) => tracing::info!("{}: a job that had not begun when the program ended", path.display()),
+            Err(error) => tracing::error!("{error}"),
+        }
+    }
+
+    fn give_up(&self, path: &Path, record: &JobRecord) -> Interrupted {
+        match self.open(path).and_then(|found| found.page.remove()) {
+            Ok(()) => report(path, record, Outcome::Dropped, Some("on-restart is \"drop\"".into())),
+            Err(error) => report(path, record, Outcome::Failed, Some(error.to_string())),
+        }
+    }
+
+    /// Lets jobs go on that end together, all of them or none.
+    async fn restart(&self, jobs: &Jobs, paths: &[PathBuf]) -> Vec<Interrupted> {
+        let mut start = jobs.begin().await;
+        let mut cases: Vec<Case> = Vec::new();
+        for path in paths {
+            let found = match self.open(path) {
+                Ok(found) => found,
+                Err(error) => {
+                    let (kind, device, left) = (None, None, None);
+                    let (id, reason, file) = (id_of(path), Some(error.to_string()), path.clone());
+                    let outcome = Outcome::Failed;
+                    let report = Interrupted { id, kind, device, outcome, reason, left, file };
+                    cases.push(Case { report, written: None });
+                    continue;
+                }
+            };
+            let (record, page, left) = (found.record.clone(), found.page.clone(), left(&found));
+            let (outcome, reason) = match start.restart(found).await {
+                Ok(Restarted::Staged(_)) => (Outcome::Resumed, None),
+                Ok(Restarted::Finished(reason)) => (Outcome::Finished, Some(reason)),
+                Ok(Restarted::Lost(reason)) => (Outcome::Dropped, Some(reason)),
+                Err(error) => (Outcome::Failed, Some(error.to_string())),
+            };
+            let mut report = report(path, &record, outcome, reason);
+            report.left = left.filter(|_| outcome == Outcome::Resumed);
+            cases.push(Case { report, written: Some((record, page)) });
+        }
+        let stays_away = cases.iter().find(|case| case.report.outcome != Outcome::Resumed);
+        let alone = stays_away.map(|case| {
+            let (id, reason) = (&case.report.id, case.report.reason.as_deref().unwrap_or_default());
+            format!("it ends together with job '{id}', which does not go on: {reason}")
+        });
+        let made = match alone {
+            Some(reason) => {
+                drop(start);
+                Err(reason)
+            }
+            None => start.make(Completion::Grouped).await.map_err(|error| error.to_string()),
+        };
+        cases.into_iter().map(|case| self.conclude(case, &made)).collect()
+    }
+
+    fn conclude(&self, case: Case, made: &std::result::Result<Vec<String>, String>) -> Interrupted {
+        let Case { mut report, written } = case;
+        if let (Outcome::Resumed, Err(reason)) = (report.outcome, made) {
+            (report.outcome, report.reason, report.left) = (Outcome::Failed, Some(reason.clone()), None);
+        }
+        let Some((record, page)) = written else { return report };
+        if report.outcome == Outcome::Failed {
+            // The drive is served without it from now on.
+            let mut unwatched = record;
+            unwatched.unwatched = true;
+            let is_backup = matches!(unwatched.args, JobArgs::Backup(_));
+            let noted = if is_backup { Ok(()) } else { page.write(&unwatched) };
+            if is_backup || noted.is_err() {
+                let reason = report.reason.unwrap_or_default();
+                let lost = match noted {
+                    Ok(()) => "its point in time is lost".to_owned(),
+                    Err(error) => format!("that cannot be written down: {error}"),
+                };
+                (report.outcome, report.reason) = (Outcome::Dropped, Some(format!("{reason}; {lost}")));
+            }
+        }
+        let is_over = matches!(report.outcome, Outcome::Finished | Outcome::Dropped);
+        if let Some(Err(error)) = is_over.then(|| page.remove()) {
+            tracing::error!("job '{}', which is over: {error}", report.id);
+        }
+        report
+    }
+}
+
+fn report(path: &Path, record: &JobRecord, outcome: Outcome, reason: Option<String>) -> Interrupted {
+    let (kind, device) = (Some(record.args.kind().name()), Some(record.args.device().to_owned()));
+    Interrupted { id: record.id.clone(), kind, device, outcome, reason, left: None, file: path.to_owned() }
+}
+
+/// How much is left to copy, as far as a bitmap says it.
+fn left(found: &FoundJob) -> Option<u64> {
+    let is_backup = matches!(found.record.args, JobArgs::Backup(_));
+    let bits = &found.bitmaps.first()?.bits;
+    Some(if is_backup { bits.length() - bits.dirty_bytes() } else { bits.dirty_bytes() })
+}

@@ -1,0 +1,335 @@
+//! What becomes of jobs that do not go on by themselves: by their user's wish, or because they cannot.
+
+use super::{TOOLS, keep, qcow2_target, raw_target, world::*};
+use crate::harness::{Daemon, Guest, Qmp, have, run};
+use serde_json::{Value, json};
+
+fn begin(world: &mut World, command: &str, mut arguments: Value) {
+    arguments["job-id"] = json!("work");
+    arguments["speed"] = json!(SPEED);
+    world.begin_to_write();
+    world.qmp.run(command, arguments);
+}
+
+#[test]
+fn a_job_is_dropped_after_a_kill_if_its_user_said_so() {
+    if !have("restarts", &TOOLS) {
+        return;
+    }
+    let mut world = World::raw(11);
+    raw_target(&mut world);
+    let arguments = json!({
+        "device": "vda", "target": "copy", "sync": "full", "x-driveline-on-restart": "drop",
+    });
+    begin(&mut world, "blockdev-mirror", arguments);
+    world.kill_midway("work");
+    let jobs = world.start();
+    assert_eq!(jobs.len(), 1, "{jobs:?}");
+    assert_eq!((&jobs[0]["outcome"], &jobs[0]["type"]), (&json!("dropped"), &json!("mirror")));
+    assert!(world.job("work").is_none());
+    assert_eq!(world.journals(), [""; 0]);
+    world.assert_bitmap_is_exact();
+    world.assert_data_is_the_guests();
+    world.end();
+    assert!(world.start().is_empty(), "it is told of once");
+}
+
+/// Without its target it waits; with it, it goes on, and nothing that the guest wrote meanwhile is lost.
+#[test]
+fn a_mirror_whose_target_is_missing_waits_for_it_and_its_drive_is_served() {
+    if !have("restarts", &TOOLS) {
+        return;
+    }
+    let mut world = World::raw(12);
+    raw_target(&mut world);
+    begin(&mut world, "blockdev-mirror", json!({ "device": "vda", "target": "copy", "sync": "full" }));
+    world.kill_midway("work");
+    let (copy, away) = (world.path("copy.raw"), world.path("away"));
+    std::fs::rename(&copy, &away).unwrap();
+    let jobs = world.start();
+    assert_eq!(jobs[0]["outcome"], "failed");
+    assert!(jobs[0]["reason"].as_str().unwrap().contains("copy.raw"), "{jobs:?}");
+    let journals = world.journals();
+    assert_eq!(journals.len(), 1, "what is known of it is kept");
+    let still = world.qmp.try_run("x-driveline-interrupted-job-resume", json!({ "id": "work" })).unwrap_err();
+    assert!(still["desc"].as_str().unwrap().contains("copy.raw"), "{still}");
+    raw_target(&mut world);
+    let arguments = json!({ "device": "vda", "job-id": "work", "target": "copy", "sync": "full" });
+    let taken = world.qmp.try_run("blockdev-mirror", arguments).unwrap_err();
+    let expected = "a job 'work' was interrupted";
+    assert!(taken["desc"].as_str().unwrap().starts_with(expected), "{taken}");
+    world.qmp.run("blockdev-del", json!({ "node-name": "copy" }));
+    std::fs::remove_file(&copy).unwrap();
+    // Nobody marks for the job what is written here, whatever ends the program meanwhile.
+    world.begin_to_write();
+    world.wait_written(20);
+    world.kill();
+    assert_eq!(world.start()[0]["outcome"], "failed");
+    world.begin_to_write();
+    std::fs::rename(&away, &copy).unwrap();
+    world.qmp.run("x-driveline-interrupted-job-resume", json!({ "id": "work" }));
+    world.hurry("work");
+    world.qmp.wait_event("BLOCK_JOB_READY", "work");
+    world.stop_writing();
+    world.assert_bitmap_is_exact();
+    let kept = keep(&world);
+    world.qmp.run("block-job-cancel", json!({ "device": "work" }));
+    world.wait_completed("work");
+    run("cmp", &[&copy, &kept]);
+    world.end();
+}
+
+#[test]
+fn a_backup_whose_target_is_missing_is_dropped_because_its_drive_is_served_without_it() {
+    if !have("restarts", &TOOLS) {
+        return;
+    }
+    let mut world = World::chain(13, 12);
+    qcow2_target(&mut world, &[]);
+    begin(&mut world, "blockdev-backup", json!({ "device": "vda", "target": "copy", "sync": "full" }));
+    world.kill_midway("work");
+    std::fs::remove_file(world.path("copy.qcow2")).unwrap();
+    let jobs = world.start();
+    assert_eq!(jobs[0]["outcome"], "dropped", "{jobs:?}");
+    let reason = jobs[0]["reason"].as_str().unwrap();
+    assert!(reason.contains("copy.qcow2") && reason.contains("its point in time is lost"), "{reason}");
+    let unknown = world.qmp.try_run("x-driveline-interrupted-job-drop", json!({ "id": "work" })).unwrap_err();
+    assert_eq!(unknown["desc"], "no job 'work' was interrupted and waits for a decision");
+    assert_eq!(world.journals(), [""; 0]);
+    world.assert_bitmap_is_exact();
+    world.assert_data_is_the_guests();
+    world.end();
+}
+
+#[test]
+fn a_record_that_cannot_be_read_is_kept_and_told_of() {
+    if !have("restarts", &TOOLS) {
+        return;
+    }
+    let mut world = World::raw(14);
+    raw_target(&mut world);
+    begin(&mut world, "blockdev-mirror", json!({ "device": "vda", "target": "copy", "sync": "full" }));
+    world.kill_midway("work");
+    let journal = world.path(&world.journals()[0]);
+    std::fs::write(&journal, b"nothing that anybody wrote").unwrap();
+    // Another program's jobs are nobody's business here.
+    std::fs::write(world.path("other.qcow2.x.dljob"), b"").unwrap();
+    let jobs = world.start();
+    assert_eq!(jobs.len(), 1, "{jobs:?}");
+    assert_eq!((&jobs[0]["id"], &jobs[0]["outcome"]), (&json!("disk.raw.work"), &json!("failed")));
+    assert!(std::fs::read(&journal).unwrap().starts_with(b"nothing"));
+    world.assert_bitmap_is_exact();
+    world.qmp.run("x-driveline-interrupted-job-drop", json!({ "id": "disk.raw.work" }));
+    assert_eq!(world.journals(), ["other.qcow2.x.dljob"]);
+    world.end();
+}
+
+#[test]
+fn a_mirror_whose_target_was_changed_meanwhile_copies_all_of_it_again() {
+    if !have("restarts", &TOOLS) {
+        return;
+    }
+    let mut world = World::raw(15);
+    raw_target(&mut world);
+    begin(&mut world, "blockdev-mirror", json!({ "device": "vda", "target": "copy", "sync": "full" }));
+    world.kill_midway("work");
+    // Somebody wrote to the target, which the job knows nothing of.
+    let late = std::time::SystemTime::now() + std::time::Duration::from_secs(60);
+    let file = std::fs::OpenOptions::new().write(true).open(world.path("copy.raw")).unwrap();
+    file.set_modified(late).unwrap();
+    world.start_and_resume("work");
+    world.hurry("work");
+    world.qmp.wait_event("BLOCK_JOB_READY", "work");
+    let job = world.job("work").unwrap();
+    assert!(job["current-progress"].as_u64().unwrap() >= SIZE, "{job}");
+    world.stop_writing();
+    world.end();
+}
+
+#[test]
+fn after_a_power_cut_a_mirror_copies_everything_again_and_a_backup_is_dropped() {
+    if !have("restarts", &TOOLS) {
+        return;
+    }
+    let mut world = World::raw(16);
+    raw_target(&mut world);
+    begin(&mut world, "blockdev-mirror", json!({ "device": "vda", "target": "copy", "sync": "full" }));
+    let path = world.path("backup.raw");
+    let backup = json!({
+        "device": "vda", "target": path, "sync": "full", "format": "raw", "job-id": "backup", "speed": SPEED,
+    });
+    world.qmp.run("drive-backup", backup);
+    world.kill_midway("work");
+    let Some(jobs) = world.start_after_power_cut() else {
+        eprintln!("SKIPPED restarts: no mount namespace can be made here");
+        return;
+    };
+    let of = |id: &str| jobs.iter().find(|job| job["id"] == id).cloned().unwrap();
+    let (mirror, backup) = (of("work"), of("backup"));
+    assert_eq!(backup["outcome"], "dropped", "{backup}");
+    assert_eq!(backup["reason"], "its point in time is lost: the machine went down");
+    assert_eq!((&mirror["outcome"], &mirror["left"]), (&json!("resumed"), &json!(SIZE)), "{mirror}");
+    world.begin_to_write();
+    world.hurry("work");
+    world.qmp.wait_event("BLOCK_JOB_READY", "work");
+    world.stop_writing();
+    let kept = keep(&world);
+    world.qmp.run("block-job-cancel", json!({ "device": "work" }));
+    world.wait_completed("work");
+    run("cmp", &[&world.path("copy.raw"), &kept]);
+    world.end();
+}
+
+/// Two backups of one transaction end together, before and after.
+#[test]
+fn jobs_that_end_together_go_on_together() {
+    if !have("restarts", &TOOLS) {
+        return;
+    }
+    let mut world = World::raw(17);
+    let kept = keep(&world);
+    let action = |id: &str| {
+        let target = world.path(&format!("{id}.raw"));
+        let data = json!({
+            "device": "vda", "target": target, "sync": "full", "format": "raw", "job-id": id, "speed": SPEED,
+        });
+        json!({ "type": "drive-backup", "data": data })
+    };
+    let actions = json!([action("one"), action("two")]);
+    let arguments = json!({ "actions": actions, "properties": { "completion-mode": "grouped" } });
+    world.qmp.run("transaction", arguments);
+    world.begin_to_write();
+    world.kill_midway("one");
+    let jobs = world.start();
+    assert!(jobs.len() == 2 && jobs.iter().all(|job| job["outcome"] == "resumed"), "{jobs:?}");
+    world.begin_to_write();
+    world.hurry("one");
+    // The other one is not done.
+    let one = world.qmp.wait_event("JOB_STATUS_CHANGE", "one");
+    assert_eq!(one["status"], "waiting");
+    world.hurry("two");
+    world.qmp.wait_event("BLOCK_JOB_COMPLETED", "one");
+    world.qmp.wait_event("BLOCK_JOB_COMPLETED", "two");
+    world.stop_writing();
+    world.end();
+    for id in ["one", "two"] {
+        run("cmp", &[&world.path(&format!("{id}.raw")), &kept]);
+    }
+}
+
+#[test]
+fn a_drive_says_what_becomes_of_its_jobs() {
+    if !have("restarts", &TOOLS) {
+        return;
+    }
+    let mut world = World::raw(18);
+    world.end();
+    world.set_drive("on-restart = \"drop\"");
+    world.start();
+    raw_target(&mut world);
+    begin(&mut world, "blockdev-mirror", json!({ "device": "vda", "target": "copy", "sync": "full" }));
+    let backup = json!({
+        "device": "vda", "target": world.path("backup.raw"), "sync": "full", "format": "raw", "job-id": "backup",
+        "speed": SPEED, "x-driveline-on-restart": "resume",
+    });
+    world.qmp.run("drive-backup", backup);
+    world.kill_midway("work");
+    let jobs = world.start();
+    let of = |id: &str| jobs.iter().find(|job| job["id"] == id).cloned().unwrap()["outcome"].clone();
+    assert_eq!((of("work"), of("backup")), (json!("dropped"), json!("resumed")), "{jobs:?}");
+    world.end();
+}
+
+/// There are no drives there, and nodes come one after the other.
+#[test]
+fn a_job_of_the_storage_daemon_goes_on_with_the_same_command_line() {
+    if !have("restarts", &TOOLS) {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(path("disk.raw"), vec![0x11; SIZE as usize]).unwrap();
+    let blockdev = format!("raw,node-name=top,file.driver=file,file.filename={}", path("disk.raw"));
+    let server = format!("addr.type=unix,addr.path={}", path("nbd.sock"));
+    let chardev = format!("socket,id=c,path={},server=on,wait=off", path("qmp.sock"));
+    let start = || {
+        let _ = std::fs::remove_file(path("qmp.sock"));
+        let mut command = std::process::Command::new(Daemon::program());
+        command.arg("storage-daemon").args(["--blockdev", &blockdev, "--nbd-server", &server]);
+        command.args(["--export", "nbd,id=top,node-name=top,writable=on", "--chardev", &chardev]);
+        let child = command.args(["--monitor", "chardev=c"]).spawn().unwrap();
+        (child, Qmp::connect(&directory.path().join("qmp.sock")))
+    };
+    let (mut child, mut qmp) = start();
+    let arguments = json!({
+        "device": "top", "target": path("copy.qcow2"), "sync": "full", "format": "qcow2", "job-id": "work",
+        "speed": SPEED,
+    });
+    qmp.run("drive-backup", arguments);
+    let mut guest = Guest::connect(&directory.path().join("nbd.sock"), "top");
+    // Not all of it, or the job is over.
+    for at in (0..SIZE / 2).step_by(GRANULE as usize) {
+        guest.write(at, &[1; 4096]).unwrap();
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let (mut child, mut qmp) = start();
+    let jobs = qmp.run("x-driveline-query-interrupted-jobs", json!({}));
+    assert_eq!((&jobs[0]["id"], &jobs[0]["outcome"]), (&json!("work"), &json!("resumed")), "{jobs}");
+    assert!(jobs[0]["left"].as_u64().unwrap() <= SIZE / 2, "what was overwritten was copied before");
+    if let Ok(_running) = qmp.try_run("block-job-set-speed", json!({ "device": "work", "speed": 0 })) {
+        qmp.wait_event("BLOCK_JOB_COMPLETED", "work");
+    }
+    qmp.run("quit", json!({}));
+    assert!(child.wait().unwrap().success());
+    std::fs::write(path("was.raw"), vec![0x11; SIZE as usize]).unwrap();
+    run("qemu-img", &["compare", "-f", "qcow2", "-F", "raw", &path("copy.qcow2"), &path("was.raw")]);
+}
+
+/// The program was killed after the end of a job had taken effect, and before it was noted: the images say it.
+#[test]
+fn a_job_that_had_ended_is_known_by_its_images() {
+    if !have("restarts", &TOOLS) {
+        return;
+    }
+    let base = "[node.base]\ndriver = \"qcow2\"\nfile = \"base.qcow2\"\n";
+    let stream = format!("{base}[node.top]\ndriver = \"qcow2\"\nfile = \"top.qcow2\"\nbacking = \"base\"\n");
+    let commit = "[node.top]\ndriver = \"qcow2\"\nfile = \"base.qcow2\"\n";
+    let mirror = "[node.top]\ndriver = \"qcow2\"\nfile = \"copy.qcow2\"\n";
+    let arguments = |world: &World| {
+        [
+            ("block-stream", json!({ "device": "vda", "base-node": "base" }), stream.as_str()),
+            ("block-commit", json!({ "device": "vda", "base-node": "base" }), commit),
+            (
+                "drive-mirror",
+                json!({ "device": "vda", "sync": "full", "target": world.path("copy.qcow2"), "format": "qcow2" }),
+                mirror,
+            ),
+        ]
+    };
+    for at in 0..3 {
+        let mut world = World::chain(19, 12);
+        let (command, arguments, nodes) = arguments(&world)[at].clone();
+        begin(&mut world, command, arguments);
+        let journal = world.path(&world.journals()[0]);
+        // As it was at work, and as if the end had never been noted.
+        world.wait_progress("work", MIB);
+        let before = std::fs::read(&journal).unwrap();
+        world.hurry("work");
+        if command != "block-stream" {
+            world.qmp.wait_event("BLOCK_JOB_READY", "work");
+            world.qmp.run("block-job-complete", json!({ "device": "work" }));
+        }
+        world.wait_completed("work");
+        world.stop_writing();
+        world.end();
+        std::fs::write(&journal, before).unwrap();
+        world.set_nodes(nodes);
+        let jobs = world.start();
+        assert_eq!(jobs.len(), 1, "{command}: {jobs:?}");
+        assert_eq!(jobs[0]["outcome"], "finished", "{command}: {jobs:?}");
+        assert_eq!(world.journals(), [""; 0]);
+        world.assert_data_is_the_guests();
+        world.end();
+    }
+}
