@@ -74,7 +74,7 @@ impl World {
         })
     }
 
-    /// Three images of a chain. The lower two are full, and the top one from so many MiB on.
+    /// Three images of a chain. The lower two are full, of different data, and the top one from so many MiB on.
     pub(super) fn chain(seed: u64, top_from: u64) -> Self {
         let nodes = "[node.base]\ndriver = \"qcow2\"\nfile = \"base.qcow2\"\n\
              [node.mid]\ndriver = \"qcow2\"\nfile = \"mid.qcow2\"\nbacking = \"base\"\n\
@@ -83,7 +83,7 @@ impl World {
             let path = |name: &str| directory.join(name).to_str().unwrap().to_owned();
             let size = SIZE.to_string();
             run("qemu-img", &["create", "-q", "-f", "qcow2", &path("base.qcow2"), &size]);
-            run("qemu-io", &["-c", "write -P 0x11 0 24M", &path("base.qcow2")]);
+            run("qemu-io", &["-c", "write -P 0x33 0 24M", &path("base.qcow2")]);
             for (image, below, from) in [("mid.qcow2", "base.qcow2", 0), ("top.qcow2", "mid.qcow2", top_from)]
             {
                 let data = format!("write -P 0x11 {from}M {}M", SIZE / MIB - from);
