@@ -23,7 +23,7 @@ const PAUSE_FACTOR: u32 = 10;
 const LOCKED_BYTES_MAX: u64 = 16 << 20;
 
 /// Drivers that hold nothing back: what they have answered is the kernel's, or another program's, or what is below has it.
-const IMMEDIATE: [&str; 13] = [
+const IMMEDIATE: [&str; 11] = [
     "file",
     "host_device",
     "raw",
@@ -33,8 +33,6 @@ const IMMEDIATE: [&str; 13] = [
     "null-aio",
     "memory",
     "bitmap-holder",
-    "throttle",
-    "copy-on-read",
     "copy-before-write",
     "mirror_top",
 ];
