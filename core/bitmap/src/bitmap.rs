@@ -6,7 +6,7 @@ mod users;
 use arc_swap::ArcSwapOption;
 use core::fmt;
 use core::ops::Range;
-use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU64, Ordering, fence};
 use parking_lot::{Mutex, MutexGuard};
 
 pub use self::users::{Frozen, Keep, Use};
@@ -70,6 +70,8 @@ pub struct Bitmap {
     view: View,
     state: AtomicU8,
     bits: [Bits; 2],
+    /// Freezes that have ended.
+    thaws: AtomicU64,
     control: Mutex<Control>,
     ledger: ArcSwapOption<kept::Slot>,
 }
@@ -92,6 +94,7 @@ impl Bitmap {
             view: View::Drive,
             state: AtomicU8::new(RECORDING),
             bits: [Bits::new(granularity, length), Bits::new(granularity, length)],
+            thaws: AtomicU64::new(0),
             control: Mutex::new(control),
             ledger: ArcSwapOption::empty(),
         }
@@ -200,6 +203,20 @@ impl Bitmap {
     pub fn bits(&self) -> &Bits {
         let state = self.state.load(Ordering::Acquire);
         &self.bits[if state & FROZEN == 0 { recorder(state) } else { 1 - recorder(state) }]
+    }
+
+    /// Reads the bits that [`Bitmap::bits`] returns, again if a freeze has ended meanwhile: what was read then may have been half
+    /// cleared.
+    pub fn read<T>(&self, mut read: impl FnMut(&Bits) -> T) -> T {
+        loop {
+            let before = self.thaws.load(Ordering::Acquire);
+            let found = read(self.bits());
+            // Whoever has read something of what was cleared sees here that it was.
+            fence(Ordering::Acquire);
+            if self.thaws.load(Ordering::Relaxed) == before {
+                return found;
+            }
+        }
     }
 
     /// The bits that marks go to, the successor's while the bitmap is frozen.

@@ -157,6 +157,29 @@ fn a_resize_dirties_what_grows_for_the_drive_only() {
     assert_eq!(recording.bits().iter_dirty().collect::<Vec<_>>(), [LENGTH + 512..LENGTH + 2048]);
 }
 
+/// A client read a bitmap while a backup failed: the part that it had not reached yet was merged into the other half and
+/// cleared, and was told as clean.
+#[test]
+fn who_reads_while_a_freeze_ends_reads_again() {
+    for success in [false, true] {
+        let daily = bitmap("daily");
+        mark(&daily, 1);
+        let mut frozen = Some(daily.freeze("backup").unwrap());
+        mark(&daily, 2);
+        let mut reads = 0;
+        let found = daily.read(|bits| {
+            reads += 1;
+            match frozen.take() {
+                Some(frozen) if success => frozen.abdicate(),
+                Some(frozen) => frozen.reclaim(),
+                None => {}
+            }
+            dirty(bits)
+        });
+        assert_eq!((found, reads), (if success { vec![2] } else { vec![1, 2] }, 2));
+    }
+}
+
 #[test]
 fn a_bitmap_that_grows_never_gets_shorter() {
     let node = Bitmap::new(name("node"), Granularity::MIN, 512).with_view(View::Node);

@@ -1,6 +1,6 @@
 //! Who uses a bitmap, and the freeze that gives one user bits that stand still.
 
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{Ordering, fence};
 use std::sync::Arc;
 
 use super::{Bitmap, FROZEN, SECOND};
@@ -127,8 +127,10 @@ impl Drop for Frozen {
         if !self.success {
             bitmap.absorb(frozen).expect("both sets of bits are resized together");
         }
-        // Readers turn to the successor before the frozen bits go.
+        // Readers turn to the successor before the frozen bits go, and those in the middle of them begin again.
         bitmap.state.fetch_and(!FROZEN, Ordering::AcqRel);
+        bitmap.thaws.fetch_add(1, Ordering::AcqRel);
+        fence(Ordering::Release);
         bitmap.settle_thaw(&control, half);
         frozen.clear_all();
     }

@@ -107,6 +107,16 @@ impl<'a> List<'a> {
         }
     }
 
+    /// Where it is now, for [`List::back_to`].
+    fn mark(&self) -> (usize, Option<Extent>, usize, bool) {
+        (self.count, self.last, self.bytes.len(), self.full)
+    }
+
+    fn back_to(&mut self, (count, last, bytes, full): (usize, Option<Extent>, usize, bool)) {
+        self.bytes.truncate(bytes);
+        (self.count, self.last, self.full) = (count, last, full);
+    }
+
     fn close(&mut self) -> Chunk<'_> {
         let last = self.last.take().expect("every context says something about a range that is not empty");
         last.encode(self.width, &mut self.bytes);
@@ -174,14 +184,19 @@ fn allocation(status: &BlockStatus) -> AllocationFlags {
 }
 
 fn read_bitmap(bitmap: &Bitmap, range: &Range<u64>, dirty: u64, list: &mut List<'_>) {
-    let mut offset = range.start;
-    for extent in bitmap.bits().extents(range.clone()) {
-        if list.full {
-            return;
+    let before = list.mark();
+    let offset = bitmap.read(|bits| {
+        list.back_to(before);
+        let mut offset = range.start;
+        for extent in bits.extents(range.clone()) {
+            if list.full {
+                return range.end;
+            }
+            list.push(extent.range.end - extent.range.start, if extent.dirty { dirty } else { 0 });
+            offset = extent.range.end;
         }
-        list.push(extent.range.end - extent.range.start, if extent.dirty { dirty } else { 0 });
-        offset = extent.range.end;
-    }
+        offset
+    });
     if offset < range.end {
         // The bitmap does not reach that far, so it cannot vouch for that part.
         list.push(range.end - offset, dirty);
