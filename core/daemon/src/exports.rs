@@ -107,6 +107,8 @@ struct State {
     exports: BTreeMap<String, Entry>,
     /// Ids that changes under way will use, and the names on their sockets.
     coming: BTreeMap<String, (Address, String)>,
+    /// The program ends: bitmaps are put away, so nothing is served any more.
+    closed: bool,
 }
 
 struct Listening {
@@ -156,6 +158,7 @@ impl Exports {
     /// Serves all of these at once, or none: on a new socket nobody can connect before all are there.
     pub async fn start(&self, exports: Vec<(Address, NewExport)>) -> Result<()> {
         let _turn = self.turn.lock().await;
+        self.check_open()?;
         let mut servers: BTreeMap<Address, Server> = BTreeMap::new();
         let mut entries = Vec::new();
         // Those on sockets that are there already can be reached at once, so they come last, and go if one fails.
@@ -209,6 +212,14 @@ impl Exports {
         state.servers.extend(listening);
         state.exports.extend(entries);
         Ok(())
+    }
+
+    /// Monitors are served for a while after [`Exports::close`].
+    fn check_open(&self) -> Result<()> {
+        match self.state.lock().closed {
+            true => Err(Error::new(Kind::NotSupported, "the program is ending")),
+            false => Ok(()),
+        }
     }
 
     fn check_id(&self, id: &str) -> Result<()> {
@@ -266,6 +277,7 @@ impl Exports {
 
     /// The server that a monitor's export is added to.
     fn place_for(&self, new: &NewExport) -> Result<(Address, Arc<Listening>)> {
+        self.check_open()?;
         self.check_id(&new.id)?;
         let state = self.state.lock();
         let at = match (&state.of_monitor, state.servers.len()) {
@@ -333,6 +345,7 @@ impl Exports {
     /// Starts a server for exports that monitors add.
     pub async fn start_server(&self, address: Address, options: ServerOptions) -> Result<()> {
         let _turn = self.turn.lock().await;
+        self.check_open()?;
         if self.state.lock().of_monitor.is_some() {
             return Err(Error::new(Kind::Exists, "NBD server already running"));
         }
@@ -392,9 +405,10 @@ impl Exports {
     }
 
     /// Ends all servers: what was accepted is answered, then clients are disconnected and the sockets are gone. Returns the
-    /// ids of their exports.
+    /// ids of their exports. No others come.
     pub async fn close(&self) -> Vec<String> {
         let _turn = self.turn.lock().await;
+        self.state.lock().closed = true;
         let addresses: Vec<Address> = self.state.lock().servers.keys().cloned().collect();
         let mut gone = Vec::new();
         for address in addresses {
@@ -677,6 +691,41 @@ mod tests {
             daemon.inner().exports.remove("vda", true).await.unwrap();
             remove().await.unwrap();
         });
+        daemon.stop().unwrap();
+    }
+
+    /// Monitors live on while bitmaps are put away at the end. An export that one of them added then took writes that no bitmap
+    /// recorded any more.
+    #[test]
+    fn nothing_is_served_any_more_once_the_end_has_begun() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = "[node.disk]\ndriver = \"memory\"\nsize = \"1MiB\"\n";
+        let (config, mistakes) = crate::config::Config::parse(&folder.path().join("vm.toml"), disk);
+        let daemon = crate::daemon::Daemon::start(&config, mistakes).unwrap();
+        let socket = folder.path().join("nbd.sock");
+        daemon.engine().block_on_local(|| async {
+            let exports = &daemon.inner().exports;
+            let address = Address::Unix(socket.clone());
+            exports.start_server(address.clone(), ServerOptions::default()).await.unwrap();
+            assert!(exports.close().await.is_empty());
+            let refused = exports.start_server(address.clone(), ServerOptions::default()).await;
+            assert_eq!(refused.unwrap_err().to_string(), "the program is ending");
+            let new = NewExport {
+                id: "vda".into(),
+                target: "disk".into(),
+                name: "vda".into(),
+                description: String::new(),
+                writable: true,
+                writethrough: false,
+                bitmaps: Vec::new(),
+                allocation_depth: false,
+                tls: None,
+            };
+            let refused = exports.start(vec![(address, new.clone())]).await;
+            assert_eq!(refused.unwrap_err().to_string(), "the program is ending");
+            assert_eq!(exports.add(new).await.unwrap_err().to_string(), "the program is ending");
+        });
+        assert!(!socket.exists());
         daemon.stop().unwrap();
     }
 
