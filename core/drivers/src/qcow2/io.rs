@@ -153,7 +153,9 @@ impl File {
 
     /// Somebody is going to write up to here.
     pub(crate) fn touch(&self, end: u64) {
-        self.touched.fetch_max(end, Relaxed);
+        if self.touched() < end {
+            self.touched.fetch_max(end, Relaxed);
+        }
     }
 
     pub(crate) async fn read(&self, io: &mut Io<'_, '_>, offset: u64, into: &mut [u8]) -> Result<()> {

@@ -108,6 +108,8 @@ impl Qcow2 {
                 if let Mapping::Data { copied: true, .. } = run.mapping {
                     let child = self.data().child;
                     Io::Next(next).tell(child, event::WRITE_AIO).await;
+                    // A foreign image may map what lies behind the end of its file.
+                    self.data().touch(run.host + run.length);
                     if run.length == length {
                         next.child(child)
                             .write(&request.at(run.host).with_flags(flags).with_scope(0))

@@ -171,6 +171,28 @@ fn failures_of_the_file_pass() {
     }
 }
 
+/// An image of another program maps a cluster behind the end of its file. It was written in place, given up and taken again
+/// as one that nobody ever wrote to, so what had been there showed around what was written then.
+#[test]
+fn a_cluster_behind_the_end_of_the_file_is_not_fresh_once_it_was_written_in_place() {
+    let world = image(&CreateOptions::new(64 << 20));
+    block_on(write(&world, 0, vec![1; CLUSTER as usize]));
+    world.close().unwrap();
+    let mut bytes = world.bytes();
+    let end = bytes.len() - CLUSTER as usize;
+    assert!(bytes[end..].iter().all(|&byte| byte == 1), "its data is the last of the file");
+    bytes.truncate(end);
+    let world = World::open(bytes, None, false).unwrap();
+    block_on(write(&world, 0, vec![2; CLUSTER as usize]));
+    assert_eq!(world.bytes().len(), end + CLUSTER as usize, "in place");
+    world.plain(op::WRITE_ZEROES, 0, CLUSTER, flag::MAY_UNMAP).unwrap();
+    world.plain(op::DISCARD, 0, CLUSTER, 0).unwrap();
+    world.flush().unwrap();
+    block_on(write(&world, CLUSTER + 512, vec![3; 512]));
+    assert_eq!(world.bytes().len(), end + CLUSTER as usize, "the same cluster");
+    assert_eq!(world.read(CLUSTER, 512).unwrap(), [0; 512]);
+}
+
 async fn write_fua(world: &World, offset: u64, data: &[u8]) {
     world.ask(op::WRITE, offset, 0, flag::FUA, data.into()).await.result.unwrap();
 }
