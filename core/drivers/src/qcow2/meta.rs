@@ -122,12 +122,21 @@ impl Qcow2 {
             self.header_unsure.store(false, Relaxed);
         }
         loop {
-            let Some(mut clusters) = self.abandoned.lock().pop() else { return Ok(meta) };
-            // Nothing ever pointed to it.
-            for cluster in &mut clusters {
-                if meta.refcounts.lower(&self.file, io, cluster).await? == 0 {
-                    self.freed(&mut meta, cluster);
+            let Some(clusters) = self.abandoned.lock().pop() else { return Ok(meta) };
+            // Nothing ever pointed to it. What is left of it, if this ends early, is abandoned again.
+            let mut left = self.taken(clusters);
+            while !left.clusters.is_empty() {
+                let cluster = left.clusters.start;
+                match meta.refcounts.lower(&self.file, io, cluster).await {
+                    Ok(0) => self.freed(&mut meta, cluster),
+                    Ok(_) => {}
+                    // That is no fault of whoever wants the lock now; whoever comes next tries again.
+                    Err(error) => {
+                        tracing::warn!(%error, cluster, "a cluster that was not used stays allocated for now");
+                        return Ok(meta);
+                    }
                 }
+                left.clusters.start += 1;
             }
         }
     }
