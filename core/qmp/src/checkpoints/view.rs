@@ -67,8 +67,46 @@ impl View {
     }
 }
 
-/// Views that are there, by checkpoint.
+/// Views that are there, by checkpoint. Those that are being made or ended have none in the list.
 pub(crate) type Views = Mutex<BTreeMap<String, Vec<View>>>;
+
+/// The name of a checkpoint whose view is being made, or ended: nobody else has it as long as this lives.
+struct Reserved<'a> {
+    all: &'a Views,
+    name: String,
+}
+
+impl<'a> Reserved<'a> {
+    /// Reserves a name, unless it has a view.
+    fn new(all: &'a Views, name: &str) -> Option<Self> {
+        let mut there = all.lock();
+        if there.contains_key(name) {
+            return None;
+        }
+        there.insert(name.to_owned(), Vec::new());
+        Some(Self { all, name: name.to_owned() })
+    }
+
+    /// Takes the views of a name, which stays reserved.
+    fn take(all: &'a Views, name: &str) -> Option<(Self, Vec<View>)> {
+        let views = all.lock().get_mut(name).map(std::mem::take).filter(|views| !views.is_empty())?;
+        Some((Self { all, name: name.to_owned() }, views))
+    }
+
+    /// These are its views.
+    fn keep(self, views: Vec<View>) {
+        self.all.lock().insert(self.name.clone(), views);
+    }
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        let mut there = self.all.lock();
+        if there.get(&self.name).is_some_and(Vec::is_empty) {
+            there.remove(&self.name);
+        }
+    }
+}
 
 /// A checkpoint and its view, in one change.
 struct WithView {
@@ -84,9 +122,9 @@ pub(super) async fn create(monitor: &Monitor, create: Create, options: ViewOptio
     let name = create.name.clone();
     // Exports and nodes are named after it.
     check_name(&name).map_err(|error| Error::generic(error.message()))?;
-    if monitor.views().lock().contains_key(&name) {
+    let Some(reserved) = Reserved::new(monitor.views(), &name) else {
         return Err(Error::generic(format_args!("Checkpoint '{name}' has a view already")));
-    }
+    };
     let is_exported = options.export.unwrap_or(true);
     let views = Arc::new(Mutex::new(Vec::new()));
     let drives = create.drives.clone();
@@ -106,18 +144,18 @@ pub(super) async fn create(monitor: &Monitor, create: Create, options: ViewOptio
             }
         }
     }
-    monitor.views().lock().insert(name, views.clone());
+    reserved.keep(views.clone());
     Ok(views)
 }
 
 /// Ends the view of a checkpoint. The checkpoint stays.
 pub(super) async fn release(monitor: &Monitor, name: &str) -> Result<()> {
-    let Some(views) = monitor.views().lock().remove(name) else {
+    let Some((reserved, views)) = Reserved::take(monitor.views(), name) else {
         return Err(Error::generic(format_args!("Checkpoint '{name}' has no view")));
     };
     let ended = end(monitor, &views).await;
     if ended.is_err() {
-        monitor.views().lock().insert(name.to_owned(), views);
+        reserved.keep(views);
     }
     ended
 }
@@ -265,5 +303,35 @@ fn object(value: serde_json::Value) -> Options {
     match value {
         serde_json::Value::Object(object) => object,
         _ => Options::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two monitors made checkpoints of one name on different drives at once. Both found that it had no view, and the second
+    /// one's took the place of the first one's, whose nodes nobody could release any more.
+    #[test]
+    fn a_view_has_its_name_alone_from_its_begin_to_its_end() {
+        let all = Views::default();
+        let reserved = Reserved::new(&all, "monday").unwrap();
+        assert!(Reserved::new(&all, "monday").is_none() && Reserved::take(&all, "monday").is_none());
+        drop(reserved);
+        let view = View {
+            drive: "vda".into(),
+            node_name: "node".into(),
+            export: None,
+            bitmap: None,
+            filter: "filter".into(),
+            scratch: "scratch".into(),
+        };
+        Reserved::new(&all, "monday").expect("the first one failed").keep(vec![view]);
+        assert!(Reserved::new(&all, "monday").is_none());
+        let (reserved, views) = Reserved::take(&all, "monday").unwrap();
+        assert!(Reserved::new(&all, "monday").is_none() && Reserved::take(&all, "monday").is_none());
+        reserved.keep(views);
+        drop(Reserved::take(&all, "monday").unwrap());
+        assert!(all.lock().is_empty());
     }
 }
