@@ -222,14 +222,17 @@ pub(crate) async fn delta(monitor: &Monitor, delta: Delta) -> Result<Changed> {
     graph.node_or_drive(drive).map_err(|_| Error::no_node(drive))?;
     // A change waits for the one before: no checkpoint is made or deleted meanwhile.
     let mut change = graph.change().await;
-    let bits = checkpoints::delta(graph, drive, &delta.from, delta.to.as_deref())?;
-    if let Some(name) = &delta.bitmap {
+    let bits = if let Some(name) = &delta.bitmap {
         let between = (drive, &*delta.from, delta.to.as_deref());
         checkpoints::add_delta(graph, &mut change, between, (drive, name))?;
         change.commit().await?;
+        // What was written before the change was made is in it, and so it is told.
+        graph.bitmap(drive, name)?.bits().clone()
     } else {
+        let bits = checkpoints::delta(graph, drive, &delta.from, delta.to.as_deref())?;
         drop(change);
-    }
+        bits
+    };
     let start = delta.start.unwrap_or(0);
     let mut areas = Vec::new();
     let mut next = None;

@@ -1,6 +1,8 @@
 //! Checkpoints: kept moments, and what changed between them.
 
 use crate::kit::World;
+use driveline_op::{Ask, Buffer, op};
+use futures::FutureExt;
 use serde_json::json;
 
 #[test]
@@ -26,6 +28,31 @@ fn what_changed_between_two_checkpoints_is_told_and_shown_as_a_bitmap() {
     let delta = client
         .ok("x-driveline-checkpoint-delta", json!({ "drive": "vda", "from": "monday", "to": "wednesday" }));
     assert_eq!(delta, expected);
+}
+
+/// The reply was counted before the change that makes the bitmap had drained the drive: a write in between was in the bitmap, and
+/// not in the reply.
+#[test]
+fn what_is_told_is_what_the_bitmap_has() {
+    let (world, mut client) = World::with_disk();
+    client.ok("x-driveline-checkpoint-create", json!({ "name": "monday", "drives": ["vda"] }));
+    let options = driveline_graph::RootOptions::writer("a guest");
+    let guest = world.engine.block_on(world.graph.open_root("vda", options)).unwrap();
+    let busy = world.engine.block_on(guest.enter());
+    let told = std::thread::scope(|scope| {
+        let ask = json!({ "drive": "vda", "from": "monday", "bitmap": "since-monday" });
+        let told = scope.spawn(move || client.ok("x-driveline-checkpoint-delta", ask));
+        // Nobody else comes in once the change drains the drive.
+        while guest.enter().now_or_never().is_some() {
+            std::thread::yield_now();
+        }
+        let ask = Ask { op: op::WRITE, ..Ask::default() };
+        world.engine.block_on(busy.submit(ask, Buffer::new(512))).result.unwrap();
+        drop(busy);
+        told.join().unwrap()
+    });
+    assert_eq!(told["count"], 65536);
+    assert_eq!(world.graph.bitmap("vda", "since-monday").unwrap().bits().dirty_bytes(), 65536);
 }
 
 #[test]
