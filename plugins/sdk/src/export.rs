@@ -180,11 +180,29 @@ pub(crate) fn host() -> HostApiRef {
     *HOST.get().expect("a filter runs in a host, or in driveline_sdk::testing")
 }
 
-/// The names of open nodes by their cookies: the log says whose error it tells of.
-static NAMES: RwLock<BTreeMap<u64, String>> = RwLock::new(BTreeMap::new());
+/// The names of open nodes by their cookies: the log says whose error it tells of. A node that is reopened has two instances for
+/// a while, so they are counted.
+static NAMES: RwLock<BTreeMap<u64, (String, usize)>> = RwLock::new(BTreeMap::new());
 
 fn node_name(cookie: u64) -> Option<String> {
-    NAMES.read().unwrap_or_else(PoisonError::into_inner).get(&cookie).cloned()
+    NAMES.read().unwrap_or_else(PoisonError::into_inner).get(&cookie).map(|(name, _)| name.clone())
+}
+
+/// An instance of a node is open.
+fn remember_name(cookie: u64, name: &str) {
+    let mut names = NAMES.write().unwrap_or_else(PoisonError::into_inner);
+    names.entry(cookie).or_insert_with(|| (name.to_owned(), 0)).1 += 1;
+}
+
+/// An instance is closed.
+fn forget_name(cookie: u64) {
+    let mut names = NAMES.write().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, instances)) = names.get_mut(&cookie) {
+        *instances -= 1;
+        if *instances == 0 {
+            names.remove(&cookie);
+        }
+    }
 }
 
 /// Is there a host?
@@ -291,8 +309,7 @@ extern "C" fn open<F: Filter>(arguments: &OpenArgs<'_>) -> RResult<FilterPtr, Ff
             children: arguments.children.as_slice(),
         };
         let body = Body { cookie: arguments.cookie, driver: F::open(options, &cx)? };
-        let name = arguments.node_name.as_str().to_owned();
-        NAMES.write().unwrap_or_else(PoisonError::into_inner).insert(arguments.cookie, name);
+        remember_name(arguments.cookie, arguments.node_name.as_str());
         Ok(FilterPtr(Box::into_raw(Box::new(body)).cast_const().cast()))
     })
 }
@@ -322,7 +339,7 @@ unsafe extern "C" fn close<F: Filter>(filter: FilterPtr) -> Status {
     // SAFETY: the pointer came from `open`, and the host closes once, with nothing in flight.
     let body = unsafe { Box::from_raw(filter.0.cast_mut().cast::<Body<F>>()) };
     let cookie = body.cookie;
-    NAMES.write().unwrap_or_else(PoisonError::into_inner).remove(&cookie);
+    forget_name(cookie);
     match catch_unwind(AssertUnwindSafe(|| drop(body))) {
         Ok(()) => Status::OK,
         Err(payload) => {
@@ -419,3 +436,21 @@ macro_rules! export_filters {
 
 /// The filters of a library.
 pub type Filters = RSlice<'static, FilterDescRef>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The story: a reopened filter has its new instance before the old one is closed, and lost its name with that.
+    #[test]
+    fn a_node_keeps_its_name_until_its_last_instance_is_closed() {
+        let cookie = u64::MAX - 7;
+        remember_name(cookie, "limit");
+        remember_name(cookie, "limit");
+        forget_name(cookie);
+        assert_eq!(node_name(cookie).as_deref(), Some("limit"));
+        forget_name(cookie);
+        assert_eq!(node_name(cookie), None);
+        forget_name(cookie);
+    }
+}
