@@ -355,6 +355,7 @@ impl Standalone {
                 children: Vec::new(),
                 read_only: false,
                 implicit: false,
+                was_target: false,
                 common: Default::default(),
             },
         );

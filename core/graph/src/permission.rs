@@ -81,7 +81,7 @@ pub(crate) fn on_child_of(topology: &Topology, placed: &Placed, number: usize, g
         }
     }
     // What backs a target is what the filter above it protects, so it may change.
-    if child.role == Role::Backing && topology.is_target(id) {
+    if child.role == Role::Backing && (placed.was_target || topology.is_target(id)) {
         shares = shares.or(P::WRITE);
     }
     let own_writes = placed.node.driver.description().effects & driveline_op::effect::OWN_WRITES != 0;

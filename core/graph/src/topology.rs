@@ -30,6 +30,8 @@ pub(crate) struct Placed {
     pub(crate) read_only: bool,
     /// Made for its parent (defined in place, or named by an image): goes when its last parent goes.
     pub(crate) implicit: bool,
+    /// A job kept a point in time in it, and has ended while somebody looked at that: what backs it may change all the same.
+    pub(crate) was_target: bool,
     pub(crate) common: NodeOptions,
 }
 

@@ -154,7 +154,9 @@ impl Change {
             });
             self.opened.push((node.clone(), open_children));
             self.topology.names.insert(name, id);
-            self.topology.nodes.insert(id, Placed { node, children, read_only, implicit, common });
+            self.topology
+                .nodes
+                .insert(id, Placed { node, children, read_only, implicit, was_target: false, common });
             Ok(id)
         })
     }

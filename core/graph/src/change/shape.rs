@@ -190,8 +190,18 @@ impl Change {
     pub fn remove_emptied_filter(&mut self, name: &str) -> Result<()> {
         let id = self.topology.id(name)?;
         let node = self.topology.at(id).node.clone();
+        let children = &self.topology.at(id).children;
+        let targets = children.iter().filter(|child| child.role == Role::Target).map(|child| child.node);
+        let targets: Vec<NodeId> = targets.collect();
         self.bypass(id, name)?;
         self.must_be_emptied(node);
+        // A job that ends must not depend on who still looks at what it kept: they see what is written from now on, as in QEMU.
+        for target in targets {
+            let looked_at = !self.topology.parents(target).is_empty();
+            if let Some(placed) = self.topology.nodes.get_mut(&target).filter(|_| looked_at) {
+                placed.was_target = true;
+            }
+        }
         Ok(())
     }
 

@@ -51,6 +51,9 @@ impl Change {
         let (old_name, new_name) = (self.topology.name(old), self.topology.name(new));
         self.move_parents(old, new);
         self.set_child(&new_name, &spec.name, Some(&old_name))?;
+        if let Some(placed) = self.topology.nodes.get_mut(&new) {
+            placed.was_target = false;
+        }
         let touched: Vec<NodeId> = below.iter().copied().chain([new]).collect();
         self.action(touched, move |staged| Box::pin(async move { carry_bitmaps(staged, &below, new) }));
         if !self.topology.at(old).read_only {
