@@ -27,7 +27,9 @@ use crate::{
     state::OnError,
 };
 use driveline_bitmap::{Bitmap, BitmapName, Granularity, View};
-use driveline_graph::{BoxFuture, Error, Kind, NodeId, Permissions, Result, Root, RootOptions};
+use driveline_graph::{
+    BoxFuture, Change, Error, Kind, Layout, NodeId, Permissions, Result, Root, RootOptions,
+};
 use driveline_op::{Ask, Buffer, op};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -295,6 +297,21 @@ impl Commit {
         Ok(())
     }
 
+    /// The base is seen where the top was, by all who are left there.
+    fn put_base_in_place(&self, change: &mut Change, layout: &Layout) -> Result<()> {
+        let top = self.chain.top();
+        change.replace_node(top, &self.base)?;
+        // Bitmaps that the drive got during the job, with no holder there, are on the node that goes.
+        if let Some(drive) = layout.drive_of(top) {
+            for (at, bitmap) in layout.bitmap_places(&drive)? {
+                if at == *top && bitmap.view() == View::Drive {
+                    change.move_bitmap(top, bitmap.name().as_str(), &drive)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn stage_end(&self, job: &Job, end: End, into: &mut Ending) -> Result<()> {
         let (top, base, success) = (self.chain.top(), &self.base, end.is_success());
         let pivots = success && self.active && job.wants_complete();
@@ -318,15 +335,7 @@ impl Commit {
             })?;
         }
         if pivots {
-            change.replace_node(top, base)?;
-            // Bitmaps that the drive got during the job, with no holder there, are on the node that goes.
-            if let Some(drive) = layout.drive_of(top) {
-                for (at, bitmap) in layout.bitmap_places(&drive)? {
-                    if at == *top && bitmap.view() == View::Drive {
-                        change.move_bitmap(top, bitmap.name().as_str(), &drive)?;
-                    }
-                }
-            }
+            self.put_base_in_place(change, &layout)?;
         }
         if success && !self.active {
             let header = self.header.as_ref().map(|(file, format)| (file.as_str(), format.as_str()));
@@ -341,6 +350,8 @@ impl Commit {
                     change.set_read_only(name, true)?;
                 }
             }
+            // Who else looks at the top, an export say, goes along: nothing keeps what is there as it was.
+            self.put_base_in_place(change, &layout)?;
         }
         if self.base_was_read_only && !pivots && end.restores_read_only() {
             change.set_read_only(base, true)?;

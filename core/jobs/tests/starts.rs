@@ -4,7 +4,7 @@
 
 mod kit;
 
-use driveline_graph::Kind;
+use driveline_graph::{Kind, Root, RootOptions};
 use driveline_jobs::{CommitArgs, Completion, JobKind, JobStatus, StreamArgs};
 use kit::bench::{Bench, SIZE, object};
 use std::sync::atomic::Ordering::SeqCst;
@@ -260,4 +260,36 @@ fn a_header_that_cannot_be_written_leaves_those_that_were_as_they_were() {
         );
         bench.check_clean();
     }
+}
+
+/// An export of an image in the middle stayed there when a commit took the image out of the chain, and kept it in use.
+#[test]
+fn who_looks_at_the_top_of_a_commit_in_the_middle_looks_at_its_base_afterwards() {
+    let bench = Bench::new(13);
+    let graph = bench.graph.clone();
+    let export = bench
+        .sim
+        .run(async move { graph.open_following_root("a1", RootOptions::reader("an export")).await.unwrap() });
+    let read = |export: &Root| {
+        let export = export.clone();
+        bench.sim.run(async move { export.read(0..SIZE).await.unwrap().to_vec() })
+    };
+    let before = read(&export);
+    let args = CommitArgs {
+        device: "drive-a".into(),
+        top_node: Some("a1".into()),
+        manual_dismiss: true,
+        ..CommitArgs::default()
+    };
+    bench.start(Completion::Individual, move |start| Box::pin(start.commit(args))).unwrap();
+    assert_eq!(bench.wait("drive-a"), None);
+    let nodes = bench.graph.nodes();
+    let users = |name: &str| nodes.iter().find(|view| view.node.name() == name).unwrap().parents.len();
+    assert_eq!(
+        (users("a1"), users("a0")),
+        (0, 3),
+        "the overlay, the export and what was taken out are on the base"
+    );
+    assert!(read(&export) == before);
+    bench.check_clean();
 }
