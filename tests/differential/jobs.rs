@@ -15,7 +15,11 @@ impl Script {
 
     /// Where copies go: a qcow2 image, a raw one, a smaller one, one on the same image as `n0`.
     fn target(&mut self) -> &'static str {
-        if self.chance(80) { self.one(&["t0", "t1"]) } else { self.one(&["t2", "t3", "n0", "n2", "s0", "nope"]) }
+        if self.chance(80) {
+            self.one(&["t0", "t1"])
+        } else {
+            self.one(&["t2", "t3", "n0", "n2", "s0", "nope"])
+        }
     }
 
     /// A mirror, what is written while it is ready, and how it ends.
@@ -52,20 +56,6 @@ impl Script {
         if name == "blockdev-mirror" && self.chance(10) {
             start["target-is-zero"] = false.into();
         }
-        let write = self.write();
-        self.queue.push_back(json!({ "ready": id }));
-        if self.chance(70) {
-            self.queue.push_back(json!({ "qemu-io": write }));
-        }
-        if self.chance(15) {
-            let mode = self.one(&["write-blocking", "background"]);
-            self.queue.push_back(command("block-job-change", json!({ "id": id, "type": "mirror", "copy-mode": mode })));
-        }
-        if self.chance(20) {
-            let (pause, resume) = (json!({ "id": id }), json!({ "id": id }));
-            self.queue.push_back(command("job-pause", pause));
-            self.queue.push_back(command("job-resume", resume));
-        }
         let ends = [
             command("block-job-complete", json!({ "device": id })),
             command("job-complete", json!({ "id": id })),
@@ -73,8 +63,25 @@ impl Script {
             command("block-job-cancel", json!({ "device": id, "force": true })),
             command("job-cancel", json!({ "id": id })),
         ];
-        let end = self.one_of(&ends);
-        self.queue.push_back(end);
+        let (at, write) = (self.random_below(ends.len()), self.write());
+        self.queue.push_back(json!({ "ready": id }));
+        // What a job that is ended by force has copied of it is chance.
+        if at < 3 && self.chance(70) {
+            self.queue.push_back(json!({ "qemu-io": write }));
+        }
+        if self.chance(15) {
+            let mode = self.one(&["write-blocking", "background"]);
+            self.queue.push_back(command(
+                "block-job-change",
+                json!({ "id": id, "type": "mirror", "copy-mode": mode }),
+            ));
+        }
+        if self.chance(20) {
+            let (pause, resume) = (json!({ "id": id }), json!({ "id": id }));
+            self.queue.push_back(command("job-pause", pause));
+            self.queue.push_back(command("job-resume", resume));
+        }
+        self.queue.push_back(ends[at].clone());
         self.queue.push_back(json!({ "end": [id] }));
         let mut start = command(name, start);
         start["hold"] = true.into();
@@ -89,13 +96,15 @@ impl Script {
         if self.chance(30) {
             // What reads through the image that was there opens its backing images again, which QEMU's locks refuse.
             let existing = start["sync"] == "full";
-            start["mode"] = if existing { self.one(&["existing", "absolute-paths"]) } else { "absolute-paths" }.into();
+            start["mode"] =
+                if existing { self.one(&["existing", "absolute-paths"]) } else { "absolute-paths" }.into();
         }
     }
 
     /// Arguments of a backup.
     fn backup_arguments(&mut self, id: &str) -> (&'static str, Value) {
-        let sync = self.one(&["full", "full", "top", "none", "incremental", "incremental", "bitmap", "bitmap"]);
+        let sync =
+            self.one(&["full", "full", "top", "none", "incremental", "incremental", "bitmap", "bitmap"]);
         let mut start = json!({ "job-id": id, "sync": sync, "device": self.source() });
         let name = if self.chance(75) {
             start["target"] = self.target().into();
@@ -159,12 +168,14 @@ impl Script {
         if self.chance(60) {
             start["base-node"] = self.one(&["n2", "n1"]).into();
         }
-        let write = self.write();
+        let (write, force) = (self.write(), self.chance(30));
         self.queue.push_back(json!({ "ready": id }));
-        self.queue.push_back(json!({ "qemu-io": write }));
-        let end = match self.chance(50) {
+        if !force {
+            self.queue.push_back(json!({ "qemu-io": write }));
+        }
+        let end = match !force && self.chance(60) {
             true => command("job-complete", json!({ "id": id })),
-            false => command("block-job-cancel", json!({ "device": id, "force": self.chance(50) })),
+            false => command("block-job-cancel", json!({ "device": id, "force": force })),
         };
         self.queue.push_back(end);
         self.queue.push_back(json!({ "end": [id] }));
@@ -178,7 +189,10 @@ impl Script {
         match self.random_below(10) {
             0..4 => {
                 let node = self.source();
-                ("blockdev-snapshot", json!({ "node": node, "overlay": self.one(&["s0", "s1", "s1", "t1", "n2", "nope"]) }))
+                (
+                    "blockdev-snapshot",
+                    json!({ "node": node, "overlay": self.one(&["s0", "s1", "s1", "t1", "n2", "nope"]) }),
+                )
             }
             // Without a user the overlay would go at once: see the table.
             4..7 if self.exported => {
@@ -220,7 +234,10 @@ impl Script {
                 let backing = if self.chance(50) { Value::Null } else { self.one(&["n0", "n2"]).into() };
                 image(self.one(&["s0", "s1"]), self.one(&["s0.qcow2", "s1.qcow2"]), backing)
             }
-            2 => command("blockdev-del", json!({ "node-name": self.one(&["s0", "s1", "t0", "t1", "n0", "n2"]) })),
+            2 => command(
+                "blockdev-del",
+                json!({ "node-name": self.one(&["s0", "s1", "t0", "t1", "n0", "n2"]) }),
+            ),
             _ => {
                 let (name, arguments) = self.snapshot_arguments();
                 command(name, arguments)
@@ -272,7 +289,8 @@ impl Script {
             4 | 5 => {
                 let mut options = json!({ "driver": "qcow2", "node-name": "n0", "file": "n0-file" });
                 if self.chance(80) {
-                    options["backing"] = self.one_of(&[json!("n1"), json!("n1"), json!("n2"), json!("n0"), Value::Null]);
+                    options["backing"] =
+                        self.one_of(&[json!("n1"), json!("n1"), json!("n2"), json!("n0"), Value::Null]);
                 }
                 if self.chance(30) {
                     options["read-only"] = self.chance(70).into();
@@ -289,7 +307,10 @@ impl Script {
                 }
                 command("blockdev-reopen", json!({ "options": [options] }))
             }
-            7 => command("block-set-write-threshold", json!({ "node-name": node, "write-threshold": self.one_of(&[0, 65536]) })),
+            7 => command(
+                "block-set-write-threshold",
+                json!({ "node-name": node, "write-threshold": self.one_of(&[0, 65536]) }),
+            ),
             8 => {
                 let file = self.one(&["base.qcow2", "mid.qcow2"]);
                 command(
@@ -297,7 +318,10 @@ impl Script {
                     json!({ "device": "n0", "image-node-name": self.one(&["n0", "n1", "n3", "nope"]), "backing-file": file }),
                 )
             }
-            _ => command("blockdev-set-active", json!({ "node-name": self.one(&["n3", "t0", "nope"]), "active": self.chance(70) })),
+            _ => command(
+                "blockdev-set-active",
+                json!({ "node-name": self.one(&["n3", "t0", "nope"]), "active": self.chance(70) }),
+            ),
         }
     }
 }

@@ -3,13 +3,14 @@
 use crate::harness::{Daemon, Qmp, run};
 use serde_json::{Map, Value, json};
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
-/// Makes the images that sequences are about: a chain of three, and a raw one.
-pub(super) fn make_images(folder: &Path) -> [&'static str; 4] {
+/// Makes the images that sequences are about: a chain of three, a raw one, and some that are empty.
+pub(super) fn make_images(folder: &Path) -> [&'static str; 12] {
     let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
     run("qemu-img", &["create", "-q", "-f", "qcow2", &path("base.qcow2"), "2M"]);
     run("qemu-io", &["-c", "write -P 1 0 1M", &path("base.qcow2")]);
@@ -20,8 +21,26 @@ pub(super) fn make_images(folder: &Path) -> [&'static str; 4] {
         run("qemu-img", &["create", "-q", "-f", "qcow2", "-b", below, "-F", "qcow2", &path(name)]);
         run("qemu-io", &["-c", write, &path(name)]);
     }
-    run("qemu-img", &["create", "-q", "-f", "raw", &path("other.raw"), "1M"]);
-    ["base.qcow2", "mid.qcow2", "top.qcow2", "other.raw"]
+    for (name, size) in [("other.raw", "1M"), ("t1.raw", "2M"), ("t2.raw", "1M"), ("d1.raw", "2M")] {
+        run("qemu-img", &["create", "-q", "-f", "raw", &path(name), size]);
+    }
+    for name in ["t0.qcow2", "t3.qcow2", "s0.qcow2", "s1.qcow2", "d0.qcow2"] {
+        run("qemu-img", &["create", "-q", "-f", "qcow2", &path(name), "2M"]);
+    }
+    [
+        "base.qcow2",
+        "mid.qcow2",
+        "top.qcow2",
+        "other.raw",
+        "t0.qcow2",
+        "t1.raw",
+        "t2.raw",
+        "t3.qcow2",
+        "s0.qcow2",
+        "s1.qcow2",
+        "d0.qcow2",
+        "d1.raw",
+    ]
 }
 
 /// In place of an error: QEMU is no more.
@@ -47,13 +66,15 @@ pub(super) struct Side {
     program: Program,
     qmp: Qmp,
     folder: PathBuf,
+    /// Jobs that are no more.
+    gone: BTreeSet<String>,
 }
 
 impl Side {
     pub(super) fn driveline(folder: &Path) -> Self {
         let daemon = Daemon::start(folder, "[monitor]\nqmp = \"qmp.sock\"\n");
         let qmp = daemon.qmp();
-        Self { program: Program::Driveline(daemon), qmp, folder: folder.to_owned() }
+        Self { program: Program::Driveline(daemon), qmp, folder: folder.to_owned(), gone: BTreeSet::new() }
     }
 
     pub(super) fn qemu(folder: &Path) -> Self {
@@ -72,7 +93,7 @@ impl Side {
             std::thread::sleep(Duration::from_millis(2));
         }
         let qmp = Qmp::connect(&folder.join("qmp.sock"));
-        Self { program: Program::Qemu(qemu), qmp, folder: folder.to_owned() }
+        Self { program: Program::Qemu(qemu), qmp, folder: folder.to_owned(), gone: BTreeSet::new() }
     }
 
     /// Runs a command; `{dir}` in its texts is this side's folder. So it is in what comes back.
@@ -109,21 +130,33 @@ impl Side {
             .status();
     }
 
-    /// Waits until a job is gone. Its events, in their order, without times and progress.
-    pub(super) fn wait_job(&mut self, job: &str) -> Vec<Value> {
-        loop {
-            let is_end = |event: &Value| {
-                event["event"] == "JOB_STATUS_CHANGE"
-                    && event["data"]["id"] == job
-                    && event["data"]["status"] == "null"
-            };
-            if self.qmp.events().iter().any(is_end) {
-                break;
-            }
-            self.qmp.wait_any_event();
-        }
+    /// Waits until a job is gone, or until an event tells of it that it has come so far. Its events, in their order, without times
+    /// and progress.
+    pub(super) fn wait_job(&mut self, job: &str, so_far: Option<&str>) -> Vec<Value> {
         let of_job = |event: &Value| event["data"]["id"] == job || event["data"]["device"] == job;
-        self.qmp.take_events(of_job).into_iter().map(neutral_event).collect()
+        let is_end =
+            |event: &Value| event["event"] == "JOB_STATUS_CHANGE" && event["data"]["status"] == "null";
+        let is_wanted = |event: &Value| so_far.is_some_and(|name| event["event"] == name);
+        while !self.gone.contains(job) {
+            let mut of_this = self.qmp.events().iter().filter(|event| of_job(event));
+            if self.qmp.events().iter().any(|event| of_job(event) && is_end(event)) {
+                self.gone.insert(job.to_owned());
+            } else if of_this.any(is_wanted) {
+                break;
+            } else {
+                self.qmp.wait_any_event();
+            }
+        }
+        let mut told: Vec<Value> = self.qmp.take_events(of_job).into_iter().map(neutral_event).collect();
+        // QEMU's jobs are paused while a graph near them changes, and tell of it: see the table.
+        let status = |told: &Value| told["data"]["status"].as_str().unwrap_or_default().to_owned();
+        let is_pause = |pair: &[Value]| {
+            matches!((&*status(&pair[0]), &*status(&pair[1])), ("paused", "running") | ("standby", "ready"))
+        };
+        while let Some(at) = told.windows(2).position(is_pause) {
+            drop(told.drain(at..at + 2));
+        }
+        told
     }
 
     /// Drops the events of a job that was refused.
@@ -166,9 +199,12 @@ impl Side {
             bitmaps.sort_by_key(Value::to_string);
             let image = &node["image"];
             // How large the file below a format is is the format's business.
-            let size = if node["drv"] == "file" { Value::Null } else { image["virtual-size"].clone() };
+            let is_file = node["drv"] == "file";
+            let size = if is_file { Value::Null } else { image["virtual-size"].clone() };
+            // Nor is how it is opened: see the table.
+            let read_only = if is_file { Value::Null } else { node["ro"].clone() };
             let said = json!({
-                "ro": node["ro"], "drv": node["drv"], "bitmaps": bitmaps, "size": size,
+                "ro": read_only, "drv": node["drv"], "bitmaps": bitmaps, "size": size,
                 // Which text a job writes there differs: see the table.
                 "has-backing": image["backing-filename"].is_string(), "cluster-size": image["cluster-size"],
             });
@@ -176,7 +212,11 @@ impl Side {
         }
         let exports = self.execute(&json!({ "execute": "query-block-exports" })).unwrap();
         for export in exports.as_array().unwrap() {
-            state.insert(format!("export {}", export["id"]), export.clone());
+            let mut export = export.clone();
+            if export["node-name"].as_str().is_some_and(|name| name.starts_with('#')) {
+                export["node-name"] = "#".into();
+            }
+            state.insert(format!("export {}", export["id"]), export);
         }
         sorted(state.into())
     }

@@ -2,38 +2,57 @@
 
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 use serde_json::{Value, json};
+use std::collections::VecDeque;
 
 /// Draws commands from a seed.
 pub(super) struct Script {
     random: SmallRng,
-    jobs: u32,
+    pub(super) jobs: u32,
+    pub(super) names: u32,
+    /// What follows a step that was taken.
+    pub(super) queue: VecDeque<Value>,
     /// Nodes that have bitmaps, as both last said.
     with_bitmaps: Vec<String>,
+    /// `n0` has an export.
+    pub(super) exported: bool,
 }
 
 const NODES: [&str; 5] = ["n0", "n1", "n2", "n3", "nope"];
-const BITMAPS: [&str; 4] = ["a", "b", "c", ""];
-/// Not the middle of the chain: jobs take it out.
-const EXPORTED: [&str; 3] = ["n0", "n3", "nope"];
+pub(super) const BITMAPS: [&str; 4] = ["a", "b", "c", ""];
+const EXPORTED: [&str; 5] = ["n0", "n1", "n3", "t0", "nope"];
 const EXPORTS: [&str; 3] = ["e0", "e1", "1bad"];
 
-fn command(name: &str, arguments: Value) -> Value {
+pub(super) fn command(name: &str, arguments: Value) -> Value {
     json!({ "execute": name, "arguments": arguments })
 }
 
-fn image(node: &str, file: &str, backing: Value) -> Value {
+pub(super) fn image(node: &str, file: &str, backing: Value) -> Value {
     let file = json!({ "driver": "file", "node-name": format!("{node}-file"), "filename": format!("{{dir}}/{file}") });
-    command("blockdev-add", json!({ "driver": "qcow2", "node-name": node, "file": file, "backing": backing }))
+    command(
+        "blockdev-add",
+        json!({ "driver": "qcow2", "node-name": node, "discard": "unmap", "file": file, "backing": backing }),
+    )
 }
 
 fn raw() -> Value {
-    let file = json!({ "driver": "file", "node-name": "n3-file", "filename": "{dir}/other.raw" });
-    command("blockdev-add", json!({ "driver": "raw", "node-name": "n3", "file": file }))
+    target("n3", "other.raw")
+}
+
+fn target(node: &str, file: &str) -> Value {
+    let file = json!({ "driver": "file", "node-name": format!("{node}-file"), "filename": format!("{{dir}}/{file}") });
+    command("blockdev-add", json!({ "driver": "raw", "node-name": node, "file": file }))
 }
 
 impl Script {
     pub(super) fn new(seed: u64) -> Self {
-        Self { random: SmallRng::seed_from_u64(seed), jobs: 0, with_bitmaps: Vec::new() }
+        Self {
+            random: SmallRng::seed_from_u64(seed),
+            jobs: 0,
+            names: 0,
+            queue: VecDeque::new(),
+            with_bitmaps: Vec::new(),
+            exported: false,
+        }
     }
 
     /// The chain, the raw image and the server.
@@ -44,8 +63,19 @@ impl Script {
             image("n1", "mid.qcow2", "n2".into()),
             image("n0", "top.qcow2", "n1".into()),
             raw(),
+            image("t0", "t0.qcow2", Value::Null),
+            target("t1", "t1.raw"),
+            target("t2", "t2.raw"),
+            image("t3", "t3.qcow2", "n1".into()),
+            image("s0", "s0.qcow2", Value::Null),
+            image("s1", "s1.qcow2", Value::Null),
             command("nbd-server-start", json!({ "addr": address })),
         ]
+    }
+
+    /// The step was refused: what would have followed makes no sense.
+    pub(super) fn refused(&mut self) {
+        self.queue.clear();
     }
 
     /// Takes notice of where both have come.
@@ -53,29 +83,47 @@ impl Script {
         let nodes = state.as_object().unwrap().iter();
         let has = nodes.filter(|(_, node)| node["bitmaps"].as_array().is_some_and(|all| !all.is_empty()));
         self.with_bitmaps = has.map(|(name, _)| name.clone()).collect();
+        self.exported = state.as_object().unwrap().values().any(|export| export["node-name"] == "n0");
     }
 
-    fn one<'a>(&mut self, of: &[&'a str]) -> &'a str {
+    pub(super) fn one<'a>(&mut self, of: &[&'a str]) -> &'a str {
         of[self.random.random_range(0..of.len())]
     }
 
-    fn chance(&mut self, percent: u32) -> bool {
+    pub(super) fn one_of<T: Clone>(&mut self, of: &[T]) -> T {
+        of[self.random_below(of.len())].clone()
+    }
+
+    pub(super) fn random_below(&mut self, end: usize) -> usize {
+        self.random.random_range(0..end)
+    }
+
+    pub(super) fn chance(&mut self, percent: u32) -> bool {
         self.random.random_range(0..100) < percent
     }
 
     pub(super) fn step(&mut self) -> Value {
+        if let Some(next) = self.queue.pop_front() {
+            return next;
+        }
         match self.random.random_range(0..100) {
-            0..35 => self.bitmap(),
-            35..45 => self.export(),
-            45..60 => json!({ "qemu-io": self.write() }),
-            60..70 => self.node(),
-            70..80 => self.object(),
-            80..90 => self.transaction(),
-            _ => self.job(),
+            0..18 => self.bitmap(),
+            18..26 => self.export(),
+            26..38 => json!({ "qemu-io": self.write() }),
+            38..43 => self.node(),
+            43..48 => self.object(),
+            48..54 => self.transaction(),
+            54..58 => self.job(),
+            58..67 => self.mirror(),
+            67..77 => self.backup(),
+            77..80 => self.active_commit(),
+            80..88 => self.snapshot(),
+            88..94 => self.moment(),
+            _ => self.other_options(),
         }
     }
 
-    fn write(&mut self) -> String {
+    pub(super) fn write(&mut self) -> String {
         let (offset, length) = (self.random.random_range(0..31) * 64, self.random.random_range(1..3) * 64);
         let pattern = self.random.random_range(1..200);
         match self.chance(20) {

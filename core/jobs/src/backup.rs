@@ -92,6 +92,11 @@ impl Start {
             let text = format_args!("Compression is not supported for this drive {}", target.name());
             return Err(Error::new(Kind::NotSupported, text));
         }
+        if let Some(name) = args.filter_node_name.as_deref().filter(|name| layout.node_or_drive(name).is_ok())
+        {
+            let text = format_args!("Could not create node: Duplicate nodes with node-name='{name}'");
+            return Err(Error::new(Kind::Exists, text));
+        }
         let common = Common {
             id: args.job_id.clone().unwrap_or_else(|| args.device.clone()),
             kind: JobKind::Backup,

@@ -94,12 +94,6 @@ impl BackupArgs {
     /// Checks what can be checked without a graph.
     pub(super) fn check(&self) -> Result<()> {
         let invalid = |text: &str| Err(Error::new(Kind::Invalid, text));
-        if !(1..=i64::from(i32::MAX)).contains(&self.perf.workers_max) {
-            return invalid("max-workers must be between 1 and 2147483647");
-        }
-        if self.perf.chunk_bytes_max < 0 {
-            return invalid("max-chunk must be zero (which means no limit) or positive");
-        }
         match (self.sync, &self.bitmap, self.bitmap_mode) {
             (BackupSync::Incremental, None, _) => {
                 invalid("must provide a valid bitmap name for 'incremental' sync mode")
@@ -121,7 +115,14 @@ impl BackupArgs {
                 Err(Error::new(Kind::Invalid, format_args!("{text} '{sync}'")))
             }
             _ => Ok(()),
+        }?;
+        if !(1..=i64::from(i32::MAX)).contains(&self.perf.workers_max) {
+            return invalid("max-workers must be between 1 and 2147483647");
         }
+        if self.perf.chunk_bytes_max < 0 {
+            return invalid("max-chunk must be zero (which means no limit) or positive");
+        }
+        Ok(())
     }
 
     /// The mode that counts: `incremental` has but one.
