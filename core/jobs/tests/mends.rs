@@ -1,0 +1,213 @@
+//! Faults of jobs that a reading found, each with its story.
+
+#![allow(unreachable_pub, missing_debug_implementations, missing_docs, dead_code)]
+
+mod kit;
+
+use driveline_graph::{Kind, RootOptions};
+use driveline_jobs::{
+    BackupArgs, Base, BitmapMode, Completion, JobStatus, MirrorArgs, MirrorSync, OnError, StreamArgs,
+};
+use kit::{
+    bench::{Bench, SIZE, object},
+    drivers::CLUSTER,
+};
+use std::sync::atomic::Ordering::SeqCst;
+
+fn mirror(target: &str) -> MirrorArgs {
+    MirrorArgs {
+        job_id: Some("j".into()),
+        device: "drive-a".into(),
+        target: target.into(),
+        manual_dismiss: true,
+        ..MirrorArgs::default()
+    }
+}
+
+fn backup(target: &str) -> BackupArgs {
+    BackupArgs {
+        job_id: Some("j".into()),
+        device: "drive-a".into(),
+        target: target.into(),
+        manual_dismiss: true,
+        ..BackupArgs::default()
+    }
+}
+
+fn start_mirror(bench: &Bench, args: MirrorArgs) {
+    bench.start(Completion::Individual, move |start| Box::pin(start.mirror(args))).unwrap();
+}
+
+fn start_backup(bench: &Bench, args: BackupArgs) {
+    bench.start(Completion::Individual, move |start| Box::pin(start.backup(args))).unwrap();
+}
+
+/// Waits for a state, but not for ever.
+fn comes_to(bench: &Bench, status: JobStatus) {
+    for _ in 0..2000 {
+        if bench.status("j") == status {
+            return;
+        }
+        bench.sleep(5);
+    }
+    panic!("it is still {}", bench.status("j"));
+}
+
+/// Part of a granule that was copied did not make it clean, so it was copied again, for ever.
+#[test]
+fn a_buffer_that_is_no_whole_number_of_granules_does_not_copy_for_ever() {
+    for buffer_bytes in [1, 5000, CLUSTER + 512, 3 * CLUSTER - 1] {
+        let bench = Bench::new(1);
+        bench.image("copy");
+        start_mirror(&bench, MirrorArgs { buffer_bytes, granularity: Some(CLUSTER), ..mirror("copy") });
+        comes_to(&bench, JobStatus::Ready);
+        bench.jobs.cancel("j", false).unwrap();
+        assert_eq!(bench.wait("j"), None);
+        assert_eq!(bench.read("copy"), bench.read("a2"));
+    }
+}
+
+/// A piece that failed at once was tried again at once, and nobody else got the thread.
+#[test]
+fn an_error_that_is_ignored_does_not_spin() {
+    let bench = Bench::new(2);
+    bench.image("copy");
+    bench.fault_above("copy");
+    bench.world.faults.store(1, SeqCst);
+    start_backup(&bench, BackupArgs { on_target_error: OnError::Ignore, ..backup("copy-fault") });
+    bench.sleep(200);
+    assert_eq!(bench.status("j"), JobStatus::Running);
+    bench.world.faults.store(0, SeqCst);
+    comes_to(&bench, JobStatus::Concluded);
+    assert_eq!(bench.wait("j"), None);
+    assert_eq!(bench.read("copy"), bench.read("a2"));
+}
+
+/// The job takes a bit away before it copies. When another piece failed, those in flight were given up, and theirs stayed away.
+#[test]
+fn every_piece_that_is_given_up_is_dirty_again() {
+    for seed in 0..40 {
+        let bench = Bench::new(seed);
+        bench.image("copy");
+        bench.fault_above("copy");
+        let guest = bench.root("drive-a");
+        for at in 0..SIZE / CLUSTER {
+            bench.write(&guest, at * CLUSTER, vec![90 + at as u8; CLUSTER as usize]);
+        }
+        bench.world.faults.store(6, SeqCst);
+        let args = MirrorArgs {
+            sync: MirrorSync::Bitmap,
+            bitmap: Some("daily".into()),
+            bitmap_mode: BitmapMode::Always,
+            granularity: Some(512),
+            buffer_bytes: 1024,
+            ..mirror("copy-fault")
+        };
+        start_mirror(&bench, args);
+        for _ in 0..2000 {
+            if matches!(bench.status("j"), JobStatus::Ready | JobStatus::Concluded) {
+                break;
+            }
+            bench.sleep(5);
+        }
+        let _ = bench.jobs.cancel("j", true);
+        bench.wait("j");
+        bench.world.faults.store(0, SeqCst);
+        let (here, there) = (bench.read("a2"), bench.read("copy"));
+        let bitmap = bench.graph.bitmap("drive-a", "daily").unwrap();
+        for at in 0..SIZE {
+            let same = here[at as usize] == there[at as usize];
+            assert!(same || bitmap.bits().is_dirty(at), "seed {seed}: {at} is lost");
+        }
+    }
+}
+
+/// A reader of the target kept the job from taking its filter out.
+#[test]
+fn a_target_that_somebody_looks_at_does_not_keep_the_filter() {
+    let bench = Bench::new(3);
+    bench.image("copy");
+    start_backup(&bench, BackupArgs { speed: 1, ..backup("copy") });
+    let graph = bench.graph.clone();
+    let reader =
+        bench.sim.run(async move { graph.open_root("copy", RootOptions::reader("a reader")).await.unwrap() });
+    bench.jobs.cancel("j", true).unwrap();
+    bench.wait("j");
+    bench.check_clean();
+    bench.sim.run(async move { reader.close().await.unwrap() });
+}
+
+/// A stream counts its layers from the top: an image that came between them hid one from it, and was dropped at the end.
+#[test]
+fn a_snapshot_does_not_come_between_the_layers_of_a_stream() {
+    let bench = Bench::new(4);
+    let args =
+        StreamArgs { job_id: Some("j".into()), device: "drive-a".into(), speed: 1, ..StreamArgs::default() };
+    bench.start(Completion::Individual, move |start| Box::pin(start.stream(args))).unwrap();
+    let overlay = object(serde_json::json!({ "driver": "cow", "node-name": "between", "size": SIZE }));
+    let graph = bench.graph.clone();
+    let refused = bench.start(Completion::Individual, move |start| {
+        Box::pin(async move {
+            start.change().add_node(graph.parse(overlay, &[])?).await?;
+            start.change().snapshot("a1", "between").await
+        })
+    });
+    assert_eq!(refused.unwrap_err().kind(), Kind::Busy);
+    assert_eq!(bench.chain("drive-a"), "a2 a1 a0");
+    bench.jobs.cancel("j", true).unwrap();
+    bench.wait("j");
+    bench.check_clean();
+}
+
+/// What was below when the job began was put below at its end: a filter that had come was taken out, one that had gone was named.
+#[test]
+fn filters_on_the_base_of_a_stream_come_and_go() {
+    for goes in [false, true] {
+        let bench = Bench::new(5);
+        if goes {
+            bench.fault_above("a0");
+        }
+        let args = StreamArgs {
+            job_id: Some("j".into()),
+            device: "drive-a".into(),
+            base: Some(Base::Node("a0".into())),
+            speed: 1,
+            manual_dismiss: true,
+            ..StreamArgs::default()
+        };
+        bench.start(Completion::Individual, move |start| Box::pin(start.stream(args))).unwrap();
+        if goes {
+            let graph = bench.graph.clone();
+            bench.sim.run(async move {
+                let mut change = graph.change().await;
+                change.remove_filter("a0-fault").unwrap();
+                change.commit().await.unwrap();
+            });
+        } else {
+            bench.fault_above("a0");
+        }
+        bench.jobs.set_speed("j", 0).unwrap();
+        assert_eq!(bench.wait("j"), None);
+        assert_eq!(bench.chain("drive-a"), "a2 a0");
+        let nodes = bench.graph.nodes();
+        let top = nodes.iter().find(|view| view.node.name() == "a2").unwrap();
+        assert_eq!(&*top.children[0].node, if goes { "a0" } else { "a0-fault" });
+        bench.check_clean();
+    }
+}
+
+/// The first drive by name that reached a node was taken for the node's: one on an overlay of it, or on its past.
+#[test]
+fn the_drive_of_a_node_is_the_one_that_shows_it() {
+    let bench = Bench::new(6);
+    let overlay = serde_json::json!({ "driver": "cow", "node-name": "x", "size": SIZE, "backing": "a2", "read-only": true });
+    let graph = bench.graph.clone();
+    bench.sim.run(async move {
+        let mut change = graph.change().await;
+        change.add_node(graph.parse(object(overlay), &["a2"]).unwrap()).await.unwrap();
+        change.set_drive("aaa", "x").unwrap();
+        change.commit().await.unwrap();
+    });
+    assert_eq!(bench.graph.drive_of("a2").as_deref(), Some("drive-a"));
+    assert_eq!(bench.graph.drive_of("x").as_deref(), Some("aaa"));
+}
