@@ -11,6 +11,7 @@ mod guest_os;
 mod harness;
 mod kills;
 mod memory;
+mod mends;
 mod offline;
 mod path_of_a_write;
 mod persistent;
