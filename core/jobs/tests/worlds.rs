@@ -9,6 +9,8 @@
 #[path = "worlds/copies.rs"]
 mod copies;
 mod kit;
+#[path = "worlds/oracle.rs"]
+mod oracle;
 
 use copies::{Copy, Outcomes};
 use driveline_graph::{Graph, GraphOptions, Kind, NewBitmap, Options, Root, RootOptions};
@@ -20,42 +22,15 @@ use kit::{
     drivers::{CLUSTER, World, register},
     sim::Sim,
 };
+use oracle::{Expected, Oracle};
 use parking_lot::Mutex;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     sync::{Arc, atomic::Ordering::SeqCst},
 };
 
 const GUESTS: u64 = 3;
 const SECTOR: u64 = 512;
-
-/// What a drive's user knows: its content, where that is known, and what each bitmap must say.
-#[derive(Default)]
-struct Oracle {
-    /// By sector; `None` after a write that failed.
-    content: Vec<Option<u8>>,
-    bitmaps: BTreeMap<String, Expected>,
-}
-
-#[derive(Clone)]
-struct Expected {
-    granularity: u64,
-    recording: bool,
-    dirty: BTreeSet<u64>,
-    /// What failed writes addressed: one that a filter above refused never got here, and changed nothing.
-    maybe: BTreeSet<u64>,
-    /// A backup has it: what was dirty at its moment is with that, and it cannot be looked at.
-    frozen: bool,
-}
-
-impl Oracle {
-    fn mark(&mut self, range: std::ops::Range<u64>, failed: bool) {
-        for bitmap in self.bitmaps.values_mut().filter(|bitmap| bitmap.recording) {
-            let granules = range.start / bitmap.granularity..range.end.div_ceil(bitmap.granularity);
-            if failed { bitmap.maybe.extend(granules) } else { bitmap.dirty.extend(granules) }
-        }
-    }
-}
 
 struct Run {
     /// The drive that it is about.
