@@ -146,6 +146,33 @@ fn a_mirror_whose_target_was_changed_meanwhile_copies_all_of_it_again() {
     world.end();
 }
 
+/// Nothing is known of what was written since, but the layers say what they hold.
+#[test]
+fn a_commit_whose_images_were_changed_meanwhile_looks_again_for_what_there_is_to_do() {
+    if !have("restarts", &TOOLS) {
+        return;
+    }
+    let mut world = World::chain(20, 12);
+    begin(&mut world, "block-commit", json!({ "device": "vda", "base-node": "base" }));
+    world.kill_midway("work");
+    let late = std::time::SystemTime::now() + std::time::Duration::from_secs(60);
+    let file = std::fs::OpenOptions::new().write(true).open(world.path("mid.qcow2")).unwrap();
+    file.set_modified(late).unwrap();
+    world.start_and_resume("work");
+    // Once more, while it looks or works.
+    world.kill();
+    world.start_and_resume("work");
+    world.hurry("work");
+    world.qmp.wait_event("BLOCK_JOB_READY", "work");
+    world.qmp.run("block-job-complete", json!({ "device": "work" }));
+    world.wait_completed("work");
+    world.stop_writing();
+    world.assert_data_is_the_guests();
+    let kept = keep(&world);
+    world.end();
+    run("qemu-img", &["compare", "-f", "qcow2", "-F", "raw", &world.path("base.qcow2"), &kept]);
+}
+
 #[test]
 fn after_a_power_cut_a_mirror_copies_everything_again_and_a_backup_is_dropped() {
     if !have("restarts", &TOOLS) {

@@ -22,8 +22,8 @@ enum Copy {
 
 fn live(seed: u64) {
     let mut random = SmallRng::seed_from_u64(seed);
-    let mut world = if seed % 2 == 0 { World::raw(seed) } else { World::chain(seed, 12) };
-    let kind = if seed % 2 == 0 { random.random_range(3..7) } else { random.random_range(0..7) };
+    let mut world = if seed.is_multiple_of(2) { World::raw(seed) } else { World::chain(seed, 12) };
+    let kind = if seed.is_multiple_of(2) { random.random_range(3..7) } else { random.random_range(0..7) };
     let blocking = if random.random_bool(0.5) { "write-blocking" } else { "background" };
     let (command, mut arguments, copy) = match kind {
         0 => ("block-stream", json!({}), Copy::None),
@@ -75,7 +75,7 @@ fn live(seed: u64) {
     let mut goes_on = true;
     for _ in 0..2 {
         // An image is opened without its witness, and gets it when its bitmaps are found: killed between, all of it is dirty.
-        if seed % 2 == 0 && random.random_bool(0.5) {
+        if seed.is_multiple_of(2) && random.random_bool(0.5) {
             world.kill_while_starting(Duration::from_micros(random.random_range(0..80_000)));
         }
         let jobs = world.start();

@@ -172,7 +172,7 @@ impl Start {
 /// What keeps how far it has come: see [`Safe`].
 fn make_safe(kept: Arc<Kept>, flushes: bool) -> MakeSafe {
     Arc::new(move |cluster, size| {
-        let bitmap = |name: &str| kept.bitmap(BitmapName::new(name)?, cluster, size);
+        let bitmap = |name: &str| kept.bitmap(BitmapName::new(name)?, cluster, size, true);
         Ok(Safe::new(bitmap(COPIED)?, bitmap(LEFT_OUT)?, flushes))
     })
 }

@@ -185,8 +185,12 @@ impl Start {
             top: Some(change.attach_to_node(&top, &reader)?),
             base: Some(change.attach_to_node(&base, &writer)?),
         };
-        let has_found = has_found(&job);
-        let dirty = own_bitmap(&job, GRANULARITY, size)?;
+        // If nothing is known of what guests have written since, the layers still say what they hold.
+        let has_found = kept.as_ref().is_some_and(|kept| kept.lost.is_none() && has_found(&job));
+        if let Some(kept) = kept.as_ref().filter(|kept| kept.is_restart && !has_found) {
+            kept.look_again();
+        }
+        let dirty = own_bitmap(&job, GRANULARITY, size, false)?;
         let change = self.change();
         change.attach_bitmap(&top, dirty.clone())?;
         let copied = kept.and_then(|_| Copied::new(&dirty, &layout, &top, &base));
@@ -213,21 +217,22 @@ fn own_name(job: &Job) -> Result<BitmapName> {
 }
 
 /// A bitmap of a job's own, for what it still has to copy.
-pub(crate) fn own_bitmap(job: &Job, granularity: u64, size_bytes: u64) -> Result<Arc<Bitmap>> {
+///
+/// `or_all`: after a restart all is to be copied, if it is not known what.
+pub(crate) fn own_bitmap(job: &Job, granularity: u64, size_bytes: u64, or_all: bool) -> Result<Arc<Bitmap>> {
     let name = own_name(job)?;
     if let Some(kept) = job.kept.get() {
-        return kept.bitmap(name, granularity, size_bytes);
+        return kept.bitmap(name, granularity, size_bytes, or_all);
     }
     let granularity = Granularity::new(granularity)?;
     Ok(Arc::new(Bitmap::new(name, granularity, size_bytes).with_view(View::Node)))
 }
 
-/// Does it go on after a restart, with a bitmap of its own that says all that is left to copy? If nothing is known of what guests
-/// have written since, everything is left.
+/// Does it go on after a restart, with a bitmap of its own that was found, and that all of what is left to copy was in?
 pub(crate) fn has_found(job: &Job) -> bool {
-    job.kept.get().filter(|kept| kept.is_restart).is_some_and(|kept| {
-        let is_there = own_name(job).is_ok_and(|name| kept.has_found(&name));
-        !is_there || kept.phase() == Phase::Working || kept.lost.is_some()
+    job.kept.get().filter(|kept| kept.is_restart && kept.phase() == Phase::Working).is_some_and(|kept| {
+        let name = own_name(job);
+        name.is_ok_and(|name| kept.has_found(&name))
     })
 }
 

@@ -141,8 +141,20 @@ impl Kept {
         }
     }
 
-    /// A bitmap of the job's own: the one that was found, or a new one.
-    pub(crate) fn bitmap(&self, name: BitmapName, granularity: u64, size_bytes: u64) -> Result<Arc<Bitmap>> {
+    /// What it has found to do does not count: it looks again.
+    pub(crate) fn look_again(&self) {
+        self.record.lock().phase = Phase::Finding;
+    }
+
+    /// A bitmap of the job's own: the one that was found, or a new one. `or_all`: after a restart all of it is dirty, if nothing is
+    /// known of it, or of what guests have written since.
+    pub(crate) fn bitmap(
+        &self,
+        name: BitmapName,
+        granularity: u64,
+        size_bytes: u64,
+        or_all: bool,
+    ) -> Result<Arc<Bitmap>> {
         if let Some(found) = self.take_found(&name) {
             if found.record.length != size_bytes {
                 let (was, name) = (found.record.length, name.as_str());
@@ -151,7 +163,7 @@ impl Kept {
             }
             let bitmap = Bitmap::new(name, found.granularity, size_bytes).with_view(View::Node);
             let bitmap = bitmap.found(found.ledger, &found.record, &found.bits);
-            if self.lost.is_some() {
+            if or_all && self.lost.is_some() {
                 bitmap.mark_unconditionally(0..size_bytes);
             }
             return Ok(Arc::new(bitmap));
@@ -165,8 +177,7 @@ impl Kept {
             }
             self.warn(kept);
         }
-        if self.is_restart {
-            // Nothing is known of it.
+        if or_all && self.is_restart {
             bitmap.mark_unconditionally(0..size_bytes);
         }
         Ok(Arc::new(bitmap))

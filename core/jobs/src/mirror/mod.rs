@@ -22,6 +22,7 @@ use crate::{
     group::{End, Ending, Work},
     holder::{HOLDER_DRIVER, UsedHolder},
     job::{Common, Job, JobKind, Stopped},
+    journal::Kept,
     manager::Jobs,
     push::{How, Push, copy_rest},
     record::{JobArgs, OnRestart, Phase},
@@ -236,8 +237,11 @@ impl Start {
         let written = JobArgs::Mirror(MirrorArgs { granularity: Some(granularity), ..args.clone() });
         let kept =
             self.write_down(&job, args.on_restart, written, (source_chain[0].name(), Some(&target)))?;
-        let has_found = has_found(&job);
-        let dirty = own_bitmap(&job, granularity, size)?;
+        // If it is not known, everything is left.
+        let is_unknown =
+            |kept: &Kept| kept.is_restart && (kept.lost.is_some() || kept.phase() == Phase::Working);
+        let has_found = has_found(&job) || kept.as_deref().is_some_and(is_unknown);
+        let dirty = own_bitmap(&job, granularity, size, true)?;
         self.change().attach_bitmap(&source, dirty.clone())?;
         let copied = kept.as_ref().and_then(|_| Copied::new(&dirty, &layout, &source, &target));
         let shared = Shared::new(dirty, copied, args.copy_mode == CopyMode::WriteBlocking, &job);
