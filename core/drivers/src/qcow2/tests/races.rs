@@ -249,7 +249,7 @@ fn what_is_answered_with_fua_survives_a_kill_while_every_call_waits() {
         for round in 1..60 {
             world.flush().unwrap();
             let end = round * cluster_bytes;
-            let mut places = vec![(end - 512, true), (end + 512, false), (end + 1536, random.random())];
+            let mut places = [(end - 512, true), (end + 512, false), (end + 1536, random.random())];
             places.shuffle(&mut random);
             block_on(join_all(places.iter().map(|&(at, fua)| begin(at, round as u8, fua, random.random()))));
         }
