@@ -180,6 +180,10 @@ impl Jobs {
             kept.remove();
         }
         self.release(job);
+        // Nor does the next job with its id, which they may start at once.
+        if job.common.auto_dismiss {
+            self.forget(job);
+        }
         if job.common.kind.is_block_job() {
             let info = Box::new(job.info());
             job.emit(if was_cancelled { JobEvent::Cancelled(info) } else { JobEvent::Completed(info) });
@@ -187,7 +191,6 @@ impl Jobs {
         // After that event, as in QEMU.
         job.set_status(JobStatus::Concluded);
         if job.common.auto_dismiss {
-            self.forget(job);
             job.set_status(JobStatus::Null);
         }
     }
