@@ -52,7 +52,11 @@ pub(crate) trait Source: Send + Sync + 'static {
     fn target(&self) -> Option<Root> {
         None
     }
-    /// How many pieces are copied at once.
+    /// Short pieces are copied one after the other by one task, up to so many bytes: a task costs as much as a short piece.
+    fn task_bytes_max(&self) -> u64 {
+        PIECE_BYTES_MAX
+    }
+    /// How many tasks copy at once.
     fn in_flight_max(&self) -> usize {
         IN_FLIGHT_MAX
     }
@@ -97,6 +101,7 @@ pub(crate) async fn run(
         runtime,
         source,
         flying: FuturesUnordered::new(),
+        batch: Vec::new(),
         flushing: false,
         unflushed: 0,
         again: VecDeque::new(),
@@ -110,9 +115,12 @@ pub(crate) async fn run(
 
 /// What is over.
 enum Landed {
-    Piece(Range<u64>, Result<(), PieceError>),
+    Pieces(Vec<Piece>),
     Flush(Result<(), Error>),
 }
+
+/// A piece, and how its copy ended.
+type Piece = (Range<u64>, Result<(), PieceError>);
 
 /// Pieces in flight, and what became of those before them.
 struct Flight<'a> {
@@ -120,7 +128,9 @@ struct Flight<'a> {
     runtime: &'a Arc<dyn Runtime>,
     source: Arc<dyn Source>,
     flying: FuturesUnordered<BoxFuture<'a, Landed>>,
-    /// One of them is a flush.
+    /// Pieces for the next task.
+    batch: Vec<Range<u64>>,
+    /// One of those in flight is a flush.
     flushing: bool,
     /// How much was copied since it began.
     unflushed: u64,
@@ -133,9 +143,10 @@ impl Flight<'_> {
     async fn fill(&mut self) -> Result<(), Stopped> {
         let (job, runtime, source) = (self.job, self.runtime, self.source.clone());
         let mut limit = RateLimit::default();
-        let in_flight_max = source.in_flight_max();
+        let (in_flight_max, bytes_max) = (source.in_flight_max(), source.task_bytes_max());
         loop {
             if job.is_cancelled() || job.wants_pause() {
+                self.start(false);
                 while let Some(landed) = self.flying.next().await {
                     self.settle(landed)?;
                 }
@@ -144,7 +155,7 @@ impl Flight<'_> {
             let retries = !self.again.is_empty();
             let piece = match self.again.pop_front() {
                 Some(piece) => Some(piece),
-                None if self.pieces() < in_flight_max => match self.meanwhile(source.next()).await? {
+                None if self.tasks() < in_flight_max => match self.meanwhile(source.next()).await? {
                     Ok(Next::Skip(bytes)) => {
                         job.add_done(bytes);
                         continue;
@@ -164,15 +175,30 @@ impl Flight<'_> {
                 },
                 None => None,
             };
-            if let Some(piece) = piece {
-                if !self.meanwhile(limit.wait(job, runtime, piece.end - piece.start)).await? {
-                    self.again.push_front(piece);
-                    continue;
+            let Some(piece) = piece else {
+                self.start(false);
+                match self.flying.next().await {
+                    Some(landed) => self.settle(landed)?,
+                    None => return Ok(()),
                 }
-                self.start(piece, retries);
-                if self.pieces() < in_flight_max {
-                    continue;
-                }
+                continue;
+            };
+            let length = piece.end - piece.start;
+            if retries
+                || self.batch.iter().map(|piece| piece.end - piece.start).sum::<u64>() + length > bytes_max
+            {
+                self.start(false);
+            }
+            if !self.meanwhile(limit.wait(job, runtime, length)).await? {
+                self.again.push_front(piece);
+                continue;
+            }
+            self.batch.push(piece);
+            if retries || length >= bytes_max || job.speed() > 0 {
+                self.start(retries);
+            }
+            if self.tasks() < in_flight_max {
+                continue;
             }
             match self.flying.next().await {
                 Some(landed) => self.settle(landed)?,
@@ -181,21 +207,31 @@ impl Flight<'_> {
         }
     }
 
-    fn pieces(&self) -> usize {
+    fn tasks(&self) -> usize {
         self.flying.len() - usize::from(self.flushing)
     }
 
-    fn start(&mut self, piece: Range<u64>, retries: bool) {
-        let (source, runtime, copied) = (self.source.clone(), self.runtime.clone(), piece.clone());
+    /// Copies what is in the batch.
+    fn start(&mut self, retries: bool) {
+        let batch = std::mem::take(&mut self.batch);
+        if batch.is_empty() {
+            return;
+        }
+        let (source, runtime, pieces) = (self.source.clone(), self.runtime.clone(), batch.clone());
         let copy = async move {
             // What fails at once would fail again at once, and nobody else would get this thread.
             if retries {
                 runtime.sleep(SLICE).await;
             }
-            source.copy(copied).await
+            let mut copied = Vec::with_capacity(pieces.len());
+            for piece in pieces {
+                copied.push((piece.clone(), source.clone().copy(piece).await));
+            }
+            copied
         };
-        let lost = || Err(PieceError::writing(Error::IO));
-        self.launch(copy, lost, |copied| Landed::Piece(piece, copied));
+        let lost =
+            move || batch.into_iter().map(|piece| (piece, Err(PieceError::writing(Error::IO)))).collect();
+        self.launch(copy, lost, Landed::Pieces);
     }
 
     /// Runs something as a task of its own: it needs nobody to wait for it, and has a thread of its own where there is one.
@@ -226,18 +262,21 @@ impl Flight<'_> {
     }
 
     fn settle(&mut self, landed: Landed) -> Result<(), Stopped> {
-        let (piece, result) = match landed {
-            Landed::Piece(piece, result) => (piece, result),
+        match landed {
+            Landed::Pieces(pieces) => pieces.into_iter().try_for_each(|piece| self.settle_piece(piece)),
             Landed::Flush(result) => {
                 self.flushing = false;
                 let Err(error) = result else { return Ok(()) };
-                return match self.job.on_io_error(&error, "write") {
+                match self.job.on_io_error(&error, "write") {
                     ErrorAction::Report => Err(Stopped::Failed(error.into())),
                     // The next one does what this one did not, or fails as well.
                     ErrorAction::Stop | ErrorAction::Ignore => Ok(()),
-                };
+                }
             }
-        };
+        }
+    }
+
+    fn settle_piece(&mut self, (piece, result): Piece) -> Result<(), Stopped> {
         let length = piece.end - piece.start;
         let Err(failed) = result else {
             self.job.add_done(length);

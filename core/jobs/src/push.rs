@@ -220,6 +220,10 @@ impl Source for Push {
         true
     }
 
+    fn task_bytes_max(&self) -> u64 {
+        self.piece_bytes_max()
+    }
+
     fn in_flight_max(&self) -> usize {
         match self.how.in_flight_bytes {
             0 => copy::IN_FLIGHT_MAX,
