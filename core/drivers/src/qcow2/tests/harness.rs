@@ -352,7 +352,7 @@ pub(crate) fn pattern(seed: u64, length: usize) -> Vec<u8> {
     };
     let mut bytes: Vec<u8> = (0..length).map(next).collect();
     if seed % 4 == 2 {
-        let from = length / 8 & !511;
+        let from = (length / 8) & !511;
         bytes[from..(length - length / 8).max(from)].fill(0);
     }
     bytes
