@@ -161,3 +161,42 @@ fn a_view_that_cannot_be_served_leaves_nothing() {
     daemon.qmp().run("block-export-add", taken);
     refused(json!({}), "monday-vdb");
 }
+
+/// One in memory after one that is kept took what changed since with it, and the next one could not be made.
+#[test]
+fn a_checkpoint_after_one_that_is_kept_is_kept_as_well() {
+    let name = "a_checkpoint_after_one_that_is_kept_is_kept_as_well";
+    if !have(name, &["qemu-img"]) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    for image in ["a.qcow2", "b.qcow2"] {
+        let path = folder.path().join(image);
+        run("qemu-img", &["create", "-q", "-f", "qcow2", path.to_str().unwrap(), &SIZE.to_string()]);
+    }
+    let daemon = Daemon::start(folder.path(), &configuration());
+    let mut qmp = daemon.qmp();
+    let mut drive =
+        Drive { guest: Guest::connect(&folder.path().join("nbd.sock"), "vda"), bytes: vec![0; SIZE] };
+    let create = |name: &str| json!({ "name": name, "drives": ["vda"] });
+    let mut monday = create("monday");
+    monday["persistent"] = true.into();
+    qmp.run("x-driveline-checkpoint-create", monday);
+    drive.write(3, 1);
+    let mut in_memory = create("tuesday");
+    in_memory["persistent"] = false.into();
+    let refused = qmp.try_run("x-driveline-checkpoint-create", in_memory).unwrap_err();
+    assert!(refused["desc"].as_str().unwrap().contains("after 'monday' of 'vda'"), "{refused}");
+    qmp.run("x-driveline-checkpoint-create", create("tuesday"));
+    drive.write(5, 1);
+    drop((qmp, drive));
+    daemon.kill();
+    let daemon = Daemon::start(folder.path(), &configuration());
+    let mut qmp = daemon.qmp();
+    qmp.run("x-driveline-checkpoint-create", create("wednesday"));
+    let asked = json!({ "drive": "vda", "from": "monday" });
+    let delta = qmp.run("x-driveline-checkpoint-delta", asked);
+    assert_eq!(delta["count"], 2 * GRANULE, "{delta}");
+    drop(qmp);
+    assert!(daemon.terminate().success());
+}

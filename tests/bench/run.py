@@ -4,7 +4,7 @@
     cargo build --release --workspace
     tests/bench/run.py                      # some ten minutes
     tests/bench/run.py --quick              # two minutes, rougher
-    tests/bench/run.py --only jobs          # or: raw, qcow2, memory, durability; and parts of a load's name
+    tests/bench/run.py --only jobs          # or: raw, qcow2, copies, memory, durability; and parts of a load's name
 
 All servers take their turn on each load before the next round begins, so that what else the machine does meets all of
 them; a number is the median of its rounds, and a ratio the median of the ratios within each round. Compare ratios, not
@@ -20,6 +20,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import copies
 import images
 import jobs
 import load
@@ -34,7 +35,7 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--program", type=Path, default=ROOT / "target/release/driveline")
     parser.add_argument("--directory", type=Path, help="where images are made; without it, the temporary folder")
-    parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="raw, qcow2, jobs, memory, durability, parts of a load's name")
+    parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="raw, qcow2, jobs, copies, memory, durability, parts of a load's name")
     parser.add_argument("--quick", action="store_true", help="small images, short runs")
     parser.add_argument("--against", nargs="+", metavar="NAME", help="of the table's columns; plain is always there")
     parser.add_argument("--rounds", type=int, default=3)
@@ -178,6 +179,28 @@ def measure_jobs(given, directory):
     table(["job", *against, "driveline ÷ qsd"], rows)
 
 
+def measure_copies(given, directory):
+    """Backup and mirror: seconds, of which fewer are better, so the ratio is the other way round."""
+    length = given.size << 20
+    against = {"driveline": [given.program, "storage-daemon"], "qsd": ["qemu-storage-daemon"]}
+    print(f"### Copies: {given.size} MiB of raw; 1 % of a sparse qcow2 image of 64 GiB\n")
+    rows = []
+    images.touch_free_memory()
+    for copy in wanted(given, copies.COPIES):
+        what = copies.kinds(copy)
+        measured = {kind: {name: [] for name in against} for kind in what}
+        for turn in range(given.rounds):
+            for name in sorted(against, reverse=turn % 2 == 1):
+                for kind, value in zip(what, copies.measure(copy, against[name], directory, length)):
+                    measured[kind][name].append(value)
+                    print(f"{copy} {name} {kind}: {value:.3f}", file=sys.stderr)
+                os.sync()
+        for kind, of in measured.items():
+            medians = [f"{statistics.median(of[name]):.3f}" for name in against]
+            rows.append([f"{copy}, {kind}", *medians, ratio(median_ratio(of["qsd"], of["driveline"]))])
+    table(["copy", *against, "qsd ÷ driveline"], rows)
+
+
 def measure_memory(given, directory):
     """What the daemon takes with the graph of README's example, idle."""
     chain = images.chain(directory, "idle", 16 << 20, "base")
@@ -201,6 +224,7 @@ PARTS = {
     "raw": lambda given, directory: measure_loads(given, directory, "raw"),
     "qcow2": lambda given, directory: measure_loads(given, directory, "qcow2"),
     "jobs": measure_jobs,
+    "copies": measure_copies,
     "memory": measure_memory,
     "durability": measure_durability,
 }
@@ -211,6 +235,8 @@ def parts(given):
     named = [part for part in PARTS if part in words]
     if any(job in words for job in jobs.JOBS):
         named.append("jobs")
+    if any(copy in words for copy in copies.COPIES):
+        named.append("copies")
     return named or list(PARTS)
 
 

@@ -160,9 +160,9 @@ def run_driveline(program, directory, lines):
     return Server([program, "run", configuration], directory)
 
 
-def storage_daemon(directory, blockdevs, node, export_name="disk", bitmap=None):
-    """QEMU's storage daemon: one NBD export of `node`, and a monitor."""
-    command = ["qemu-storage-daemon"]
+def storage_daemon(directory, blockdevs, node, export_name="disk", bitmap=None, program=("qemu-storage-daemon",)):
+    """QEMU's storage daemon, or who takes its command line: one NBD export of `node`, and a monitor."""
+    command = list(program)
     for blockdev in blockdevs:
         command += ["--blockdev", json.dumps(blockdev)]
     command += ["--nbd-server", "addr.type=unix,addr.path=disk.sock"]

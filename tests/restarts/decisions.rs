@@ -267,6 +267,26 @@ fn a_drive_says_what_becomes_of_its_jobs() {
     world.end();
 }
 
+/// Its filter is on top, where the mirror's could not be put any more: they went on in the order of their names.
+#[test]
+fn a_backup_goes_on_after_a_mirror_whatever_their_names_are() {
+    if !have("restarts", &TOOLS) {
+        return;
+    }
+    let mut world = World::raw(19);
+    raw_target(&mut world);
+    begin(&mut world, "blockdev-mirror", json!({ "device": "vda", "target": "copy", "sync": "full" }));
+    let backup = json!({
+        "device": "vda", "target": world.path("backup.raw"), "sync": "full", "format": "raw", "job-id": "a-backup",
+        "speed": SPEED,
+    });
+    world.qmp.run("drive-backup", backup);
+    world.kill_midway("work");
+    let jobs = world.start();
+    assert!(jobs.len() == 2 && jobs.iter().all(|job| job["outcome"] == "resumed"), "{jobs:?}");
+    world.end();
+}
+
 /// There are no drives there, and nodes come one after the other.
 #[test]
 fn a_job_of_the_storage_daemon_goes_on_with_the_same_command_line() {

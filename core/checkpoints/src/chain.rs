@@ -24,7 +24,8 @@ pub struct NewCheckpoint {
     pub drives: Vec<String>,
     /// The granularity of its bitmaps; without it, the default of each drive.
     pub granularity: Option<u64>,
-    /// What they survive; without it, they end with the process.
+    /// What they survive; without it, what the one before does, or else they end with the process. One that is lost takes what
+    /// changed since the one before with it.
     pub durability: Option<Durability>,
     /// Seconds since 1970.
     pub created_s: u64,
@@ -78,10 +79,12 @@ pub fn create(graph: &Graph, change: &mut Change, new: &NewCheckpoint) -> Result
             Error::new(Kind::Invalid, format_args!("'{drive}' has no number left for another checkpoint"))
         })?;
         let epoch = Epoch { number, after, created_s: new.created_s, checkpoint: new.name.clone() };
+        let durability =
+            new.durability.or_else(|| last.and_then(|last| Some(last.bitmap.ledger()?.durability())));
         let view = if graph.is_drive(drive) { View::Drive } else { View::Node };
         let bitmap = NewBitmap {
             granularity: new.granularity,
-            durability: new.durability,
+            durability,
             view,
             ..NewBitmap::named(epoch.to_string())
         };

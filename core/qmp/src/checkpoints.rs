@@ -52,6 +52,15 @@ impl Action for Create {
             for drive in &self.drives {
                 graph.node_or_drive(drive).map_err(|_| Error::no_node(drive))?;
                 refuse_second(start, drive)?;
+                let last = of(graph, drive).pop();
+                if let Some(last) =
+                    last.filter(|last| last.bitmap.is_persistent() && self.persistent == Some(false))
+                {
+                    return Err(Error::generic(format_args!(
+                        "The checkpoint after '{}' of '{drive}', which is persistent, is persistent as well: expected 'persistent' to be true or absent",
+                        last.epoch.checkpoint
+                    )));
+                }
             }
             let new = NewCheckpoint {
                 drives: self.drives.clone(),

@@ -23,7 +23,7 @@ impl Journals {
     /// filter has to be in place. Returns what became of them; it is listed, too.
     pub(crate) async fn restart_all(&self, jobs: &Jobs) -> Vec<Interrupted> {
         let _turn = self.turn.lock().await;
-        let mut groups: Vec<(Option<String>, Vec<PathBuf>)> = Vec::new();
+        let mut groups: Vec<(Option<String>, bool, Vec<PathBuf>)> = Vec::new();
         let mut reports = Vec::new();
         for Candidate { path, record } in self.candidates() {
             if self.knows(&path) {
@@ -48,15 +48,21 @@ impl Journals {
                 Ok(record) if self.wants_drop(&record) => reports.push(self.give_up(&path, &record)),
                 Ok(record) => {
                     let together = record.group.is_some();
-                    let group = groups.iter_mut().find(|(group, _)| together && *group == record.group);
+                    let is_backup = matches!(record.args, JobArgs::Backup(_));
+                    let group = groups.iter_mut().find(|(group, ..)| together && *group == record.group);
                     match group {
-                        Some((_, paths)) => paths.push(path),
-                        None => groups.push((record.group, vec![path])),
+                        Some((_, backups, paths)) => {
+                            *backups |= is_backup;
+                            paths.push(path);
+                        }
+                        None => groups.push((record.group, is_backup, vec![path])),
                     }
                 }
             }
         }
-        for (_, paths) in groups {
+        // A backup's filter goes on top of a drive, where those of other jobs cannot be put any more.
+        groups.sort_by_key(|(_, has_backup, _)| *has_backup);
+        for (.., paths) in groups {
             reports.extend(self.restart(jobs, &paths).await);
         }
         for report in &reports {
