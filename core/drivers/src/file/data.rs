@@ -44,6 +44,8 @@ pub(super) struct File {
     pub(super) extents: Extents,
     /// Something may have been written since the last [`File::sync`] began.
     unsynced: AtomicBool,
+    /// How many syncs have begun, and how many of them have ended.
+    syncs: [AtomicU64; 2],
     /// The errno of the write-back that failed, or 0.
     lost: AtomicI32,
     bounce: Mutex<Vec<Buffer>>,
@@ -63,6 +65,7 @@ impl File {
             read_only: AtomicBool::new(read_only),
             extents: Extents::default(),
             unsynced: AtomicBool::new(true),
+            syncs: Default::default(),
             lost: AtomicI32::new(0),
             bounce: Mutex::default(),
             file,
@@ -125,7 +128,7 @@ impl File {
         range::inside(0, size_bytes, range::SIZE_BYTES_MAX)?;
         driveline_engine::unblock(move || file.set_len(size_bytes)).await?;
         self.size_bytes.store(size_bytes, Relaxed);
-        self.unsynced.store(true, SeqCst);
+        self.has_changed();
         self.extents.forget();
         Ok(())
     }
@@ -267,37 +270,74 @@ impl File {
         if length > 0 && offset + length > self.size_bytes.load(Relaxed) {
             self.size_bytes.fetch_max(offset + length, Relaxed);
         }
-        if !self.unsynced.load(SeqCst) {
-            self.unsynced.store(true, SeqCst);
-        }
+        self.has_changed();
         if flags & flag::FUA != 0 {
             self.sync().await?;
         }
         Ok(())
     }
 
-    /// Brings what was written to stable storage.
+    /// The next sync has something to do.
+    #[inline]
+    pub(super) fn has_changed(&self) {
+        if !self.unsynced.load(SeqCst) {
+            self.unsynced.store(true, SeqCst);
+        }
+    }
+
+    /// Brings what was written to stable storage. The disk is not asked if nothing was written since the last time.
     pub(super) async fn sync(&self) -> Result<()> {
         match self.lost.load(SeqCst) {
             0 => {}
             errno => return Err(Error::errno(errno)),
         }
-        // What is written from here on may come too late for it.
-        self.unsynced.store(false, SeqCst);
+        if self.is_synced() {
+            return Ok(());
+        }
+        let mut sync = Sync::begin(self);
         let synced = self.file.fsync(true).await;
-        if let Err(error) = &synced {
-            self.unsynced.store(true, SeqCst);
-            if !self.file.is_direct() {
-                // The kernel reports a failed write-back once and forgets the data. With O_DIRECT each write tells by itself.
-                self.lost.store(error.raw_os_error().unwrap_or(libc::EIO), SeqCst);
-            }
+        sync.done = synced.is_ok();
+        if let Err(error) = &synced
+            && !self.file.is_direct()
+        {
+            // The kernel reports a failed write-back once and forgets the data. With O_DIRECT each write tells by itself.
+            self.lost.store(error.raw_os_error().unwrap_or(libc::EIO), SeqCst);
         }
         Ok(synced?)
     }
 
-    /// The same while nothing is in flight; it asks the disk only if something was written since the last time.
-    pub(super) async fn settle(&self) -> Result<()> {
-        if self.unsynced.load(SeqCst) || self.lost.load(SeqCst) != 0 { self.sync().await } else { Ok(()) }
+    /// Has everything that was written before now been synced? A sync that is in flight may fail, so it does not count: none
+    /// was while the flag was looked at, if as many had begun before and after that as had ended.
+    fn is_synced(&self) -> bool {
+        let [begun, ended] = &self.syncs;
+        let before = begun.load(SeqCst);
+        let all_ended = ended.load(SeqCst) == before;
+        let clean = !self.unsynced.load(SeqCst);
+        all_ended && clean && begun.load(SeqCst) == before
+    }
+}
+
+/// A sync in flight. If it fails, or is given up, there is as much to sync as before.
+struct Sync<'a> {
+    file: &'a File,
+    done: bool,
+}
+
+impl<'a> Sync<'a> {
+    fn begin(file: &'a File) -> Self {
+        file.syncs[0].fetch_add(1, SeqCst);
+        // What is written from here on may come too late for it.
+        file.unsynced.store(false, SeqCst);
+        Self { file, done: false }
+    }
+}
+
+impl Drop for Sync<'_> {
+    fn drop(&mut self) {
+        if !self.done {
+            self.file.unsynced.store(true, SeqCst);
+        }
+        self.file.syncs[1].fetch_add(1, SeqCst);
     }
 }
 
@@ -306,4 +346,48 @@ fn unaligned(offset: u64, length: u64, alignment: u64) -> Error {
     Error::invalid(format_args!(
         "{length} bytes at {offset} are not multiples of {alignment}, as O_DIRECT needs"
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use driveline_engine::file::OpenOptions;
+
+    fn file() -> (tempfile::NamedTempFile, File) {
+        let at = tempfile::NamedTempFile::new().unwrap();
+        let how = OpenOptions { read: true, write: true, create: false, direct: false };
+        let file = EngineFile::open_blocking(at.path(), how).unwrap();
+        (at, File::new(Arc::new(file), 0, false, false))
+    }
+
+    #[test]
+    fn the_disk_is_asked_only_if_something_was_written_since_the_last_sync() {
+        let (_at, file) = file();
+        assert!(!file.is_synced(), "who had the file before may have left something");
+        futures::executor::block_on(file.sync()).unwrap();
+        assert!(file.is_synced());
+        futures::executor::block_on(file.written(0, 512, 0)).unwrap();
+        assert!(!file.is_synced());
+        futures::executor::block_on(file.sync()).unwrap();
+        assert!(file.is_synced());
+        assert_eq!(file.syncs.each_ref().map(|count| count.load(SeqCst)), [2, 2]);
+        futures::executor::block_on(file.sync()).unwrap();
+        assert_eq!(file.syncs[0].load(SeqCst), 2);
+    }
+
+    #[test]
+    fn a_sync_in_flight_does_not_count_and_one_that_fails_leaves_everything_to_sync() {
+        let (_at, file) = file();
+        let mut sync = Sync::begin(&file);
+        assert!(!file.is_synced());
+        drop(Sync::begin(&file));
+        sync.done = true;
+        drop(sync);
+        assert!(!file.is_synced(), "the one that was given up");
+        let mut sync = Sync::begin(&file);
+        futures::executor::block_on(file.written(0, 512, 0)).unwrap();
+        sync.done = true;
+        drop(sync);
+        assert!(!file.is_synced(), "what was written meanwhile");
+    }
 }

@@ -160,6 +160,7 @@ impl OpenNode for FileNode {
             }
             let now = resized.map_err(|error| io_error(&error, "resizing", &self.path))?;
             self.body.driver.size_bytes.store(now, Relaxed);
+            self.body.driver.has_changed();
             self.body.driver.extents.forget();
             if now != size_bytes {
                 let text = format_args!("'{}' is a block device of {now} bytes", self.path.display());
@@ -193,7 +194,7 @@ impl OpenNode for FileNode {
             }
             if read_only {
                 // What was written belongs to the time before.
-                file.settle().await.map_err(|error| at_file(&error, "writing back", &self.path))?;
+                file.sync().await.map_err(|error| at_file(&error, "writing back", &self.path))?;
             } else {
                 self.locks.take_write(&file.file, &self.path)?;
             }
@@ -217,7 +218,7 @@ impl OpenNode for FileNode {
     fn close<'a>(&'a self, _: &'a [OpenChild]) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
             let file = &self.body.driver;
-            let written = if file.read_only.load(Relaxed) { Ok(()) } else { file.settle().await };
+            let written = if file.read_only.load(Relaxed) { Ok(()) } else { file.sync().await };
             // Whoever still holds an edge to us keeps the file open, but not from others.
             self.locks.release(&file.file);
             written.map_err(|error| at_file(&error, "writing back", &self.path))
