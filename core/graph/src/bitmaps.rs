@@ -5,7 +5,6 @@ use crate::{
     change::{Change, Staged, undo},
     error::{Error, Kind, Result},
     node::{Node, NodeId},
-    wiring::wire,
 };
 use driveline_bitmap::{Bitmap, BitmapName, Durability, Granularity, View};
 use driveline_op::{Ask, Buffer, Call, op};
@@ -43,7 +42,7 @@ impl Change {
         self.action([id], move |staged| {
             Box::pin(async move {
                 let node = staged.any_node(id)?;
-                let info = wire(&staged.topology, false)[&id].info;
+                let info = staged.wire(id)?.info;
                 let cluster = (info.cluster_bytes > 0).then_some(u64::from(info.cluster_bytes));
                 let granularity = granularity.unwrap_or_else(|| Granularity::default_for(cluster));
                 let bitmap = Bitmap::new(name, granularity, info.size_bytes)
@@ -78,7 +77,7 @@ impl Change {
         self.action([id], move |staged| {
             Box::pin(async move {
                 let node = staged.any_node(id)?;
-                let size = wire(&staged.topology, false)[&id].info.size_bytes;
+                let size = staged.wire(id)?.info.size_bytes;
                 refuse_parked_name(staged, id, bitmap.name().as_str())?;
                 if bitmap.length() != size {
                     bitmap.reserve(size)?;
@@ -287,7 +286,7 @@ impl Change {
                 let (id, bitmap) = staged.find_bitmap(&target, &name)?;
                 bitmap.check(driveline_bitmap::Operation::Clear)?;
                 let saved = bitmap.bits().clone();
-                let edge = wire(&staged.topology, false)[&id].edge.clone();
+                let edge = staged.wire(id)?.edge;
                 let mut offset = 0;
                 while offset < bitmap.length() {
                     let length = (bitmap.length() - offset).min(1 << 30);
@@ -347,7 +346,7 @@ pub(crate) fn relocate(
 ) -> Result<Box<dyn FnOnce() + Send>> {
     let source = staged.any_node(from)?;
     let target = staged.node(to)?;
-    let size = wire(&staged.topology, false)[&to].info.size_bytes;
+    let size = staged.wire(to)?.info.size_bytes;
     if size != bitmap.length() {
         let message = format!(
             "bitmap '{}' is of {} bytes and cannot move to a node of {size}",

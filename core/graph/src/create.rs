@@ -11,7 +11,7 @@ use crate::{
     node::{Node, NodeId},
     root::{Root, RootOptions},
     topology::{Placed, Topology},
-    wiring::wire,
+    wiring::wire_one,
 };
 use driveline_op::Edge;
 use serde::Deserialize;
@@ -359,7 +359,7 @@ impl Standalone {
                 common: Default::default(),
             },
         );
-        let edge = wire(&topology, false)[&id].edge.clone();
+        let edge = wire_one(&topology, id, false).edge;
         Ok(Self { node: open, edge })
     }
 

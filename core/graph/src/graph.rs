@@ -53,7 +53,7 @@ type Listener = Box<dyn Fn(&Event) + Send + Sync>;
 pub(crate) struct State {
     pub(crate) topology: Arc<Topology>,
     pub(crate) wired: Arc<BTreeMap<NodeId, Wired>>,
-    pub(crate) granted: BTreeMap<NodeId, Granted>,
+    pub(crate) granted: Arc<BTreeMap<NodeId, Granted>>,
     /// Bitmaps that are away from home, parked on a holder: their ids and home nodes.
     pub(crate) parked: BTreeMap<BitmapId, NodeId>,
 }
@@ -238,7 +238,7 @@ impl Graph {
 
     /// The graph as it is now, for several questions about one moment.
     pub fn layout(&self) -> Layout {
-        Layout(self.0.state.lock().clone())
+        self.0.state.lock().clone().into()
     }
 
     /// A node by name.

@@ -82,6 +82,11 @@ async fn run(flight: InFlight, mut ask: Ask, buffer: Buffer) -> Answer {
     if matches!(ask.op, op::WRITE | op::WRITE_ZEROES | op::DISCARD) && flight.root().writes_through() {
         ask.flags |= flag::FUA;
     }
+    if ask.op == op::FLUSH
+        && let Err(error) = flight.root().debts.pay().await
+    {
+        return refuse(flight.root(), &ask, Error::new(error.errno_code(), error), buffer);
+    }
     tracing::trace!(target: "driveline::io", stage = "drive", root = flight.root().user(), id = ask.trace_id);
     let root = flight.root().clone();
     let began = root.stats().map(|_| Instant::now());

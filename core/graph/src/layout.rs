@@ -7,20 +7,31 @@ use crate::{
     error::Result,
     graph::{State, bitmap_places},
     node::{Node, NodeId},
-    permission,
-    wiring::wire,
+    permission::{self, Granted},
+    topology::{Parent, Topology},
+    wiring::{Wired, wire_one},
 };
-use driveline_bitmap::Bitmap;
+use driveline_bitmap::{Bitmap, BitmapId};
 use driveline_op::Info;
-use std::{fmt, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, OnceLock},
+};
 
 /// Who is where at one moment. What changes afterwards does not show in it.
 #[derive(Clone)]
-pub struct Layout(pub(crate) State);
+pub struct Layout {
+    topology: Arc<Topology>,
+    parked: BTreeMap<BitmapId, NodeId>,
+    /// Of a change in the making it is worked out for what is asked for only.
+    wired: Option<Arc<BTreeMap<NodeId, Wired>>>,
+    granted: OnceLock<Arc<BTreeMap<NodeId, Granted>>>,
+}
 
 impl fmt::Debug for Layout {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.0.topology.names.keys()).finish()
+        f.debug_set().entries(self.topology.names.keys()).finish()
     }
 }
 
@@ -28,11 +39,8 @@ impl Change {
     /// The graph as this change would have it so far: with its edits, but without what is done only when it is made
     /// (bitmaps that are added or moved, sizes, headers).
     pub fn layout(&self) -> Layout {
-        let topology = Arc::new(self.topology.clone());
-        let wired = Arc::new(wire(&topology, false));
-        // A conflict is an error when the change is made; until then nobody has been granted anything.
-        let granted = permission::compute(&topology).unwrap_or_default();
-        Layout(State { topology, wired, granted, parked: self.before.parked.clone() })
+        let (topology, parked) = (Arc::new(self.topology.clone()), self.before.parked.clone());
+        Layout { topology, parked, wired: None, granted: OnceLock::new() }
     }
 
     /// The node of a name, or the root node of a drive of that name, as this change would have it so far.
@@ -41,31 +49,41 @@ impl Change {
     }
 }
 
+impl From<State> for Layout {
+    fn from(state: State) -> Self {
+        let State { topology, wired, granted, parked } = state;
+        Self { topology, parked, wired: Some(wired), granted: OnceLock::from(granted) }
+    }
+}
+
 impl Layout {
     /// A node by name.
     pub fn node(&self, name: &str) -> Result<Arc<Node>> {
-        let topology = &self.0.topology;
+        let topology = &self.topology;
         Ok(topology.at(topology.id(name)?).node.clone())
     }
 
     /// The node of a name, or the root node of a drive of that name.
     pub fn node_or_drive(&self, name: &str) -> Result<Arc<Node>> {
-        let topology = &self.0.topology;
+        let topology = &self.topology;
         Ok(topology.at(topology.node_or_drive(name)?).node.clone())
     }
 
     /// All nodes with their places, parents before children.
     pub fn nodes(&self) -> Vec<NodeView> {
-        self.0.topology.top_down().into_iter().map(|id| self.view(id)).collect()
+        let mut parents = self.topology.all_parents();
+        let top_down = self.topology.top_down().into_iter();
+        top_down.map(|id| self.view(id, &parents.remove(&id).unwrap_or_default())).collect()
     }
 
     /// A node with its place.
     pub fn view_node(&self, name: &str) -> Result<NodeView> {
-        Ok(self.view(self.0.topology.id(name)?))
+        let id = self.topology.id(name)?;
+        Ok(self.view(id, &self.topology.parents(id)))
     }
 
-    fn view(&self, id: NodeId) -> NodeView {
-        let topology = &self.0.topology;
+    fn view(&self, id: NodeId, parents: &[Parent]) -> NodeView {
+        let topology = &self.topology;
         let placed = topology.at(id);
         NodeView {
             node: placed.node.clone(),
@@ -81,15 +99,15 @@ impl Layout {
                     node: topology.name(child.node),
                 })
                 .collect(),
-            parents: topology.parents(id).iter().map(|parent| topology.describe(parent)).collect(),
-            needs: self.0.granted.get(&id).map(|granted| granted.needs).unwrap_or_default(),
+            parents: parents.iter().map(|parent| topology.describe(parent)).collect(),
+            needs: self.granted().get(&id).map(|granted| granted.needs).unwrap_or_default(),
             bitmaps: placed.node.bitmaps.lock().iter().cloned().collect(),
         }
     }
 
     /// All drives: names and root nodes.
     pub fn drives(&self) -> Vec<DriveView> {
-        let topology = &self.0.topology;
+        let topology = &self.topology;
         let view = |(name, root): (&Arc<str>, &NodeId)| DriveView {
             name: name.clone(),
             root: topology.name(*root),
@@ -100,12 +118,12 @@ impl Layout {
 
     /// Is it the name of a drive?
     pub fn is_drive(&self, name: &str) -> bool {
-        self.0.topology.drives.contains_key(name)
+        self.topology.drives.contains_key(name)
     }
 
     /// The chain of format nodes from a node or drive down, filters left out: the top image first.
     pub fn chain(&self, name: &str) -> Result<Vec<Arc<Node>>> {
-        let topology = &self.0.topology;
+        let topology = &self.topology;
         let mut at = Some(topology.skip_filters(topology.node_or_drive(name)?));
         let mut chain = Vec::new();
         while let Some(id) = at {
@@ -117,7 +135,7 @@ impl Layout {
 
     /// Can requests on `from` (a node or drive) reach `to`?
     pub fn reaches(&self, from: &str, to: &str) -> bool {
-        let topology = &self.0.topology;
+        let topology = &self.topology;
         let (Ok(from), Ok(to)) = (topology.node_or_drive(from), topology.node_or_drive(to)) else {
             return false;
         };
@@ -126,7 +144,7 @@ impl Layout {
 
     /// The drive that a node belongs to: the one that shows it, itself or by filters; else the first whose graph reaches it.
     pub fn drive_of(&self, node: &str) -> Option<Arc<str>> {
-        let topology = &self.0.topology;
+        let topology = &self.topology;
         let id = topology.id(node).ok()?;
         // Others may reach it too: what looks at a point in time of it, or an image that is backed by it.
         let shows =
@@ -139,20 +157,27 @@ impl Layout {
 
     /// Size of the drive or node.
     pub fn size_bytes(&self, name: &str) -> Result<u64> {
-        let id = self.0.topology.node_or_drive(name)?;
-        Ok(self.0.wired[&id].info.size_bytes)
+        Ok(self.info(name)?.size_bytes)
     }
 
     /// Size and limits of the drive or node.
     pub fn info(&self, name: &str) -> Result<Info> {
-        let id = self.0.topology.node_or_drive(name)?;
-        Ok(self.0.wired[&id].info)
+        let id = self.topology.node_or_drive(name)?;
+        Ok(match &self.wired {
+            Some(wired) => wired[&id].info,
+            None => wire_one(&self.topology, id, false).info,
+        })
+    }
+
+    fn granted(&self) -> &BTreeMap<NodeId, Granted> {
+        // A conflict is an error when the change is made; until then nobody has been granted anything.
+        self.granted.get_or_init(|| Arc::new(permission::compute(&self.topology).unwrap_or_default()))
     }
 
     /// Where bitmaps of a node or drive are: the node that each is attached to.
     pub fn bitmap_places(&self, target: &str) -> Result<Vec<(Arc<str>, Arc<Bitmap>)>> {
-        let places = bitmap_places(&self.0.topology, &self.0.parked, target)?;
-        Ok(places.into_iter().map(|(id, bitmap)| (self.0.topology.name(id), bitmap)).collect())
+        let places = bitmap_places(&self.topology, &self.parked, target)?;
+        Ok(places.into_iter().map(|(id, bitmap)| (self.topology.name(id), bitmap)).collect())
     }
 }
 

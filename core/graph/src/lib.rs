@@ -83,6 +83,7 @@ mod layout;
 mod lower;
 mod node;
 mod object;
+mod owed;
 mod past;
 mod permission;
 mod ranges;

@@ -6,6 +6,7 @@ use crate::{
     gate::Gate,
     graph::Graph,
     io,
+    owed::Debts,
     ranges::{Hold, Ranges},
     stats::Stats,
 };
@@ -64,6 +65,8 @@ pub(crate) struct RootShared {
     pub(crate) gone: AtomicBool,
     /// Every write is to be on stable storage when it is reported.
     write_through: AtomicBool,
+    /// What is to be made durable before a flush is answered.
+    pub(crate) debts: Debts,
     /// Where its requests are counted, if they are.
     stats: OnceLock<Arc<Stats>>,
 }
@@ -79,6 +82,7 @@ impl RootShared {
             ranges: Mutex::new(ranges),
             gone: AtomicBool::new(false),
             write_through: AtomicBool::new(false),
+            debts: Debts::default(),
             stats: OnceLock::new(),
         })
     }

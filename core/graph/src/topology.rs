@@ -173,6 +173,26 @@ impl Topology {
         nodes.chain(drives).chain(roots).collect()
     }
 
+    /// Who uses which node directly, of all nodes that are used.
+    pub(crate) fn all_parents(&self) -> BTreeMap<NodeId, Vec<Parent>> {
+        let mut parents: BTreeMap<NodeId, Vec<Parent>> = BTreeMap::new();
+        for placed in self.nodes.values() {
+            for child in &placed.children {
+                let parent = Parent::Node(placed.node.id, child.name.clone());
+                parents.entry(child.node).or_default().push(parent);
+            }
+        }
+        for (name, root) in &self.drives {
+            parents.entry(*root).or_default().push(Parent::Drive(name.clone()));
+        }
+        for (id, attached) in &self.roots {
+            if let Attachment::Node(at) | Attachment::Place(at) = attached.to {
+                parents.entry(at).or_default().push(Parent::Root(*id));
+            }
+        }
+        parents
+    }
+
     pub(crate) fn describe(&self, parent: &Parent) -> String {
         match parent {
             Parent::Node(id, child) => format!("node '{}' (as its '{child}')", self.name(*id)),
@@ -194,6 +214,15 @@ impl Topology {
 
     /// All nodes, parents before children.
     pub(crate) fn top_down(&self) -> Vec<NodeId> {
+        self.order(self.nodes.keys().copied())
+    }
+
+    /// A node and all nodes below it, parents before children.
+    pub(crate) fn top_down_from(&self, id: NodeId) -> Vec<NodeId> {
+        self.order([id].into_iter())
+    }
+
+    fn order(&self, from: impl Iterator<Item = NodeId>) -> Vec<NodeId> {
         fn visit(t: &Topology, id: NodeId, seen: &mut BTreeSet<NodeId>, order: &mut Vec<NodeId>) {
             if seen.insert(id) {
                 t.at(id).children.iter().for_each(|child| visit(t, child.node, seen, order));
@@ -201,7 +230,7 @@ impl Topology {
             }
         }
         let (mut seen, mut order) = (BTreeSet::new(), Vec::new());
-        self.nodes.keys().for_each(|id| visit(self, *id, &mut seen, &mut order));
+        from.for_each(|id| visit(self, id, &mut seen, &mut order));
         order.reverse();
         order
     }
@@ -276,12 +305,30 @@ impl Topology {
     pub(crate) fn collect_unused(&mut self) -> Vec<NodeId> {
         let mut unused = Vec::new();
         loop {
-            let next = self.nodes.values().find(|p| p.implicit && self.parents(p.node.id).is_empty());
-            let Some(id) = next.map(|p| p.node.id) else { return unused };
-            self.names.remove(&self.name(id));
-            self.nodes.remove(&id);
-            unused.push(id);
+            let used = self.used();
+            let next: Vec<NodeId> = self
+                .nodes
+                .values()
+                .filter(|p| p.implicit)
+                .map(|p| p.node.id)
+                .filter(|id| !used.contains(id))
+                .collect();
+            if next.is_empty() {
+                return unused;
+            }
+            for id in next {
+                self.names.remove(&self.name(id));
+                self.nodes.remove(&id);
+                unused.push(id);
+            }
         }
+    }
+
+    /// The nodes that have a parent.
+    fn used(&self) -> BTreeSet<NodeId> {
+        let children = self.nodes.values().flat_map(|placed| &placed.children).map(|child| child.node);
+        let rooted = self.roots.values().map(|attached| self.root_node(attached));
+        children.chain(self.drives.values().copied()).chain(rooted).collect()
     }
 }
 

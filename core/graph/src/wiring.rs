@@ -10,7 +10,10 @@ use crate::{
     topology::{Placed, Topology},
 };
 use driveline_op::{Body, Edge, Info, Instance, Route, Target, flag, op};
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 /// A node as it is wired.
 #[derive(Clone)]
@@ -32,15 +35,51 @@ pub(crate) struct Wired {
 
 /// Wires all nodes, children first. With `trace` every node gets a hop, so that every request shows in the trace.
 pub(crate) fn wire(topology: &Topology, trace: bool) -> BTreeMap<NodeId, Wired> {
+    wire_all(topology, topology.top_down(), trace)
+}
+
+/// Wires a node, and so what is below it; for one of many this costs less than to wire them all.
+pub(crate) fn wire_one(topology: &Topology, id: NodeId, trace: bool) -> Wired {
+    let mut wired = wire_all(topology, topology.top_down_from(id), trace);
+    wired.remove(&id).expect("a node is among what it reaches")
+}
+
+fn wire_all(topology: &Topology, top_down: Vec<NodeId>, trace: bool) -> BTreeMap<NodeId, Wired> {
+    let users = Users::of(topology);
     let mut wired = BTreeMap::new();
-    for id in topology.top_down().into_iter().rev() {
-        let node = wire_node(topology, topology.at(id), &wired, trace);
+    for id in top_down.into_iter().rev() {
+        let node = wire_node(topology, topology.at(id), &users, &wired, trace);
         wired.insert(id, node);
     }
     wired
 }
 
-fn wire_node(topology: &Topology, placed: &Placed, below: &BTreeMap<NodeId, Wired>, trace: bool) -> Wired {
+/// Nodes whose users ask for more than requests, looked up once for all nodes.
+struct Users {
+    /// A filter copies old data to them.
+    targets: BTreeSet<NodeId>,
+    /// A root locks ranges of them.
+    locked: BTreeSet<NodeId>,
+}
+
+impl Users {
+    fn of(topology: &Topology) -> Self {
+        let edges = topology.nodes.values().flat_map(|placed| &placed.children);
+        let locks = topology.roots.values().filter(|root| root.locks);
+        Self {
+            targets: edges.filter(|edge| edge.role == Role::Target).map(|edge| edge.node).collect(),
+            locked: locks.map(|root| topology.root_node(root)).collect(),
+        }
+    }
+}
+
+fn wire_node(
+    topology: &Topology,
+    placed: &Placed,
+    users: &Users,
+    below: &BTreeMap<NodeId, Wired>,
+    trace: bool,
+) -> Wired {
     let node = &placed.node;
     let children: Vec<OpenChild> = placed
         .children
@@ -61,9 +100,9 @@ fn wire_node(topology: &Topology, placed: &Placed, below: &BTreeMap<NodeId, Wire
     };
     let edge = resolve(placed, info, Target::new(node.open.instance(), edges));
     let edge = guard(placed, info, edge);
-    let edge_of_locker = interpose(topology, placed, info, &edge, trace, User::Locker);
-    let edge_of_copier = interpose(topology, placed, info, &edge, trace, User::Copier);
-    let edge = interpose(topology, placed, info, &edge, trace, User::Other);
+    let interposed = Interposed::new(topology, placed, users, info, edge, trace);
+    let [edge_of_locker, edge_of_copier, edge] =
+        [User::Locker, User::Copier, User::Other].map(|user| interposed.edge_for(user));
     Wired { edge, edge_of_locker, edge_of_copier, edge_of_past, info, children }
 }
 
@@ -151,37 +190,62 @@ fn guard(placed: &Placed, info: Info, edge: Edge) -> Edge {
     Edge::new(info, |op| if wants[op as usize] { Route::To(&guarded) } else { Route::As(&edge) })
 }
 
-/// Puts a hop before a node that has something to observe.
-fn interpose(topology: &Topology, placed: &Placed, info: Info, edge: &Edge, trace: bool, user: User) -> Edge {
-    let node = &placed.node;
-    let fit = Fit::of(&info);
-    let copied_to = topology.is_target(node.id);
-    let hop = Hop {
-        node: node.clone(),
-        marks: Marks {
-            bitmaps: node.bitmaps.lock().snapshot(),
-            reach: topology.reach(node.id).into_iter().collect(),
-            grows: node.driver.description().kind == DriverKind::Protocol,
-        },
-        holds: user != User::Locker && (fit.is_some() || copied_to || is_locked(topology, node.id)),
-        reads_hold: user != User::Locker && copied_to,
-        alone: user == User::Copier,
-        fit,
-    };
-    let shown = without_limits(info, placed.takes_no_writes());
-    let wants: Vec<bool> = (0..op::COUNT as u32)
-        .map(|op| !edge.refuses(op) && (trace && HOP.slots()[op as usize].is_some() || hop.wants(op)))
-        .collect();
-    let cookie = node.id.0;
-    let hop = if hop.only_marks() && !trace {
-        Instance::new(Arc::new(Body { cookie, driver: MarkOnly(hop.marks) }), &MARK_ONLY)
-    } else {
-        Instance::new(Arc::new(Body { cookie, driver: hop }), &HOP)
-    };
-    let hop = Target::new(hop, vec![edge.clone()]);
-    Edge::new(shown, |op| if wants[op as usize] { Route::To(&hop) } else { Route::As(edge) })
+/// Puts a hop before a node that has something to observe; for most there is nothing, whoever the user is.
+struct Interposed<'a> {
+    topology: &'a Topology,
+    placed: &'a Placed,
+    users: &'a Users,
+    info: Info,
+    edge: Edge,
+    /// The edge as parents see it who have no hop before them.
+    plain: Edge,
+    trace: bool,
 }
 
-fn is_locked(topology: &Topology, node: NodeId) -> bool {
-    topology.roots.values().any(|root| root.locks && topology.root_node(root) == node)
+impl<'a> Interposed<'a> {
+    fn new(
+        topology: &'a Topology,
+        placed: &'a Placed,
+        users: &'a Users,
+        info: Info,
+        edge: Edge,
+        trace: bool,
+    ) -> Self {
+        let plain = edge.with_info(without_limits(info, placed.takes_no_writes()));
+        Self { topology, placed, users, info, edge, plain, trace }
+    }
+
+    fn edge_for(&self, user: User) -> Edge {
+        let node = &self.placed.node;
+        let fit = Fit::of(&self.info);
+        let copied_to = self.users.targets.contains(&node.id);
+        let bitmaps = node.bitmaps.lock().snapshot();
+        // Only bitmaps ask whether a scope is at their node or below.
+        let reach =
+            if bitmaps.is_empty() { Vec::new() } else { self.topology.reach(node.id).into_iter().collect() };
+        let hop = Hop {
+            node: node.clone(),
+            marks: Marks { bitmaps, reach, grows: node.driver.description().kind == DriverKind::Protocol },
+            holds: user != User::Locker
+                && (fit.is_some() || copied_to || self.users.locked.contains(&node.id)),
+            reads_hold: user != User::Locker && copied_to,
+            alone: user == User::Copier,
+            fit,
+        };
+        let traced = |op: usize| self.trace && HOP.slots()[op].is_some();
+        let wants: [bool; op::COUNT] =
+            std::array::from_fn(|op| !self.edge.refuses(op as u32) && (traced(op) || hop.wants(op as u32)));
+        if !wants.contains(&true) {
+            return self.plain.clone();
+        }
+        let cookie = node.id.0;
+        let hop = if hop.only_marks() && !self.trace {
+            Instance::new(Arc::new(Body { cookie, driver: MarkOnly(hop.marks) }), &MARK_ONLY)
+        } else {
+            Instance::new(Arc::new(Body { cookie, driver: hop }), &HOP)
+        };
+        let hop = Target::new(hop, vec![self.edge.clone()]);
+        let route = |op: u32| if wants[op as usize] { Route::To(&hop) } else { Route::As(&self.edge) };
+        Edge::new(*self.plain.info(), route)
+    }
 }

@@ -152,12 +152,16 @@ impl Edge {
                     let vt = target.0.instance.slots[op as usize]
                         .expect("routed to a node that has the operation");
                     arena_bytes = arena_bytes.max(vt.size + vt.align + target.0.arena_bytes);
-                    below.push(target.clone());
+                    if below.last().is_none_or(|last: &Target| !Arc::ptr_eq(&last.0, &target.0)) {
+                        below.push(target.clone());
+                    }
                     ResolvedOp { target: &raw const target.0.abi, vt }
                 }
                 Route::As(edge) => {
                     arena_bytes = arena_bytes.max(edge.0.arena_bytes);
-                    same.push(edge.clone());
+                    if same.last().is_none_or(|last: &Edge| !Arc::ptr_eq(&last.0, &edge.0)) {
+                        same.push(edge.clone());
+                    }
                     edge.resolved(op)
                 }
                 Route::Refuse => ResolvedOp { target: ptr::null(), vt: ptr::null() },
@@ -170,6 +174,14 @@ impl Edge {
     /// An edge straight to a node: operations that it lacks are refused.
     pub fn to(info: Info, target: &Target) -> Self {
         Self::new(info, |op| if target.instance().has(op) { Route::To(target) } else { Route::Refuse })
+    }
+
+    /// An edge whose operations go where those of this one go, and that says something else of what is below.
+    pub fn with_info(&self, info: Info) -> Self {
+        let ops = self.0._ops.clone();
+        let abi = EdgeAbi { n_ops: op::COUNT as u32, reserved: 0, ops: ops.as_ptr(), info };
+        let (_below, _same, arena_bytes) = (Vec::new(), vec![self.clone()], self.0.arena_bytes);
+        Self(Arc::new(EdgeInner { abi, _ops: ops, _below, _same, arena_bytes }))
     }
 
     /// Size and limits of what is below.

@@ -5,16 +5,17 @@ use crate::{
     driver::DriverKind,
     error::{Error, Kind, Result},
     event::Event,
-    graph::{Graph, State, find_bitmap},
+    graph::{State, find_bitmap},
     keeper::Batch,
     node::{Node, NodeId},
+    owed::{Owed, flush_all},
     permission::Granted,
     root::RootShared,
     topology::{Attached, Topology},
-    wiring::wire,
+    wiring::{Wired, wire, wire_one},
 };
 use driveline_bitmap::{Bitmap, BitmapId};
-use driveline_op::{Ask, Buffer, Call, op};
+use driveline_op::Edge;
 use futures::future::join_all;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -37,6 +38,43 @@ impl Change {
 
     /// Makes the change, or nothing of it.
     pub async fn make(mut self) -> Result<Made> {
+        let made = self.make_once().await?;
+        self.keep_snapshots().await;
+        Ok(made)
+    }
+
+    /// What snapshots keep becomes read-only once it is durable. If it cannot be, nobody writes to it all the same, and
+    /// whoever flushes is told.
+    async fn keep_snapshots(&mut self) {
+        let Some(turn) = self.turn.take_if(|_| !self.keeping.is_empty()) else { return };
+        let mut next = Change::new(self.graph.clone(), turn);
+        let roots: Vec<Arc<RootShared>> =
+            next.topology.roots.values().map(|attached| attached.root.clone()).collect();
+        let mut kept = join_all(roots.iter().map(|root| root.debts.pay())).await.into_iter().collect();
+        if let Ok(()) = kept {
+            kept = next.retire(&self.keeping);
+        }
+        if let Ok(()) = kept {
+            kept = next.make_once().await.map(drop);
+        } else {
+            next.give_up().await;
+        }
+        if let Err(error) = kept {
+            tracing::error!("after a snapshot, an image stays open for writing: {error}");
+        }
+    }
+
+    /// Makes nodes read-only, as far as they are there still.
+    fn retire(&mut self, nodes: &[NodeId]) -> Result<()> {
+        for id in nodes {
+            if let Some(name) = self.topology.nodes.get(id).map(|placed| placed.node.name.clone()) {
+                self.set_read_only(&name, true)?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn make_once(&mut self) -> Result<Made> {
         let mut gone: Vec<NodeId> = self.topology.collect_unused();
         let kept = |id: &&NodeId| !self.topology.nodes.contains_key(id) && !gone.contains(id);
         let removed: Vec<NodeId> = self.before.topology.top_down().iter().filter(kept).copied().collect();
@@ -44,13 +82,16 @@ impl Change {
         let planned = self.graph.plan(&self.topology);
         // Written back once while requests come and go, so that little is left of it for the time when they wait.
         let written_back = match planned {
-            Ok(planned) => self.write_back().await.map(|()| planned),
+            Ok(planned) => {
+                let nodes: Vec<NodeId> = self.settling.iter().chain(&self.keeping).copied().collect();
+                self.write_back(&nodes).await.map(|()| planned)
+            }
             Err(error) => Err(error),
         };
-        let (granted, _) = match written_back {
+        let (granted, wired_new) = match written_back {
             Ok(planned) => planned,
             Err(error) => {
-                self.give_up().await;
+                self.close_opened().await;
                 return Err(error);
             }
         };
@@ -61,7 +102,10 @@ impl Change {
             wired: (*self.before.wired).clone(),
             parked: self.before.parked.clone(),
         };
-        staged.wire_new(&self.graph);
+        // Nodes that are new have no wiring in the old graph; actions may need theirs.
+        for (id, wired) in wired_new {
+            staged.wired.entry(id).or_insert(wired);
+        }
         let mut undos = Vec::new();
         self.settle_filters(&gone, &staged.topology, &mut undos).await;
         let batch = Batch::begin(&self.graph);
@@ -73,7 +117,7 @@ impl Change {
             drop(batch);
             drop(drained);
             self.topology = staged.topology;
-            self.give_up().await;
+            self.close_opened().await;
             return Err(error);
         }
         let in_vain = self.opened_in_vain(&staged.topology);
@@ -114,19 +158,15 @@ impl Change {
         }
     }
 
-    /// Makes durable what was written to nodes that become read-only, all of them at once: each waits for the same disk.
-    fn write_back(&self) -> impl Future<Output = Result<()>> + Send + use<> {
-        let flushes = self.settling.iter().filter_map(|id| {
-            let placed = self.before.topology.nodes.get(id).filter(|placed| !placed.read_only)?;
-            let (node, edge) = (placed.node.clone(), self.before.wired.get(id)?.edge.clone());
-            Some(async move {
-                let flush = Ask { op: op::FLUSH, ..Ask::default() };
-                let answer = Call::new(edge, flush, Buffer::default()).await;
-                answer.result.map_err(|error| Error::from(error).at(node.name()))
-            })
-        });
-        let all = join_all(flushes);
-        async move { all.await.into_iter().collect() }
+    /// Makes durable what was written to nodes that become read-only.
+    fn write_back(&self, nodes: &[NodeId]) -> impl Future<Output = Result<()>> + Send + use<> {
+        flush_all(nodes.iter().filter_map(|id| self.flushable(*id)).collect())
+    }
+
+    /// A node to which something may have been written, and the edge that it had before.
+    fn flushable(&self, id: NodeId) -> Option<(Arc<Node>, Edge)> {
+        let placed = self.before.topology.nodes.get(&id).filter(|placed| !placed.read_only)?;
+        Some((placed.node.clone(), self.before.wired.get(&id)?.edge.clone()))
     }
 
     /// Runs the actions, and takes the permissions last.
@@ -136,7 +176,7 @@ impl Change {
         granted: &BTreeMap<NodeId, Granted>,
         undos: &mut Vec<Undo>,
     ) -> Result<()> {
-        self.write_back().await?;
+        self.write_back(&self.settling).await?;
         for action in std::mem::take(&mut self.actions) {
             undos.push(action(staged).await?);
         }
@@ -165,8 +205,8 @@ impl Change {
     fn publish(&mut self, staged: Staged, granted: BTreeMap<NodeId, Granted>, drained: &Drained) {
         let Staged { mut topology, parked, .. } = staged;
         topology.roots.retain(|_, attached| !attached.root.gone.load(std::sync::atomic::Ordering::Relaxed));
-        self.take_sizes(&topology, drained);
         let wired = wire(&topology, self.graph.0.trace);
+        self.take_sizes(&topology, &wired, drained);
         for (id, wired) in &wired {
             *topology.at(*id).node.info.write() = wired.info;
         }
@@ -185,17 +225,39 @@ impl Change {
             .flat_map(|p| p.node.bitmaps.lock().iter().map(|b| b.id()).collect::<Vec<_>>())
             .collect();
         let parked = parked.into_iter().filter(|(id, _)| here.contains(id)).collect();
+        self.owe(&topology, drained);
         let mut state = self.graph.0.state.lock();
         // A root that went away meanwhile was taken out of the old topology only.
         topology.roots.retain(|_, attached| !attached.root.gone.load(std::sync::atomic::Ordering::Relaxed));
-        *state = State { topology: Arc::new(topology), wired: Arc::new(wired), granted, parked };
+        *state = State {
+            topology: Arc::new(topology),
+            wired: Arc::new(wired),
+            granted: Arc::new(granted),
+            parked,
+        };
+    }
+
+    /// Whoever wrote to what a snapshot keeps has that to flush, too.
+    fn owe(&self, topology: &Topology, drained: &Drained) {
+        let kept: Vec<_> = self.keeping.iter().filter_map(|id| self.flushable(*id)).collect();
+        let owed = (!kept.is_empty()).then(|| Owed::new(kept));
+        for root in &drained.0 {
+            let Some(attached) = topology.roots.get(&root.id) else { continue };
+            let reached = topology.reach(topology.root_node(attached));
+            if root.debts.any() {
+                root.debts.keep(&reached);
+            }
+            if let Some(owed) = owed.as_ref().filter(|owed| owed.is_for(&reached)) {
+                root.debts.add(owed.clone());
+            }
+        }
     }
 
     /// Bitmaps take the size of their node. Whether what it has grown by is dirty is the bitmap's own rule.
     ///
     /// A protocol that is not drained may have writes in flight that make it longer. Its bitmaps have grown and recorded them
     /// before (see `Marks`), so they are ahead of it, and must not be cut.
-    fn take_sizes(&self, topology: &Topology, drained: &Drained) {
+    fn take_sizes(&self, topology: &Topology, wired: &BTreeMap<NodeId, Wired>, drained: &Drained) {
         let works = |(id, attached): &(&u64, &Attached)| {
             self.before.topology.roots.contains_key(id)
                 && !drained.0.iter().any(|root| Arc::ptr_eq(root, &attached.root))
@@ -206,15 +268,15 @@ impl Change {
             .filter(works)
             .flat_map(|(_, attached)| topology.reach(topology.root_node(attached)))
             .collect();
-        for (id, wired) in wire(topology, false) {
-            let grows = topology.at(id).node.driver.description().kind == DriverKind::Protocol;
-            if grows && busy.contains(&id) {
+        for (id, wired) in wired {
+            let grows = topology.at(*id).node.driver.description().kind == DriverKind::Protocol;
+            if grows && busy.contains(id) {
                 continue;
             }
-            for bitmap in topology.at(id).node.bitmaps.lock().iter() {
+            for bitmap in topology.at(*id).node.bitmaps.lock().iter() {
                 // A filter that panics about its size shows an empty node: that is nothing to cut what was recorded to.
                 let failed = || {
-                    let reach = topology.reach(id);
+                    let reach = topology.reach(*id);
                     reach.iter().any(|below| topology.at(*below).node.failed.lock().is_some())
                 };
                 let size_bytes = wired.info.size_bytes;
@@ -303,11 +365,10 @@ impl Staged {
         self.topology.nodes.get(&id).map(|placed| placed.node.clone()).ok_or_else(missing)
     }
 
-    /// Nodes that are new have no wiring in the old graph; actions may need theirs.
-    fn wire_new(&mut self, graph: &Graph) {
-        for (id, wired) in wire(&self.topology, graph.0.trace) {
-            self.wired.entry(id).or_insert(wired);
-        }
+    /// How a node is wired by now.
+    pub(crate) fn wire(&self, id: NodeId) -> Result<Wired> {
+        self.node(id)?;
+        Ok(wire_one(&self.topology, id, false))
     }
 }
 

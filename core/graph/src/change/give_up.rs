@@ -29,6 +29,10 @@ impl Change {
 
     /// Ends a change that is not to be made: it never was, and nodes that it opened are closed.
     pub async fn give_up(mut self) {
+        self.close_opened().await;
+    }
+
+    pub(super) async fn close_opened(&mut self) {
         let opened = std::mem::take(&mut self.opened);
         Rest { graph: self.graph.clone(), opened }.close().await;
     }

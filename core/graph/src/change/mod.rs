@@ -63,12 +63,15 @@ pub struct Change {
     opened: Opened,
     /// Nodes that become read-only; not those that keep their data for them.
     settling: Vec<NodeId>,
+    /// Nodes that become read-only afterwards, when what was written to them is durable.
+    keeping: Vec<NodeId>,
     /// Instances that others have replaced, to be closed when nothing can fail any more.
     pub(crate) replaced: Replaced,
     directory: PathBuf,
     /// Images whose backing is being opened just now, from the top down.
     images: Vec<PathBuf>,
-    _turn: async_lock::MutexGuardArc<()>,
+    /// Nobody else changes the graph. There until the change is made.
+    turn: Option<async_lock::MutexGuardArc<()>>,
 }
 
 /// Instances of nodes, with the children that they had.
@@ -113,10 +116,11 @@ impl Change {
             touched: BTreeSet::new(),
             opened: Opened::new(),
             settling: Vec::new(),
+            keeping: Vec::new(),
             replaced: Replaced::default(),
             directory: PathBuf::new(),
             images: Vec::new(),
-            _turn: turn,
+            turn: Some(turn),
         }
     }
 
@@ -249,6 +253,14 @@ impl Change {
             })
         });
         Ok(())
+    }
+
+    /// A node and its children as they are before this change, to ask it something outside the data path that changes nothing.
+    /// Nobody else changes the graph as long as the change is there; requests come and go.
+    pub fn look_at(&self, node: &str) -> Result<(Arc<dyn OpenNode>, Vec<OpenChild>)> {
+        let id = self.before.topology.id(node)?;
+        let children = self.before.wired.get(&id).map(|wired| wired.children.clone()).unwrap_or_default();
+        Ok((self.before.topology.at(id).node.open.clone(), children))
     }
 
     pub(crate) fn action(

@@ -8,7 +8,7 @@ use crate::{
     guard::Threshold,
     node::{Node, NodeId},
     topology::{ChildEdge, Placed},
-    wiring::wire,
+    wiring::wire_one,
 };
 use std::{
     borrow::Cow,
@@ -244,13 +244,10 @@ impl Change {
     }
 
     fn open_children(&self, children: &[ChildEdge]) -> Result<Vec<OpenChild>> {
-        if children.is_empty() {
-            return Ok(Vec::new());
-        }
-        let wired = wire(&self.topology, self.graph.0.trace);
+        let trace = self.graph.0.trace;
         let open = |child: &ChildEdge| OpenChild {
             name: child.name.clone(),
-            edge: wired[&child.node].edge_for(child.role),
+            edge: wire_one(&self.topology, child.node, trace).edge_for(child.role),
             node: self.topology.at(child.node).node.open.clone(),
             node_name: self.topology.name(child.node),
         };

@@ -14,7 +14,7 @@ use crate::{
     error::{Error, Kind, Result},
     node::{Node, NodeId},
     topology::ChildEdge,
-    wiring::wire,
+    wiring::{wire, wire_one},
 };
 use driveline_bitmap::Bitmap;
 use std::sync::Arc;
@@ -236,7 +236,7 @@ impl Change {
             Box::pin(async move {
                 let placed = staged.topology.at(id);
                 // Wired anew: what is below may be longer by now, and an edge says what it was when it was made.
-                let children = wire(&staged.topology, trace)[&id].children.clone();
+                let children = wire_one(&staged.topology, id, trace).children;
                 placed.node.open.refresh(&children).await.map_err(|error| error.at(&placed.node.name))?;
                 Ok(undo(|| {}))
             })

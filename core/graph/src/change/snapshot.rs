@@ -7,7 +7,6 @@ use crate::{
     error::{Error, Kind, Result},
     node::NodeId,
     topology::{Attachment, Parent},
-    wiring::wire,
 };
 use driveline_bitmap::{Bitmap, View};
 use std::sync::Arc;
@@ -23,6 +22,9 @@ impl Change {
     /// With the name of a drive it is the drive's top image that is kept: filters on the drive stay on the drive. Parents,
     /// drives and roots that follow go along, and so do bitmaps that record what the drive's user changes; those in node
     /// view stay, as QEMU has it. A bitmap takes the size of the overlay.
+    ///
+    /// The node becomes read-only after its users have gone on: they need not wait until it is on stable storage, but for a
+    /// flush.
     ///
     /// Errors: the overlay is in use, has a backing image or can have none; a job works on the node.
     pub fn snapshot(&mut self, node: &str, overlay: &str) -> Result<()> {
@@ -57,7 +59,7 @@ impl Change {
         let touched: Vec<NodeId> = below.iter().copied().chain([new]).collect();
         self.action(touched, move |staged| Box::pin(async move { carry_bitmaps(staged, &below, new) }));
         if !self.topology.at(old).read_only {
-            self.set_read_only(&old_name, true)?;
+            self.keeping.push(old);
         }
         Ok(())
     }
@@ -109,7 +111,7 @@ impl Change {
 
 /// Bitmaps in the drive's view go from the nodes that showed the drive to the one that shows it now.
 fn carry_bitmaps(staged: &mut Staged, from: &[NodeId], to: NodeId) -> Result<Undo> {
-    let size = wire(&staged.topology, false)[&to].info.size_bytes;
+    let size = staged.wire(to)?.info.size_bytes;
     let mut undos: Vec<Box<dyn FnOnce() + Send>> = Vec::new();
     let back = |undos: Vec<Box<dyn FnOnce() + Send>>| undos.into_iter().rev().for_each(|undo| undo());
     for at in from {

@@ -8,13 +8,63 @@ use driveline_op::{
 use parking_lot::Mutex;
 use std::sync::{
     Arc,
-    atomic::{AtomicU64, Ordering::SeqCst},
+    atomic::{AtomicI32, AtomicU64, Ordering::SeqCst},
 };
 
 type OpResult = driveline_op::Result<()>;
 
+/// What all leaves flush to: it may take its time, or fail.
+#[derive(Default)]
+pub struct Disk {
+    /// Flushes that pass before one waits; nothing: all pass.
+    passes: Mutex<Option<usize>>,
+    errno: AtomicI32,
+    freed: event_listener::Event,
+}
+
+impl Disk {
+    /// So many flushes pass; later ones wait.
+    pub fn pass(&self, flushes: usize) {
+        *self.passes.lock() = Some(flushes);
+    }
+
+    /// All pass from now on, also those that wait; with an error, unless it is 0.
+    pub fn free(&self, errno: i32) {
+        self.errno.store(errno, SeqCst);
+        *self.passes.lock() = None;
+        self.freed.notify(usize::MAX);
+    }
+
+    fn passes(&self) -> bool {
+        let mut passes = self.passes.lock();
+        match &mut *passes {
+            None => true,
+            Some(0) => false,
+            Some(left) => {
+                *left -= 1;
+                true
+            }
+        }
+    }
+
+    async fn flush(&self) -> OpResult {
+        loop {
+            let freed = self.freed.listen();
+            if self.passes() {
+                break;
+            }
+            freed.await;
+        }
+        match self.errno.load(SeqCst) {
+            0 => Ok(()),
+            errno => Err(driveline_op::Error::errno(errno)),
+        }
+    }
+}
+
 /// A leaf that keeps its bytes, and remembers what it was asked.
 pub struct Memory {
+    disk: Arc<Disk>,
     bytes: Mutex<Vec<u8>>,
     pub log: Arc<Mutex<Vec<String>>>,
     alignment: u32,
@@ -58,7 +108,7 @@ impl Memory {
     }
     async fn flush(&self, _: &mut Next<'_>, _: &FlushRequest<'_>) -> OpResult {
         self.log.lock().push("flush".into());
-        Ok(())
+        self.disk.flush().await
     }
     async fn block_status(&self, _: &mut Next<'_>, r: &BlockStatusRequest<'_>) -> OpResult {
         self.note("block_status", r.range(), 0);
@@ -148,6 +198,7 @@ pub struct Bench {
     pub graph: Graph,
     pub log: Arc<Mutex<Vec<String>>>,
     pub closed: Arc<AtomicU64>,
+    pub disk: Arc<Disk>,
 }
 
 impl Driver for Kind0 {
@@ -173,9 +224,11 @@ impl Driver for Kind0 {
                 None => {
                     let (size, alignment) = (number("size", 1 << 20), number("alignment", 1) as u32);
                     let transfer_max = number("transfer-max", 0);
-                    let bytes = Mutex::new(vec![0; 4 << 20]);
-                    let body =
-                        Arc::new(Body { cookie, driver: Memory { bytes, log, alignment, transfer_max } });
+                    let (disk, bytes) = (self.bench.disk.clone(), Mutex::new(vec![0; 4 << 20]));
+                    let body = Arc::new(Body {
+                        cookie,
+                        driver: Memory { disk, bytes, log, alignment, transfer_max },
+                    });
                     let info = Info {
                         request_alignment: alignment,
                         transfer_bytes_max: transfer_max,
@@ -193,7 +246,8 @@ impl Driver for Kind0 {
 impl Bench {
     pub fn new() -> Self {
         let graph = Graph::new(GraphOptions::default());
-        let bench = Self { graph, log: Default::default(), closed: Default::default() };
+        let bench =
+            Self { graph, log: Default::default(), closed: Default::default(), disk: Default::default() };
         let mut leaf = Description::builtin("memory", DriverKind::Protocol, "");
         leaf.options = ["size", "alignment", "transfer-max"].map(Into::into).to_vec();
         bench.driver(leaf, None);

@@ -1,0 +1,111 @@
+//! What a snapshot keeps is made durable while its users go on.
+
+mod kit;
+
+use driveline_graph::Root;
+use futures::FutureExt;
+use kit::Bench;
+use serde_json::json;
+use std::{pin::pin, thread, time::Duration};
+
+/// A drive on an image, and an overlay that is not in use yet.
+fn drive() -> (Bench, Root) {
+    let bench = Bench::new();
+    let nodes = json!([
+        { "driver": "memory", "node-name": "f" },
+        { "driver": "overlay", "node-name": "base", "file": "f" },
+        { "driver": "memory", "node-name": "g" },
+        { "driver": "overlay", "node-name": "over", "file": "g" },
+    ]);
+    bench.add(nodes).unwrap();
+    bench.change(|change| change.set_drive("vda", "base")).unwrap();
+    let root = bench.root("vda");
+    (bench, root)
+}
+
+fn snapshot(bench: &Bench) -> driveline_graph::Result<()> {
+    bench.change(|change| change.snapshot("vda", "over"))
+}
+
+fn flushes(bench: &Bench) -> usize {
+    bench.log.lock().iter().filter(|entry| *entry == "flush").count()
+}
+
+/// A snapshot of eight drives stopped their writes until a disk had synced all of them, because it flushed while they were
+/// drained.
+#[test]
+fn users_write_while_what_a_snapshot_keeps_is_flushed_and_only_their_flushes_wait() {
+    let (bench, root) = drive();
+    bench.run(root.write(0, b"before", 0)).unwrap();
+    bench.disk.pass(1);
+    thread::scope(|scope| {
+        let taken = scope.spawn(|| snapshot(&bench));
+        // The first is before the drain, the second afterwards.
+        while flushes(&bench) < 2 {
+            thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(*root.node_name(), *"over");
+        bench.run(root.write(0, b"after!", 0)).unwrap();
+        let mut flushed = pin!(root.flush());
+        assert!(flushed.as_mut().now_or_never().is_none(), "what was written before is not durable yet");
+        assert!(!bench.graph.view_node("base").unwrap().read_only, "nor is it read-only before it is");
+        bench.disk.free(0);
+        bench.run(flushed).unwrap();
+        taken.join().unwrap().unwrap();
+    });
+    assert!(bench.graph.view_node("base").unwrap().read_only);
+    bench.take_log();
+    bench.run(root.flush()).unwrap();
+    assert_eq!(flushes(&bench), 1, "nothing is owed any more");
+}
+
+#[test]
+fn a_flush_is_refused_as_long_as_what_a_snapshot_keeps_cannot_be_made_durable() {
+    let (bench, root) = drive();
+    bench.run(root.write(0, b"before", 0)).unwrap();
+    bench.disk.pass(1);
+    thread::scope(|scope| {
+        let taken = scope.spawn(|| snapshot(&bench));
+        while flushes(&bench) < 2 {
+            thread::sleep(Duration::from_millis(1));
+        }
+        bench.disk.free(libc::EIO);
+        taken.join().unwrap().unwrap();
+    });
+    let error = bench.run(root.flush()).unwrap_err();
+    assert_eq!(error.errno_code(), libc::EIO);
+    assert!(error.to_string().contains("base"), "it names the node: {error}");
+    bench.disk.free(0);
+    bench.run(root.flush()).unwrap();
+}
+
+#[test]
+fn a_snapshot_of_what_cannot_be_flushed_is_refused_and_changes_nothing() {
+    let (bench, root) = drive();
+    bench.disk.free(libc::ENOSPC);
+    let error = snapshot(&bench).unwrap_err();
+    assert_eq!(error.errno_code(), libc::ENOSPC);
+    assert_eq!(*root.node_name(), *"base");
+    bench.disk.free(0);
+    snapshot(&bench).unwrap();
+}
+
+/// What is owed for an image that is not read any more (a stream took its data over) is owed by nobody.
+#[test]
+fn what_is_owed_for_an_image_that_has_gone_is_forgotten() {
+    let (bench, root) = drive();
+    bench.disk.pass(1);
+    thread::scope(|scope| {
+        let taken = scope.spawn(|| snapshot(&bench));
+        while flushes(&bench) < 2 {
+            thread::sleep(Duration::from_millis(1));
+        }
+        bench.disk.free(libc::EIO);
+        taken.join().unwrap().unwrap();
+    });
+    bench.change(|change| change.set_child("over", "backing", None)).unwrap();
+    bench.take_log();
+    bench.disk.free(0);
+    bench.run(root.flush()).unwrap();
+    assert_eq!(flushes(&bench), 1, "that of the overlay");
+}
