@@ -156,13 +156,16 @@ impl Action for AddExport {
         })
     }
 
-    fn made<'a>(&'a mut self, monitor: &'a Monitor) -> BoxFuture<'a, ()> {
-        Box::pin(async move {
-            monitor.control().nodes_added().await;
-            if let Some(coming) = self.coming.take() {
-                coming.publish();
-            }
-        })
+    // Its node may be activated by it.
+    fn adds_nodes(&self) -> bool {
+        true
+    }
+
+    fn made<'a>(&'a mut self, _: &'a Monitor) -> BoxFuture<'a, ()> {
+        if let Some(coming) = self.coming.take() {
+            coming.publish();
+        }
+        Box::pin(async {})
     }
 
     fn undo<'a>(&'a mut self, _: &'a Monitor) -> BoxFuture<'a, ()> {

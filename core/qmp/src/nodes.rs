@@ -55,8 +55,8 @@ impl Action for BlockdevOptions {
         })
     }
 
-    fn made<'a>(&'a mut self, monitor: &'a Monitor) -> BoxFuture<'a, ()> {
-        monitor.control().nodes_added()
+    fn adds_nodes(&self) -> bool {
+        true
     }
 }
 

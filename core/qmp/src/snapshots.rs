@@ -128,9 +128,13 @@ impl Action for BlockdevSnapshotSync {
         })
     }
 
-    fn made<'a>(&'a mut self, monitor: &'a Monitor) -> BoxFuture<'a, ()> {
+    fn adds_nodes(&self) -> bool {
+        true
+    }
+
+    fn made<'a>(&'a mut self, _: &'a Monitor) -> BoxFuture<'a, ()> {
         self.made = None;
-        monitor.control().nodes_added()
+        Box::pin(async {})
     }
 
     fn undo<'a>(&'a mut self, _: &'a Monitor) -> BoxFuture<'a, ()> {

@@ -35,6 +35,12 @@ pub(crate) trait Action: Send + Sync {
     /// Puts it into the change. What it does outside the graph (a file that is made) it must be able to take back.
     fn stage<'a>(&'a mut self, monitor: &'a Monitor, start: &'a mut Start) -> BoxFuture<'a, Result<()>>;
 
+    /// Does it bring nodes? Then [`Control::nodes_added`](crate::Control::nodes_added) is called once for all actions that do,
+    /// before [`Action::made`].
+    fn adds_nodes(&self) -> bool {
+        false
+    }
+
     /// The change was made.
     fn made<'a>(&'a mut self, _monitor: &'a Monitor) -> BoxFuture<'a, ()> {
         Box::pin(async {})
@@ -199,6 +205,9 @@ pub(crate) async fn run(
     }
     for action in actions[..staged].iter_mut().rev().filter(|_| !made) {
         action.undo(monitor).await;
+    }
+    if made && actions.iter().any(|action| action.adds_nodes()) {
+        monitor.control().nodes_added().await;
     }
     for action in actions.iter_mut().filter(|_| made) {
         action.made(monitor).await;

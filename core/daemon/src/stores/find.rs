@@ -11,7 +11,6 @@ use crate::config::{Config, DriveSection};
 use driveline_bitmap::{Bitmap, BitmapName, Bits, Durability, Granularity, StoreBinding, View};
 use driveline_graph::{Error, Graph, Result, StoredBitmap, StoredBitmaps};
 use driveline_store::{Found, Opened, Spec};
-use parking_lot::Mutex;
 use std::{sync::Arc, time::SystemTime};
 
 /// What an image holds.
@@ -369,28 +368,21 @@ pub(super) fn lost(stored: &StoredBitmap) -> Trust {
 
 /// Asks an image what it holds, and loads what of it can be used.
 pub(super) async fn stored_in(graph: &Graph, node: &str) -> Result<InImage> {
-    let image = Arc::new(Mutex::new(None));
-    let mut change = graph.change().await;
-    let result = image.clone();
-    change.visit(node, move |open, children| {
-        Box::pin(async move {
-            let stored = open.stored_bitmaps(&children).await?;
-            let mut bits = Vec::new();
-            for bitmap in &stored.bitmaps {
-                if bitmap.inconsistent.is_some() || stored.outdated {
-                    continue;
-                }
-                match open.load_bitmap(&children, &bitmap.name).await {
-                    Ok(loaded) => bits.push((bitmap.name.clone(), loaded)),
-                    // One that is damaged is lost, and keeps the others from nothing.
-                    Err(error) => tracing::error!("bitmap '{}': {error}", bitmap.name),
-                }
-            }
-            *result.lock() = Some(InImage { stored, bits });
-            Ok(())
-        })
-    })?;
-    change.commit().await?;
-    let image = image.lock().take();
-    Ok(image.expect("the visit was made"))
+    // What is stored in an image is changed by changes of the graph alone.
+    let change = graph.change().await;
+    let (open, children) = change.look_at(node)?;
+    let stored = open.stored_bitmaps(&children).await.map_err(|error| error.at(node))?;
+    let mut bits = Vec::new();
+    for bitmap in &stored.bitmaps {
+        if bitmap.inconsistent.is_some() || stored.outdated {
+            continue;
+        }
+        match open.load_bitmap(&children, &bitmap.name).await {
+            Ok(loaded) => bits.push((bitmap.name.clone(), loaded)),
+            // One that is damaged is lost, and keeps the others from nothing.
+            Err(error) => tracing::error!("bitmap '{}': {error}", bitmap.name),
+        }
+    }
+    change.give_up().await;
+    Ok(InImage { stored, bits })
 }

@@ -130,10 +130,10 @@ impl Place {
 
 /// The nodes that show what a drive shows: its root, the filters below, and the first node that is none.
 pub(crate) fn shown(graph: &Graph, drive: &str) -> Vec<Arc<str>> {
-    let views = graph.nodes();
-    let find = |name: &str| views.iter().find(|view| view.node.name() == name);
+    let layout = graph.layout();
+    let find = |name: &str| layout.view_node(name).ok();
     let mut shown = Vec::new();
-    let root = graph.drives().into_iter().find(|view| *view.name == *drive).map(|view| view.root);
+    let root = layout.drives().into_iter().find(|view| *view.name == *drive).map(|view| view.root);
     let mut at = root.as_deref().and_then(find);
     while let Some(view) = at {
         shown.push(Arc::from(view.node.name()));
@@ -145,14 +145,14 @@ pub(crate) fn shown(graph: &Graph, drive: &str) -> Vec<Arc<str>> {
 
 /// The file that the data of a node are in, if they are in one.
 pub(crate) fn file_of(graph: &Graph, node: &str) -> Option<PathBuf> {
-    let views = graph.nodes();
-    let mut at = views.iter().find(|view| view.node.name() == node)?;
+    let layout = graph.layout();
+    let mut at = layout.view_node(node).ok()?;
     loop {
         if let Some(path) = at.node.open_node().filename() {
             return Some(std::path::absolute(&path).unwrap_or(path));
         }
         let child = at.children.iter().find(|child| child.role != driveline_graph::Role::Backing)?;
-        at = views.iter().find(|view| *view.node.name() == *child.node)?;
+        at = layout.view_node(&child.node).ok()?;
     }
 }
 
@@ -185,13 +185,13 @@ pub(crate) fn files_at_open(graph: &Graph, target: &str) -> Fingerprint {
 }
 
 fn leaves_below(graph: &Graph, target: &str) -> Vec<(PathBuf, Arc<Node>)> {
-    let Ok(start) = graph.node_or_drive(target) else { return Vec::new() };
-    let views = graph.nodes();
-    let find = |name: &str| views.iter().find(|view| view.node.name() == name);
+    let layout = graph.layout();
+    let Ok(start) = layout.node_or_drive(target) else { return Vec::new() };
+    let find = |name: &str| layout.view_node(name).ok();
     let (mut seen, mut leaves) = (BTreeSet::new(), Vec::new());
-    let mut rest: Vec<&NodeView> = find(start.name()).into_iter().collect();
+    let mut rest: Vec<NodeView> = find(start.name()).into_iter().collect();
     while let Some(view) = rest.pop() {
-        if seen.insert(view.node.name()) {
+        if seen.insert(view.node.name().to_owned()) {
             let path = view.node.open_node().filename();
             leaves.extend(path.map(|path| (std::path::absolute(&path).unwrap_or(path), view.node.clone())));
             rest.extend(view.children.iter().filter_map(|child| find(&child.node)));
