@@ -103,6 +103,18 @@ class Qmp:
         arguments = {name.replace("_", "-"): value for name, value in arguments.items()}
         self.stream.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
         self.stream.flush()
+        return self._answer(command)
+
+    def run_often(self, command, times):
+        """Sends it so often at once. The answers are not parsed, which would cost more than to give them."""
+        self.stream.write((json.dumps({"execute": command}) + "\n") * times)
+        self.stream.flush()
+        for _ in range(times):
+            answer = self.stream.readline()
+            if not answer.startswith('{"return"'):
+                raise RuntimeError(f"{command}: {answer}")
+
+    def _answer(self, command):
         while True:
             answer = self._read()
             if "event" in answer:
