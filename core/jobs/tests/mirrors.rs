@@ -6,6 +6,7 @@ mod kit;
 
 use driveline_graph::{Kind, Options, Result, RootOptions};
 use driveline_jobs::{BitmapMode, Completion, CopyMode, JobStatus, MirrorArgs, MirrorSync, OnError, Runtime};
+use driveline_op::{Ask, Buffer, op};
 use kit::{
     bench::{Bench, SIZE, object},
     drivers::CLUSTER,
@@ -100,6 +101,29 @@ fn when_it_is_actively_synced_an_answered_write_is_on_both() {
         assert_eq!(bench.read("drive-a"), bench.read("a2"));
         bench.check_clean();
     }
+}
+
+/// A quorum repairs a child under a mirror of that child: for who reads the quorum nothing changes, for the mirror it does. The
+/// repair went past the target.
+#[test]
+fn what_is_unchanged_only_from_a_node_above_is_on_both_as_well() {
+    let bench = Bench::new(3);
+    bench.image("copy");
+    let guest = bench.root("drive-a");
+    start(&bench, MirrorArgs { copy_mode: CopyMode::WriteBlocking, ..mirror("a", "copy") }).unwrap();
+    bench.until("mirror-a", JobStatus::Ready);
+    bench.jobs.set_speed("mirror-a", 1).unwrap();
+    let elsewhere = u64::MAX;
+    for (scope, copied) in [(0, false), (elsewhere, true)] {
+        let (guest, flags) = (guest.clone(), driveline_op::flag::UNCHANGED);
+        let ask = Ask { op: op::WRITE, flags, scope, ..Ask::default() };
+        bench.sim.run(async move { guest.submit(ask, Buffer::from(&[42; 512][..])).await.result.unwrap() });
+        assert_eq!(bench.read("copy")[..512] == [42; 512], copied, "scope {scope}");
+        let dirty = bench.graph.bitmap("a2", "#mirror-mirror-a").unwrap();
+        assert!(dirty.bits().is_clean(), "scope {scope}");
+    }
+    bench.jobs.cancel("mirror-a", true).unwrap();
+    bench.wait("mirror-a");
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! Reading: all children say what they have, and what most say counts; or the first one that can be read.
 
 use super::{Quorum, ReadPattern};
-use driveline_op::{BlockStatus, BlockStatusRequest, Buffer, Error, Next, ReadRequest, Result, flag, status};
+use driveline_op::{
+    BlockStatus, BlockStatusRequest, Buffer, ConstMemory, Error, Next, ReadRequest, Result, flag, status,
+};
 
 impl Quorum {
     pub(super) async fn read(&self, next: &mut Next<'_>, request: &ReadRequest<'_>) -> Result<()> {
@@ -69,9 +71,7 @@ impl Quorum {
         if votes < heard.len() {
             for child in heard.iter().filter(|child| answers[**child][..] != answers[winner][..]) {
                 self.bad(*child, "read", None, &range);
-                if rewrites
-                    && let Err(error) =
-                        next.write_at(*child, range.start, &answers[winner], flag::UNCHANGED).await
+                if rewrites && let Err(error) = self.repair(next, *child, range.start, &answers[winner]).await
                 {
                     self.bad(*child, "write", Some(&error), &range);
                 }
@@ -79,6 +79,13 @@ impl Quorum {
         }
         request.fill(0, &answers[winner]);
         Ok(())
+    }
+
+    /// Nothing changes for who reads the quorum; the child's own data do, and its bitmaps record that.
+    async fn repair(&self, next: &mut Next<'_>, child: usize, offset: u64, data: &Buffer) -> Result<()> {
+        let memory = ConstMemory::of(data);
+        let write = memory.write_request(offset, flag::UNCHANGED).with_scope(self.cookie);
+        next.child(child).write(&write).await
     }
 
     /// What reads as zeroes for all children, as far as they agree. All else counts as data: a vote may go to who has some, and

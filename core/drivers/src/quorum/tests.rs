@@ -2,7 +2,8 @@ use crate::{
     MemoryDriver, QuorumDriver,
     conformance::{Check, OpenNodeArgs, check, open_node, options_of},
 };
-use driveline_graph::{Graph, GraphOptions, OpenChild, Options, RootOptions};
+use driveline_bitmap::View;
+use driveline_graph::{Graph, GraphOptions, NewBitmap, OpenChild, Options, RootOptions};
 use driveline_op::{Ask, Buffer, Call, op};
 use futures::executor::block_on;
 use parking_lot::Mutex;
@@ -115,13 +116,59 @@ fn a_quorum_does_what_every_node_must_do() {
     });
 }
 
+/// A child that was outvoted was written to as if it did not change, and a backup of what changed in it missed that.
+#[test]
+fn the_bitmap_of_a_child_records_its_repair_and_that_of_the_quorum_does_not() {
+    block_on(async {
+        let graph = graph_of(json!([
+            { "driver": "memory", "node-name": "a", "size": SIZE },
+            { "driver": "memory", "node-name": "b", "size": SIZE },
+            { "driver": "memory", "node-name": "c", "size": SIZE },
+        ]))
+        .await;
+        let bad = graph.open_root("c", RootOptions::writer("a fault")).await.unwrap();
+        bad.write(70_000, &[9; 10], 0).await.unwrap();
+        bad.close().await.unwrap();
+        let mut change = graph.change().await;
+        let node = json!({ "driver": "quorum", "node-name": "q", "vote-threshold": 2, "rewrite-corrupted": true,
+            "children": ["a", "b", "c"] });
+        change.add_node(graph.parse(object(node), &[]).unwrap()).await.unwrap();
+        for node in ["a", "c", "q"] {
+            let bitmap = NewBitmap { view: View::Node, ..NewBitmap::named("b") };
+            change.add_bitmap(node, bitmap).unwrap();
+        }
+        change.commit().await.unwrap();
+        let guest = graph.open_root("q", RootOptions::writer("a guest")).await.unwrap();
+        assert_eq!(&guest.read(69_632..73_728).await.unwrap()[..], &[0; 4096]);
+        let dirty = |node: &str| {
+            let bitmap = graph.bitmap(node, "b").unwrap();
+            bitmap.bits().iter_dirty().map(|range| (range.start, range.end)).collect::<Vec<_>>()
+        };
+        assert_eq!((dirty("a"), dirty("c"), dirty("q")), (vec![], vec![(65536, 131_072)], vec![]));
+        graph.close().await.unwrap();
+    });
+}
+
+fn object(value: Value) -> Options {
+    let Value::Object(object) = value else { panic!("an object") };
+    object
+}
+
+async fn graph_of(nodes: Value) -> Graph {
+    let graph = Graph::new(GraphOptions::default());
+    graph.register(Arc::new(MemoryDriver::default())).unwrap();
+    graph.register(Arc::new(QuorumDriver::default())).unwrap();
+    let mut change = graph.change().await;
+    for node in nodes.as_array().unwrap() {
+        change.add_node(graph.parse(object(node.clone()), &[]).unwrap()).await.unwrap();
+    }
+    change.commit().await.unwrap();
+    graph
+}
+
 /// In a graph: a list of children by name, children that are added and removed under way, and what is told of bad ones.
 #[test]
 fn children_come_and_go_in_a_graph_and_bad_ones_are_told_of() {
-    let object = |value: Value| -> Options {
-        let Value::Object(object) = value else { panic!("an object") };
-        object
-    };
     block_on(async {
         let graph = Graph::new(GraphOptions::default());
         graph.register(Arc::new(MemoryDriver::default())).unwrap();

@@ -130,9 +130,14 @@ static TOP: OpTable<Top> =
     OpTable::new().write(Top::write).write_zeroes(Top::write_zeroes).discard(Top::discard);
 
 impl Top {
+    /// Does a change go to the target at once? What does not change the source does not change the target. With a scope the
+    /// data changes for those below that scope, and the source may be one of them.
+    fn copies(&self, flags: u32, scope: u64) -> bool {
+        self.0.is_blocking() && (flags & flag::UNCHANGED == 0 || scope != 0)
+    }
+
     async fn write(&self, next: &mut Next<'_>, request: &WriteRequest<'_>) -> driveline_op::Result<()> {
-        // What does not change the source does not change the target.
-        if !self.0.is_blocking() || request.flags() & flag::UNCHANGED != 0 {
+        if !self.copies(request.flags(), request.scope()) {
             return next.write(request).await;
         }
         let _hold = self.0.ranges.hold(self.0.granules(&request.range()), true).await;
@@ -148,7 +153,7 @@ impl Top {
         next: &mut Next<'_>,
         request: &WriteZeroesRequest<'_>,
     ) -> driveline_op::Result<()> {
-        if !self.0.is_blocking() || request.flags() & flag::UNCHANGED != 0 {
+        if !self.copies(request.flags(), request.scope()) {
             return next.write_zeroes(request).await;
         }
         let _hold = self.0.ranges.hold(self.0.granules(&request.range()), true).await;
@@ -162,7 +167,7 @@ impl Top {
     }
 
     async fn discard(&self, next: &mut Next<'_>, request: &DiscardRequest<'_>) -> driveline_op::Result<()> {
-        if !self.0.is_blocking() || request.flags() & flag::UNCHANGED != 0 {
+        if !self.copies(request.flags(), request.scope()) {
             return next.discard(request).await;
         }
         let _hold = self.0.ranges.hold(self.0.granules(&request.range()), true).await;
