@@ -485,9 +485,9 @@ pub trait OpenNode: Send + Sync {
     }
 
     /// What it needs of a child, and does not let others do with it, beyond what follows from its kind and the child's role:
-    /// for child number `child` of those that it was opened with. It does not change.
-    fn claim(&self, child: usize) -> (Permissions, Permissions) {
-        let _ = child;
+    /// for child number `child` of those that it was opened with, while it is read-only or not. Else it does not change.
+    fn claim(&self, child: usize, read_only: bool) -> (Permissions, Permissions) {
+        let _ = (child, read_only);
         (Permissions::NONE, Permissions::NONE)
     }
 

@@ -91,7 +91,7 @@ pub(crate) fn on_child_of(topology: &Topology, placed: &Placed, number: usize, g
     if !placed.common.active {
         return (P::NONE, P::ALL);
     }
-    let (takes, denies) = placed.node.open.claim(number);
+    let (takes, denies) = placed.node.open.claim(number, placed.read_only);
     let shares = shares.without(denies);
     let by_force = if placed.common.force_share { P::WRITE.or(P::RESIZE) } else { P::NONE };
     (needs.or(takes), shares.or(by_force))

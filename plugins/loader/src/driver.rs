@@ -363,7 +363,7 @@ impl OpenNode for PluginNode {
         info
     }
 
-    fn claim(&self, child: usize) -> (Permissions, Permissions) {
+    fn claim(&self, child: usize, _: bool) -> (Permissions, Permissions) {
         let Some(ask) = self.opened.ops.permissions().flatten() else { return Default::default() };
         let (mut takes, mut denies) = (0, 0);
         if child < self.children {

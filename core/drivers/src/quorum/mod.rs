@@ -24,7 +24,7 @@ mod write;
 
 use driveline_graph::{
     BoxFuture, ChildSpec, Description, Driver, DriverKind, Error, Kind, NodeEvent, OpenArgs, OpenChild,
-    OpenNode, Options, Ranges, Result, Role, node_tells, parse_options,
+    OpenNode, Options, Permissions, Ranges, Result, Role, node_tells, parse_options,
 };
 use driveline_op::{Body, Info, Instance, Next, OpTable, info};
 use futures::future::join_all;
@@ -186,6 +186,12 @@ impl OpenNode for QuorumNode {
     fn set_read_only<'a>(&'a self, _: &'a [OpenChild], read_only: bool) -> BoxFuture<'a, Result<()>> {
         self.0.driver.read_only.store(read_only, std::sync::atomic::Ordering::Relaxed);
         Box::pin(async { Ok(()) })
+    }
+
+    /// Who is outvoted is put right while others may only read.
+    fn claim(&self, _: usize, read_only: bool) -> (Permissions, Permissions) {
+        let rewrites = self.0.driver.rewrite_corrupted && !read_only;
+        (if rewrites { Permissions::WRITE } else { Permissions::NONE }, Permissions::NONE)
     }
 
     fn check_children(&self, count: usize) -> Result<()> {

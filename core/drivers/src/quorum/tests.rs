@@ -3,7 +3,7 @@ use crate::{
     conformance::{Check, OpenNodeArgs, check, open_node, options_of},
 };
 use driveline_bitmap::View;
-use driveline_graph::{Graph, GraphOptions, NewBitmap, OpenChild, Options, RootOptions};
+use driveline_graph::{Graph, GraphOptions, NewBitmap, OpenChild, Options, Permissions, RootOptions};
 use driveline_op::{Ask, Buffer, Call, op};
 use futures::executor::block_on;
 use parking_lot::Mutex;
@@ -146,6 +146,30 @@ fn the_bitmap_of_a_child_records_its_repair_and_that_of_the_quorum_does_not() {
         };
         assert_eq!((dirty("a"), dirty("c"), dirty("q")), (vec![], vec![(65536, 131_072)], vec![]));
         graph.close().await.unwrap();
+    });
+}
+
+/// It wrote to children that it had not claimed to write to: without the lock that keeps others from doing so as well.
+#[test]
+fn who_rewrites_claims_to_write_to_the_children_unless_it_is_read_only() {
+    block_on(async {
+        for (options, writes) in [
+            (json!({}), false),
+            (json!({ "rewrite-corrupted": true }), true),
+            (json!({ "rewrite-corrupted": true, "read-only": true }), false),
+        ] {
+            let graph = graph_of(json!([{ "driver": "memory", "node-name": "a", "size": SIZE }])).await;
+            let mut node = object(json!({ "driver": "quorum", "node-name": "q", "vote-threshold": 1,
+                "children": ["a"] }));
+            node.extend(object(options.clone()));
+            let mut change = graph.change().await;
+            change.add_node(graph.parse(node, &[]).unwrap()).await.unwrap();
+            change.commit().await.unwrap();
+            let _reader = graph.open_root("q", RootOptions::reader("a reader")).await.unwrap();
+            let needs = graph.view_node("a").unwrap().needs;
+            assert_eq!(needs.contains(Permissions::WRITE), writes, "{options}: {needs}");
+            graph.close().await.unwrap();
+        }
     });
 }
 
