@@ -128,7 +128,8 @@ pub(crate) struct Marks {
     pub(crate) bitmaps: Arc<[Arc<Bitmap>]>,
     /// The nodes at and below this one: what the scope of UNCHANGED is looked up in.
     pub(crate) reach: Vec<NodeId>,
-    /// The node grows when something is written behind its end (a file below a format), and its bitmaps with it.
+    /// The node grows when something is written behind its end (a file below a format, and the filters on it), and its bitmaps
+    /// with it.
     pub(crate) grows: bool,
 }
 

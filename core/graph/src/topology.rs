@@ -262,6 +262,26 @@ impl Topology {
         (placed.node.driver.description().kind == DriverKind::Filter).then_some(child.node)
     }
 
+    /// Does it grow when something is written behind its end? A protocol may (a file below a format), and so may what shows one
+    /// to its end: filters, and formats that are nothing but their children's data.
+    pub(crate) fn grows(&self, id: NodeId) -> bool {
+        let placed = self.at(id);
+        let below = |role| placed.children.iter().filter(move |child| child.role == role).map(|child| child.node);
+        match placed.node.driver.description().kind {
+            DriverKind::Protocol => true,
+            DriverKind::Filter => self.filtered(id).is_some_and(|below| self.grows(below)),
+            DriverKind::Format => {
+                let keeps_metadata = below(Role::Storage).next().is_some();
+                // As in `filename.rs`: a window of a size that the user fixed ends where it ends.
+                let fixed = placed.node.options.contains_key("size");
+                !keeps_metadata
+                    && !fixed
+                    && below(Role::Data).next().is_some()
+                    && below(Role::Data).all(|below| self.grows(below))
+            }
+        }
+    }
+
     /// Does a filter copy old data to this node?
     pub(crate) fn is_target(&self, id: NodeId) -> bool {
         self.nodes

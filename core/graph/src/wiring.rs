@@ -1,7 +1,7 @@
 //! From a topology to edges: where each operation on each edge goes.
 
 use crate::{
-    driver::{DriverKind, Missing, OpenChild, Role},
+    driver::{Missing, OpenChild, Role},
     fit::Fit,
     guard::{GUARD, Guard},
     io::{HOP, Hop, MARK_ONLY, MarkOnly, Marks, without_limits},
@@ -225,7 +225,7 @@ impl<'a> Interposed<'a> {
             if bitmaps.is_empty() { Vec::new() } else { self.topology.reach(node.id).into_iter().collect() };
         let hop = Hop {
             node: node.clone(),
-            marks: Marks { bitmaps, reach, grows: node.driver.description().kind == DriverKind::Protocol },
+            marks: Marks { bitmaps, reach, grows: self.topology.grows(node.id) },
             holds: user != User::Locker
                 && (fit.is_some() || copied_to || self.users.locked.contains(&node.id)),
             reads_hold: user != User::Locker && copied_to,

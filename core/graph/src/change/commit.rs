@@ -255,7 +255,7 @@ impl Change {
 
     /// Bitmaps take the size of their node. Whether what it has grown by is dirty is the bitmap's own rule.
     ///
-    /// A protocol that is not drained may have writes in flight that make it longer. Its bitmaps have grown and recorded them
+    /// What grows by itself and is not drained may have writes in flight that make it longer. Its bitmaps have grown and recorded them
     /// before (see `Marks`), so they are ahead of it, and must not be cut.
     fn take_sizes(&self, topology: &Topology, wired: &BTreeMap<NodeId, Wired>, drained: &Drained) {
         let works = |(id, attached): &(&u64, &Attached)| {
@@ -269,8 +269,7 @@ impl Change {
             .flat_map(|(_, attached)| topology.reach(topology.root_node(attached)))
             .collect();
         for (id, wired) in wired {
-            let grows = topology.at(*id).node.driver.description().kind == DriverKind::Protocol;
-            if grows && busy.contains(id) {
+            if topology.grows(*id) && busy.contains(id) {
                 continue;
             }
             for bitmap in topology.at(*id).node.bitmaps.lock().iter() {
