@@ -196,6 +196,14 @@ impl Change {
         self.bitmap_action(target, name, move |staged, id, bitmap| {
             let node = staged.any_node(id)?;
             let old = bitmap.name();
+            // One that is parked comes back to where others may have the name by now.
+            let home = staged.parked.get(&bitmap.id()).copied();
+            for at in [id].into_iter().chain(home) {
+                refuse_parked_name(staged, at, new.as_str())?;
+            }
+            if let Some(home) = home.filter(|home| *home != id) {
+                staged.any_node(home)?.bitmaps.lock().check_name(new.as_str())?;
+            }
             node.bitmaps.lock().rename(old.as_str(), new.clone())?;
             Ok(Box::new(move || drop(node.bitmaps.lock().rename(new.as_str(), old))))
         })
