@@ -6,7 +6,11 @@ use driveline_drivers::{
     FileDriver, RawDriver,
     qcow2::{CreateOptions, Qcow2Driver, create_file},
 };
-use driveline_graph::{Graph, GraphOptions, RootOptions};
+use driveline_graph::{
+    BoxFuture, ChildSpec, Description, Driver, DriverKind, Graph, GraphOptions, OpenArgs, OpenNode, Options,
+    Role, RootOptions,
+};
+use driveline_op::{Body, Info, Instance, OpTable};
 use futures::executor::block_on;
 use serde_json::{Value, json};
 use std::{path::Path, process::Command, sync::Arc};
@@ -24,6 +28,70 @@ async fn open(graph: &Graph, definition: Value) -> driveline_graph::Result<()> {
     let mut change = graph.change().await;
     change.add_node(graph.parse(definition, &[])?).await?;
     change.commit().await
+}
+
+/// A filter that does nothing.
+struct Pass(Description);
+
+impl Pass {
+    fn driver() -> Arc<dyn Driver> {
+        let mut pass = Description::builtin("pass", DriverKind::Filter, "for tests");
+        pass.children = vec![ChildSpec::required("file", Role::Filtered)];
+        Arc::new(Self(pass))
+    }
+}
+
+impl Driver for Pass {
+    fn description(&self) -> &Description {
+        &self.0
+    }
+    fn check(&self, _: &Options) -> driveline_graph::Result<()> {
+        Ok(())
+    }
+    fn open<'a>(&'a self, args: OpenArgs<'a>) -> BoxFuture<'a, driveline_graph::Result<Arc<dyn OpenNode>>> {
+        let node = OpenPass(Arc::new(Body { cookie: args.cookie, driver: () }));
+        Box::pin(async { Ok(Arc::new(node) as _) })
+    }
+}
+
+struct OpenPass(Arc<Body<()>>);
+
+static NOTHING: OpTable<()> = OpTable::new();
+
+impl OpenNode for OpenPass {
+    fn instance(&self) -> Instance {
+        Instance::new(self.0.clone(), &NOTHING)
+    }
+    fn info(&self, children: &[Info]) -> Info {
+        children[0]
+    }
+}
+
+/// An image behind a filter was no file, so a relative name in its header was relative to nothing.
+#[test]
+fn a_backing_file_is_found_beside_an_image_that_filters_stand_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    std::fs::write(at("base.raw"), [7; 4096]).unwrap();
+    made(&at("image.qcow2"), 4096, 65536, Some(("base.raw", "raw")));
+    made(&at("loop.qcow2"), 4096, 65536, Some(("loop.qcow2", "qcow2")));
+    let behind = |image: &str| {
+        let file = json!({ "driver": "file", "path": at(image) });
+        let filter = json!({ "driver": "pass", "file": { "driver": "pass", "file": file } });
+        json!({ "driver": "qcow2", "node-name": "image", "file": filter })
+    };
+    let graph = graph();
+    graph.register(Pass::driver()).unwrap();
+    block_on(async {
+        open(&graph, behind("image.qcow2")).await.unwrap();
+        let root = graph.open_root("image", RootOptions::reader("a test")).await.unwrap();
+        assert_eq!(&root.read(0..4096).await.unwrap()[..], &[7; 4096]);
+        root.close().await.unwrap();
+        let mut again = behind("loop.qcow2");
+        again["node-name"] = json!("again");
+        let error = open(&graph, again).await.unwrap_err().to_string();
+        assert!(error.contains("a cycle of backing files"), "{error}");
+    });
 }
 
 fn made(path: &Path, size_bytes: u64, cluster_bytes: u64, backing: Option<(&str, &str)>) {

@@ -293,11 +293,18 @@ pub struct OpenChild {
     pub edge: Edge,
     /// The node itself.
     pub node: Arc<dyn OpenNode>,
+    /// The first node from there down that is no filter: the node itself, if it is none.
+    pub unfiltered: Arc<dyn OpenNode>,
     /// The node's name.
     pub node_name: Arc<str>,
 }
 
 impl OpenChild {
+    /// The file or device that its data are, through whatever filters: what names in an image's header are relative to.
+    pub fn filename(&self) -> Option<PathBuf> {
+        self.unfiltered.filename()
+    }
+
     /// Changes its size, in itself or, through the filters that it may consist of, in what is below.
     pub async fn resize(&self, size_bytes: u64) -> Result<()> {
         match self.node.resize(&[], size_bytes).await {

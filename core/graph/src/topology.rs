@@ -2,7 +2,7 @@
 
 use crate::{
     common::NodeOptions,
-    driver::{DriverKind, Permissions, Role},
+    driver::{DriverKind, OpenNode, Permissions, Role},
     error::{Error, Kind, Result},
     node::{Node, NodeId},
     root::RootShared,
@@ -266,7 +266,8 @@ impl Topology {
     /// to its end: filters, and formats that are nothing but their children's data.
     pub(crate) fn grows(&self, id: NodeId) -> bool {
         let placed = self.at(id);
-        let below = |role| placed.children.iter().filter(move |child| child.role == role).map(|child| child.node);
+        let below =
+            |role| placed.children.iter().filter(move |child| child.role == role).map(|child| child.node);
         match placed.node.driver.description().kind {
             DriverKind::Protocol => true,
             DriverKind::Filter => self.filtered(id).is_some_and(|below| self.grows(below)),
@@ -314,6 +315,11 @@ impl Topology {
             id = below;
         }
         id
+    }
+
+    /// The instance of that node.
+    pub(crate) fn unfiltered(&self, id: NodeId) -> Arc<dyn OpenNode> {
+        self.at(self.skip_filters(id)).node.open.clone()
     }
 
     /// Where unallocated ranges of a format node are read from.

@@ -88,6 +88,7 @@ fn wire_node(
             name: child.name.clone(),
             edge: below[&child.node].edge_for(child.role),
             node: topology.at(child.node).node.open.clone(),
+            unfiltered: topology.unfiltered(child.node),
             node_name: topology.name(child.node),
         })
         .collect();

@@ -74,7 +74,13 @@ fn chain(plugins: &[&'static Plugin], filter: &str, hops: usize, later: bool) ->
     for hop in 0..hops {
         let drivers = plugins[hop % plugins.len()].drivers();
         let driver = drivers.iter().find(|driver| driver.name() == filter).expect("the set has it");
-        let child = OpenChild { name: "child".into(), edge: edge.clone(), node, node_name: "below".into() };
+        let child = OpenChild {
+            name: "child".into(),
+            edge: edge.clone(),
+            unfiltered: node.clone(),
+            node,
+            node_name: "below".into(),
+        };
         let options = Options::new();
         let args = OpenArgs {
             node_name: "hop",

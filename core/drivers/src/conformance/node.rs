@@ -42,7 +42,13 @@ impl OpenNodeArgs {
         };
         let node = driver.open(args).await?;
         let edge = edge_to(driver.description(), &*node, &children);
-        Ok(OpenChild { name: self.name.into(), edge, node, node_name: self.name.into() })
+        Ok(OpenChild {
+            name: self.name.into(),
+            edge,
+            unfiltered: node.clone(),
+            node,
+            node_name: self.name.into(),
+        })
     }
 }
 

@@ -234,7 +234,7 @@ impl Driver for Qcow2Driver {
             let Some(name) = header.backing.as_ref().filter(|_| !decided("backing")) else {
                 return Ok(implied);
             };
-            let image = file.node.filename();
+            let image = file.filename();
             let definition = named::backing(name, header.backing_format.as_deref(), image.as_deref())?;
             implied.push(ImpliedChild { name: "backing".into(), definition });
             Ok(implied)
@@ -315,7 +315,7 @@ fn data_file(header: &Header, file: &OpenChild) -> Result<ImpliedChild> {
         Error::new(Kind::Invalid, "the image keeps its data in another file and does not say in which")
             .key("data-file")
     })?;
-    let path = named::path("data-file", &name, file.node.filename().as_deref())?;
+    let path = named::path("data-file", &name, file.filename().as_deref())?;
     let definition = serde_json::json!({
         "driver": "file",
         "read-only": file.edge.info().flags & info::READ_ONLY != 0,

@@ -196,8 +196,8 @@ impl Change {
             let text = format_args!("more than {IMAGES_MAX} images name each other as backing files");
             return Err(Error::new(Kind::Invalid, text));
         }
-        let here = given.iter().find_map(|child| child.node.filename()).map(|path| canonical(&path));
-        // One behind a filter has no name; it counts all the same.
+        let here = given.iter().find_map(OpenChild::filename).map(|path| canonical(&path));
+        // One that is no file has no name; it counts all the same.
         self.images.push(here.unwrap_or_default());
         let opened = self.open_each_implied(driver, options, &given, said, children).await;
         self.images.pop();
@@ -249,6 +249,7 @@ impl Change {
             name: child.name.clone(),
             edge: wire_one(&self.topology, child.node, trace).edge_for(child.role),
             node: self.topology.at(child.node).node.open.clone(),
+            unfiltered: self.topology.unfiltered(child.node),
             node_name: self.topology.name(child.node),
         };
         Ok(children.iter().map(open).collect())

@@ -193,7 +193,7 @@ pub(crate) struct World {
 pub(crate) fn file_child(leaf: &Arc<Body<Leaf>>, path: Option<&Path>) -> OpenChild {
     let node: Arc<dyn OpenNode> = Arc::new(LeafNode(Arc::clone(leaf), path.map(Path::to_owned)));
     let edge = Edge::to(node.info(&[]), &Target::new(node.instance(), vec![]));
-    OpenChild { name: "file".into(), edge, node, node_name: "file".into() }
+    OpenChild { name: "file".into(), edge, unfiltered: Arc::clone(&node), node, node_name: "file".into() }
 }
 
 pub(crate) fn leaf(bytes: Vec<u8>) -> Arc<Body<Leaf>> {
@@ -238,6 +238,7 @@ impl World {
             name: "backing".into(),
             edge: backing.edge(),
             node: Arc::clone(&backing.node),
+            unfiltered: Arc::clone(&backing.node),
             node_name: "backing".into(),
         }));
         let options: Options = options.as_object().unwrap().clone();
