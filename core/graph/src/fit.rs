@@ -12,15 +12,23 @@ pub(crate) struct Fit {
     alignment: u64,
     /// A multiple of the alignment.
     transfer_max: u64,
+    /// Where the node ends, if it has one end: a block at it that is not whole is read as far as it goes.
+    end: u64,
 }
 
 impl Fit {
-    /// The limits of a node, if it has any.
-    pub(crate) fn of(info: &Info) -> Option<Self> {
+    /// The limits of a node, if it has any. One that `grows` takes what lies behind its end.
+    pub(crate) fn of(info: &Info, grows: bool) -> Option<Self> {
         let alignment = u64::from(info.request_alignment.max(1));
         let limit = if info.transfer_bytes_max == 0 { u64::MAX } else { info.transfer_bytes_max };
-        let fit = Self { alignment, transfer_max: (limit / alignment).max(1).saturating_mul(alignment) };
+        let transfer_max = (limit / alignment).max(1).saturating_mul(alignment);
+        let fit = Self { alignment, transfer_max, end: if grows { u64::MAX } else { info.size_bytes } };
         (alignment > 1 || info.transfer_bytes_max > 0).then_some(fit)
+    }
+
+    /// So much there is of the block at that offset.
+    fn there(&self, block: u64) -> usize {
+        self.end.saturating_sub(block).min(self.alignment) as usize
     }
 
     /// The blocks that a range touches.
@@ -78,7 +86,7 @@ impl Fit {
                 let at = (edge.start % self.alignment) as usize;
                 request
                     .copy_to(edge.start - range.start, &mut block[at..at + (edge.end - edge.start) as usize]);
-                let memory = ConstMemory::of(&block);
+                let memory = ConstMemory::of(&block[..self.there(self.down(edge.start))]);
                 let whole = memory.write_request(self.down(edge.start), request.flags());
                 next.write(&whole.with_scope(request.scope())).await?;
             }
@@ -112,7 +120,7 @@ impl Fit {
                 let mut block = self.read_block(next, &edge).await?;
                 let at = (edge.start % self.alignment) as usize;
                 block[at..at + (edge.end - edge.start) as usize].fill(0);
-                let memory = ConstMemory::of(&block);
+                let memory = ConstMemory::of(&block[..self.there(self.down(edge.start))]);
                 let flags = request.flags() & (flag::FUA | flag::UNCHANGED);
                 let whole = memory.write_request(self.down(edge.start), flags);
                 next.write(&whole.with_scope(request.scope())).await?;
@@ -139,7 +147,8 @@ impl Fit {
         next: &mut Next<'_>,
         request: &BlockStatusRequest<'_>,
     ) -> Result<()> {
-        let blocks = self.blocks(&request.range());
+        let mut blocks = self.blocks(&request.range());
+        blocks.end = blocks.end.min(self.end.max(request.range().end));
         let skip = request.offset() - blocks.start;
         let found = next.status_at(0, blocks).await?;
         let map = if found.flags & driveline_op::status::MAPPED != 0 { found.map + skip } else { 0 };
@@ -148,10 +157,12 @@ impl Fit {
         Ok(())
     }
 
+    /// The block around a range; what is not there of it is zeroes.
     async fn read_block(&self, next: &mut Next<'_>, inside: &Range<u64>) -> Result<Buffer> {
         let mut block = Buffer::new(self.alignment as usize);
-        let memory = Memory::of_mut(&mut block);
-        next.read(&memory.read_request(self.down(inside.start))).await?;
+        let start = self.down(inside.start);
+        let memory = Memory::of_mut(&mut block[..self.there(start)]);
+        next.read(&memory.read_request(start)).await?;
         drop(memory);
         Ok(block)
     }
@@ -163,7 +174,7 @@ mod tests {
 
     #[test]
     fn pieces_are_head_whole_blocks_and_tail() {
-        let fit = Fit { alignment: 512, transfer_max: u64::MAX };
+        let fit = Fit { alignment: 512, transfer_max: u64::MAX, end: u64::MAX };
         let pieces = |range| fit.pieces(&range).map(|r| (r.start, r.end));
         assert_eq!(pieces(0..1024), [(0, 0), (0, 1024), (1024, 1024)]);
         assert_eq!(pieces(10..1034), [(10, 512), (512, 1024), (1024, 1034)]);

@@ -366,7 +366,9 @@ impl Graph {
         topology: &Topology,
     ) -> Result<(BTreeMap<NodeId, Granted>, BTreeMap<NodeId, Wired>)> {
         let granted = permission::compute(topology)?;
-        Ok((granted, wire(topology, self.0.trace)))
+        let wired = wire(topology, self.0.trace);
+        permission::check_ends(topology, &granted, |id| wired[&id].info)?;
+        Ok((granted, wired))
     }
 }
 

@@ -12,6 +12,7 @@ use crate::{
     node::NodeId,
     topology::{Parent, Placed, Topology},
 };
+use driveline_op::Info;
 use std::collections::BTreeMap;
 
 /// What a parent needs of a node and lets others do with it.
@@ -67,6 +68,27 @@ pub(crate) fn compute(topology: &Topology) -> Result<BTreeMap<NodeId, Granted>> 
         }
     }
     Ok(granted)
+}
+
+/// A write at the end of a node whose size is no multiple of its alignment would have to make it longer. Who may do that is
+/// welcome to; others are refused, in QEMU's words (block.c, `bdrv_node_check_perm`). As there, a size counts as whole sectors.
+pub(crate) fn check_ends(
+    topology: &Topology,
+    granted: &BTreeMap<NodeId, Granted>,
+    info: impl Fn(NodeId) -> Info,
+) -> Result<()> {
+    const SECTOR_BYTES: u64 = 512;
+    for (id, granted) in granted {
+        let info = info(*id);
+        let sectors = info.size_bytes.div_ceil(SECTOR_BYTES).saturating_mul(SECTOR_BYTES);
+        let fits = sectors.is_multiple_of(u64::from(info.request_alignment.max(1)));
+        if !fits && granted.needs.contains(P::WRITE) && !granted.needs.contains(P::RESIZE) {
+            let text = "Cannot get 'write' permission without 'resize': Image size is not a multiple of request \
+                        alignment";
+            return Err(Error::new(Kind::NotPermitted, text).at(&topology.name(*id)));
+        }
+    }
+    Ok(())
 }
 
 /// What a node puts on one of its children, its `number`th, when it is granted this itself.

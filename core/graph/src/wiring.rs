@@ -218,7 +218,8 @@ impl<'a> Interposed<'a> {
 
     fn edge_for(&self, user: User) -> Edge {
         let node = &self.placed.node;
-        let fit = Fit::of(&self.info);
+        let grows = self.topology.grows(node.id);
+        let fit = Fit::of(&self.info, grows);
         let copied_to = self.users.targets.contains(&node.id);
         let bitmaps = node.bitmaps.lock().snapshot();
         // Only bitmaps ask whether a scope is at their node or below.
@@ -226,7 +227,7 @@ impl<'a> Interposed<'a> {
             if bitmaps.is_empty() { Vec::new() } else { self.topology.reach(node.id).into_iter().collect() };
         let hop = Hop {
             node: node.clone(),
-            marks: Marks { bitmaps, reach, grows: self.topology.grows(node.id) },
+            marks: Marks { bitmaps, reach, grows },
             holds: user != User::Locker
                 && (fit.is_some() || copied_to || self.users.locked.contains(&node.id)),
             reads_hold: user != User::Locker && copied_to,

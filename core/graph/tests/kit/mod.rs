@@ -156,6 +156,8 @@ static POPULATE: OpTable<Note> = OpTable::new().read(Note::own_write);
 struct Open {
     instance: Instance,
     info: Option<Arc<(AtomicU64, Info)>>,
+    /// What a node without a size of its own wants requests to be a multiple of.
+    alignment: u32,
     closed: Arc<AtomicU64>,
 }
 
@@ -166,7 +168,7 @@ impl OpenNode for Open {
     fn info(&self, children: &[Info]) -> Info {
         match &self.info {
             Some(own) => Info { size_bytes: own.0.load(SeqCst), ..own.1 },
-            None => children[0],
+            None => Info { request_alignment: self.alignment, ..children[0] },
         }
     }
     fn resize<'a>(&'a self, _: &'a [OpenChild], size: u64) -> BoxFuture<'a, Result<()>> {
@@ -219,7 +221,8 @@ impl Driver for Kind0 {
                 Some(table) => {
                     let name: &'static str = args.node_name.to_owned().leak();
                     let body = Arc::new(Body { cookie, driver: Note(name, log) });
-                    Open { instance: Instance::new(body, table), info: None, closed }
+                    let alignment = number("alignment", 1) as u32;
+                    Open { instance: Instance::new(body, table), info: None, alignment, closed }
                 }
                 None => {
                     let (size, alignment) = (number("size", 1 << 20), number("alignment", 1) as u32);
@@ -235,7 +238,7 @@ impl Driver for Kind0 {
                         ..Info::default()
                     };
                     let info = Some(Arc::new((AtomicU64::new(size), info)));
-                    Open { instance: Instance::new(body, &MEMORY), info, closed }
+                    Open { instance: Instance::new(body, &MEMORY), info, alignment, closed }
                 }
             };
             Ok(Arc::new(open) as Arc<dyn OpenNode>)
@@ -267,6 +270,7 @@ impl Bench {
             let mut filter = Description::builtin(name, DriverKind::Filter, "");
             filter.children = vec![ChildSpec::required("child", Role::Filtered)];
             (filter.missing, filter.operations_known, filter.effects) = (missing, known, effects);
+            filter.options = vec!["alignment".into()];
             bench.driver(filter, Some(table));
         };
         let all = driveline_op::op::COUNT as u32;
