@@ -1,7 +1,7 @@
 //! Locks of the file driver, between nodes and against QEMU's tools.
 
 use driveline_drivers::{FileDriver, conformance::OpenNodeArgs};
-use driveline_graph::{Kind, OpenChild, Permissions, Result};
+use driveline_graph::{Graph, GraphOptions, Kind, OpenChild, Permissions, Result, RootOptions};
 use futures::executor::block_on;
 use serde_json::{Value, json};
 use std::{
@@ -9,7 +9,7 @@ use std::{
     io::{Read, Write},
     path::Path,
     process::{Child, Command, Stdio},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 use tempfile::TempDir;
 
@@ -175,6 +175,34 @@ fn qemu_keeps_us_out() {
     reader.node.set_permissions(READ, READ).unwrap();
     drop(reader);
     open(&folder, json!({}), false).unwrap().node.set_permissions(READ.or(WRITE), READ).unwrap();
+}
+
+/// A node that nobody uses was reopened as writable. For that it takes the lock of a writer, and it kept it: no other program
+/// could write to the file, although nothing here did.
+#[test]
+fn a_node_that_has_become_writable_lets_others_write_while_nobody_uses_it() {
+    let folder = image();
+    let graph = Graph::new(GraphOptions::default());
+    graph.register(Arc::new(FileDriver::default())).unwrap();
+    let node = json!({ "driver": "file", "node-name": "f", "path": "a.img", "read-only": true });
+    block_on(async {
+        let mut change = graph.change().await;
+        change.set_directory(folder.path());
+        let definition = graph.parse(node.as_object().unwrap().clone(), &[]).unwrap();
+        change.add_node(definition).await.unwrap();
+        change.commit().await.unwrap();
+        let mut change = graph.change().await;
+        change.set_read_only("f", false).unwrap();
+        change.commit().await.unwrap();
+    });
+    let other = open(&folder, json!({}), false).expect("nobody writes here");
+    other.node.set_permissions(READ.or(WRITE), READ).unwrap();
+    let guest = || block_on(graph.open_root("f", RootOptions::writer("a guest")));
+    let busy = guest().unwrap_err();
+    assert_eq!(busy.kind(), Kind::Busy, "{busy}");
+    drop(other);
+    guest().unwrap();
+    block_on(graph.close()).unwrap();
 }
 
 #[test]

@@ -182,10 +182,13 @@ impl Change {
         }
         for (id, now) in granted {
             let before = self.before.granted.get(id).copied();
-            let node = staged.topology.at(*id).node.clone();
-            // Another instance of the node has not been told yet.
-            let told =
-                staged.before.nodes.get(id).is_some_and(|placed| Arc::ptr_eq(&placed.node.open, &node.open));
+            let placed = staged.topology.at(*id);
+            let node = placed.node.clone();
+            // Another instance of the node has not been told yet; one that has become writable has a lock for that, which is
+            // only given back if nobody writes.
+            let told = staged.before.nodes.get(id).is_some_and(|was| {
+                Arc::ptr_eq(&was.node.open, &node.open) && was.takes_no_writes() == placed.takes_no_writes()
+            });
             if before == Some(*now) && told {
                 continue;
             }
