@@ -168,6 +168,14 @@ impl Description {
             objects: Vec::new(),
         }
     }
+
+    /// What QEMU calls a child: that of a filter is its `file`, unless the driver has another word of QEMU's for it.
+    pub fn word<'a>(&'a self, child: &'a str, role: Role) -> &'a str {
+        match role {
+            Role::Filtered if child == "child" => self.child_words.first().map_or("file", |word| word),
+            _ => child,
+        }
+    }
 }
 
 /// A kind of node.

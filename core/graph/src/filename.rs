@@ -110,6 +110,7 @@ impl Filenames {
     fn definition(&self, view: &NodeView) -> Options {
         let mut definition = Options::new();
         definition.insert("driver".into(), view.node.driver_name().into());
+        let description = view.node.driver().description();
         let keeps_metadata = view.children.iter().any(|child| child.role == Role::Storage);
         match view.node.open_node().filename() {
             Some(path) => drop(definition.insert("filename".into(), path.to_string_lossy().into())),
@@ -130,7 +131,9 @@ impl Filenames {
                     let list = definition.entry(list).or_insert_with(|| Vec::<Value>::new().into());
                     list.as_array_mut().into_iter().for_each(|list| list.push(Value::Object(below.clone())));
                 }
-                None => drop(definition.insert(child.name.to_string(), below.into())),
+                None => drop(
+                    definition.insert(description.word(&child.name, child.role).to_owned(), below.into()),
+                ),
             }
         }
         definition

@@ -5,7 +5,7 @@
 mod kit;
 
 use driveline_bitmap::View;
-use driveline_graph::{Kind, NewBitmap, RootOptions};
+use driveline_graph::{Filenames, Kind, NewBitmap, Role, RootOptions};
 use kit::Bench;
 use serde_json::json;
 
@@ -80,4 +80,19 @@ fn the_end_of_a_node_that_is_no_whole_block_can_be_read_and_who_would_write_it_i
         change.commit().await.unwrap();
         bench.graph.open_root("top", RootOptions::writer("a guest")).await.unwrap();
     });
+}
+
+/// The name of an image on a filter went into headers with our own word for the filter's child, which no other program knows.
+#[test]
+fn a_definition_that_is_a_name_has_the_words_that_other_programs_have() {
+    let bench = Bench::new();
+    let file = json!({ "driver": "pass", "child": { "driver": "memory", "node-name": "disk" } });
+    bench.add(json!([{ "driver": "growing", "node-name": "image", "file": file }])).unwrap();
+    let names = Filenames::of(bench.graph.nodes());
+    assert_eq!(
+        names.filename(names.get("image").unwrap()),
+        r#"json:{"driver":"growing","file":{"driver":"pass","file":{"driver":"memory"}}}"#
+    );
+    let description = bench.graph.driver("debug").unwrap().description().clone();
+    assert_eq!(description.word("child", Role::Filtered), "image");
 }

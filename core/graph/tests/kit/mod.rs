@@ -273,6 +273,10 @@ impl Bench {
             filter.options = vec!["alignment".into()];
             bench.driver(filter, Some(table));
         };
+        let mut debug = Description::builtin("debug", DriverKind::Filter, "");
+        debug.children = vec![ChildSpec::required("child", Role::Filtered)];
+        debug.child_words = vec!["image".into()];
+        bench.driver(debug, Some(&NOTHING));
         let all = driveline_op::op::COUNT as u32;
         filter("holder", Missing::Pass, all, &NOTHING, 0);
         filter("pass", Missing::Pass, all, &READ_WRITE, 0);
