@@ -96,3 +96,19 @@ fn a_definition_that_is_a_name_has_the_words_that_other_programs_have() {
     let description = bench.graph.driver("debug").unwrap().description().clone();
     assert_eq!(description.word("child", Role::Filtered), "image");
 }
+
+/// A node that is defined in place could be given another name by a reopen: it kept the one that it had, and nobody said so.
+#[test]
+fn a_reopen_that_gives_a_child_another_name_is_refused() {
+    let bench = Bench::new();
+    let file = json!({ "driver": "memory", "node-name": "disk" });
+    bench.add(json!([{ "driver": "growing", "node-name": "image", "file": file }])).unwrap();
+    for (name, refused) in [("disk", false), ("other", true)] {
+        let file = json!({ "driver": "memory", "node-name": name });
+        let image = json!({ "driver": "growing", "node-name": "image", "file": file });
+        let definition = bench.graph.parse(image.as_object().unwrap().clone(), &[]).unwrap();
+        let done = bench.change(|change| change.reopen(definition));
+        let said = done.err().map(|error| error.message().to_owned());
+        assert_eq!(said.as_deref(), refused.then_some("Cannot change the option 'node-name'"));
+    }
+}

@@ -81,6 +81,9 @@ impl Change {
                 ChildDefinition::Inline(inner) => {
                     let own = there.map(|at| children[at].node).filter(|own| self.topology.at(*own).implicit);
                     let Some(own) = own else { return Err(cannot_change(&format!("{}.driver", spec.name))) };
+                    if inner.name.as_deref().is_some_and(|name| *name != *self.topology.name(own)) {
+                        return Err(cannot_change("node-name"));
+                    }
                     let below_read_only = read_only || spec.role == Role::Backing;
                     self.reopen_at(own, *inner, Some(below_read_only), closing).map_err(|error| {
                         let key = format!("{}.{}", spec.name, error.option().unwrap_or_default());
