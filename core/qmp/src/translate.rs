@@ -1,8 +1,8 @@
 //! Node definitions as QEMU's clients write them, looked at with QEMU's eyes.
 //!
 //! The graph takes QEMU's names by itself, flattened or not; so what is left is to say what is wrong with a definition in QEMU's
-//! words, and with its names for things: a filter's child is its `file`, a name is a node's and never a path, and a parameter is
-//! missing, unexpected, of a wrong type, or does not accept a value.
+//! words, and with its names for things: a filter's child is its `file` (`image`, `raw`), a name is a node's and never a path, and a
+//! parameter is missing, unexpected, of a wrong type, or does not accept a value.
 
 use crate::{
     error::{Error, Result},
@@ -65,7 +65,7 @@ impl<'g> Translator<'g> {
         }
         let direct = common(&options, at)?;
         for spec in &description.children {
-            self.child(&mut options, spec, at, direct, put_above)?;
+            self.child(&mut options, spec, description, at, direct, put_above)?;
         }
         self.own(&*found, &options, at)?;
         refuse_unknown(&options, description, at)?;
@@ -105,6 +105,7 @@ impl<'g> Translator<'g> {
         &self,
         options: &mut Options,
         spec: &ChildSpec,
+        description: &Description,
         at: &str,
         said_direct: Option<bool>,
     ) -> Result<()> {
@@ -116,7 +117,7 @@ impl<'g> Translator<'g> {
         for (number, member) in members.iter_mut().enumerate() {
             let spec = spec.member(number);
             let mut one = Options::from_iter([(spec.name.to_string(), member.take())]);
-            self.child(&mut one, &spec, at, said_direct, false)?;
+            self.child(&mut one, &spec, description, at, said_direct, false)?;
             *member = one.shift_remove(&*spec.name).unwrap_or_default();
         }
         options.insert(spec.name.to_string(), members.into());
@@ -127,19 +128,21 @@ impl<'g> Translator<'g> {
         &self,
         options: &mut Options,
         spec: &ChildSpec,
+        description: &Description,
         at: &str,
         said_direct: Option<bool>,
         put_above: bool,
     ) -> Result<()> {
+        let word = description.word(&spec.name, spec.role);
         if spec.role == Role::Filtered
             && !options.contains_key(&*spec.name)
-            && let Some(file) = options.shift_remove("file")
+            && let Some(child) = [word, "file"].into_iter().find_map(|word| options.shift_remove(word))
         {
-            options.insert(spec.name.to_string(), file);
+            options.insert(spec.name.to_string(), child);
         }
-        let parameter = join(at, &spec.name);
+        let parameter = join(at, word);
         if spec.list {
-            return self.children(options, spec, at, said_direct);
+            return self.children(options, spec, description, at, said_direct);
         }
         let value = options.get_mut(&*spec.name);
         if put_above && spec.role == Role::Filtered {
@@ -149,7 +152,7 @@ impl<'g> Translator<'g> {
             };
         }
         match value {
-            None if spec.required => return Err(missing(&join(at, in_qemu(spec)))),
+            None if spec.required => return Err(missing(&parameter)),
             None => {}
             Some(Value::Object(inner)) => {
                 let inner = std::mem::take(inner);
@@ -187,11 +190,6 @@ impl<'g> Translator<'g> {
         }
         Ok(())
     }
-}
-
-/// What a child is called in QEMU.
-fn in_qemu(spec: &ChildSpec) -> &str {
-    if spec.role == Role::Filtered { "file" } else { &spec.name }
 }
 
 /// Options of every node. Returns what is said of `cache.direct`.

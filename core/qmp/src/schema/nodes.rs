@@ -82,7 +82,7 @@ fn variant(driver: &Description) -> Object {
         Shape::Alternate(shapes)
     };
     let children = driver.children.iter().map(|spec| {
-        let name = if spec.role == Role::Filtered { "file" } else { &*spec.name };
+        let name = driver.word(&spec.name, spec.role);
         let shape = child(spec.role == Role::Backing);
         (name.to_owned(), if spec.required { shape } else { Shape::Optional(Box::new(shape)) })
     });

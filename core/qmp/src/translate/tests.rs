@@ -1,6 +1,6 @@
 use super::*;
 use driveline_drivers::{MemoryDriver, NullDriver, RawDriver};
-use driveline_graph::GraphOptions;
+use driveline_graph::{BoxFuture, DriverKind, GraphOptions, OpenArgs, OpenNode};
 use serde_json::json;
 use std::sync::Arc;
 
@@ -11,7 +11,32 @@ fn graph() -> Graph {
     }
     graph.register(Arc::new(MemoryDriver::default())).unwrap();
     graph.register(Arc::new(RawDriver::default())).unwrap();
+    graph.register(Arc::new(Debug::default())).unwrap();
     graph
+}
+
+/// A filter for whose child QEMU has a word of its own.
+struct Debug(Description);
+
+impl Default for Debug {
+    fn default() -> Self {
+        let mut debug = Description::builtin("blkdebug", DriverKind::Filter, "for tests");
+        debug.children = vec![ChildSpec::required("child", Role::Filtered)];
+        debug.child_words = vec!["image".into()];
+        Self(debug)
+    }
+}
+
+impl Driver for Debug {
+    fn description(&self) -> &Description {
+        &self.0
+    }
+    fn check(&self, _: &Options) -> driveline_graph::Result<()> {
+        Ok(())
+    }
+    fn open<'a>(&'a self, _: OpenArgs<'a>) -> BoxFuture<'a, driveline_graph::Result<Arc<dyn OpenNode>>> {
+        unreachable!("definitions are only looked at")
+    }
 }
 
 fn translate(options: Value) -> Result<Value, String> {
@@ -46,6 +71,28 @@ fn flattened_keys_are_nested_again() {
 fn nested_of(value: Value) -> Value {
     let Value::Object(options) = value else { panic!("an object") };
     nested(options).unwrap().into()
+}
+
+/// `image` of blkdebug was unexpected, and `file` missing, which QEMU does not know there.
+#[test]
+fn a_filters_child_has_the_word_that_qemu_has_for_it() {
+    let null = json!({ "driver": "null-co", "size": 512 });
+    for options in [
+        json!({ "driver": "blkdebug", "image": null }),
+        json!({ "driver": "blkdebug", "image.driver": "null-co", "image.size": 512 }),
+    ] {
+        assert_eq!(translate(options).unwrap()["child"], null);
+    }
+    for (options, expected) in [
+        (json!({ "driver": "blkdebug" }), "Parameter 'image' is missing"),
+        (json!({ "driver": "blkdebug", "image": {} }), "Parameter 'image.driver' is missing"),
+        (
+            json!({ "driver": "blkdebug", "image": 3 }),
+            "Invalid parameter type for 'image', expected: BlockdevRef",
+        ),
+    ] {
+        assert_eq!(translate(options.clone()), Err(expected.to_owned()), "{options}");
+    }
 }
 
 #[test]
