@@ -24,6 +24,11 @@ pub(crate) trait BitmapAction: Send + Sync {
 
     /// The node or drive and the bitmap that it is about.
     fn about(&self) -> (&str, &str);
+
+    /// The name that a bitmap gets by it.
+    fn gives(&self) -> &str {
+        self.about().1
+    }
 }
 
 impl<T: BitmapAction> Action for T {
@@ -43,7 +48,7 @@ impl<T: BitmapAction> Action for T {
         let (node, name) = self.about();
         match (error.kind(), monitor.graph().bitmap(node, name)) {
             (Kind::NotFound, Err(_)) => Error::generic(format_args!("Dirty bitmap '{name}' not found")),
-            (Kind::Exists, Ok(_)) => Error::generic(format_args!("Bitmap already exists: {name}")),
+            (Kind::Exists, Ok(_)) => Error::generic(format_args!("Bitmap already exists: {}", self.gives())),
             _ => error.into(),
         }
     }
@@ -200,6 +205,10 @@ impl BitmapAction for Rename {
 
     fn about(&self) -> (&str, &str) {
         (&self.node, &self.name)
+    }
+
+    fn gives(&self) -> &str {
+        &self.new_name
     }
 }
 

@@ -39,6 +39,9 @@ fn a_bitmap_is_added_records_and_is_removed() {
     let merge = json!({ "node": "disk", "target": "off", "bitmaps": ["b", { "node": "vda", "name": "b" }] });
     client.ok("block-dirty-bitmap-merge", merge);
     let rename = json!({ "node": "vda", "name": "off", "new-name": "weekly" });
+    let taken = json!({ "node": "vda", "name": "off", "new-name": "b" });
+    let said = client.wrong("x-driveline-block-dirty-bitmap-rename", taken);
+    assert_eq!(said, "Bitmap already exists: b", "it is the new name that is taken");
     client.ok("x-driveline-block-dirty-bitmap-rename", rename);
     client.ok("block-dirty-bitmap-remove", both("b"));
     assert_eq!(bitmaps(&mut client, "disk"), [named("weekly", 65536, true)]);
