@@ -5,7 +5,7 @@
 //! | `read-only` | `false` | the node takes no writes |
 //! | `auto-read-only` | `false` | a file that cannot be opened for writing makes the node read-only, unless `read-only = false` is said; it is open for writing only while somebody may write |
 //! | `force-share` | `false` | others may write to what is read here; only with `read-only` |
-//! | `discard` | `"unmap"` | `"unmap"`, `"on"`: discards reach the driver; `"ignore"`, `"off"`: they end here, and zeroes are written without giving space back |
+//! | `discard` | `"unmap"` | `"unmap"`, `"on"`: discards reach the driver; `"ignore"`, `"off"`: they end here, no bitmap of the node records them, and zeroes are written without giving space back. A filter that is put in front of a node has what that has. Over QMP and on the command line of `storage-daemon` the default is `"ignore"`, as in QEMU, but for nodes that are defined in place |
 //! | `detect-zeroes` | `"off"` | `"on"`: a write of nothing but zeroes becomes a write_zeroes; `"unmap"`: one that may give space back (`discard = "unmap"` must be said) |
 //! | `cache` | | a table: `direct`, past the host's page cache; `no-flush`, nothing is made durable. Both are those of nodes defined in place below, too |
 //! | `active` | `true` | `false`: the node holds no locks and takes no writes until it is activated |
@@ -83,6 +83,8 @@ impl NodeOptions {
     /// the one `above`. Where the driver has an option of the same name it gets its word.
     pub(crate) fn take(options: &mut Options, description: &Description, above: &Self) -> Result<Self> {
         let has = |name: &str| description.options.iter().any(|option| option == name);
+        // A filter that has an option of that name means something else by it (a delay of discards).
+        let is_another = description.kind == DriverKind::Filter && has("discard");
         let said_direct = take_cache(options)?;
         let (direct, no_flush) = said_direct.unwrap_or_default();
         let common = Self {
@@ -91,7 +93,12 @@ impl NodeOptions {
                 Some(2) => DetectZeroes::Unmap,
                 _ => DetectZeroes::Off,
             },
-            discard: take_word(options, "discard", &["ignore", "off", "unmap", "on"])?.map(|word| word >= 2),
+            discard: match is_another {
+                true => None,
+                false => {
+                    take_word(options, "discard", &["ignore", "off", "unmap", "on"])?.map(|word| word >= 2)
+                }
+            },
             direct: direct.or(above.direct),
             no_flush: no_flush.unwrap_or(above.no_flush),
             auto_read_only: take_bool(options, "auto-read-only")?.unwrap_or(above.auto_read_only),
@@ -144,9 +151,19 @@ impl NodeOptions {
         Self { detect_zeroes: DetectZeroes::Off, discard: None, ..*self }
     }
 
+    /// Options of a filter that is put in front of such a node: what becomes of discards there stays as it is.
+    pub(crate) fn in_front(&self) -> Self {
+        Self { discard: self.discard.filter(|unmap| !unmap), ..Self::default() }
+    }
+
+    /// Do discards come to nothing at this node, here or in its driver?
+    pub(crate) fn discards_nothing(&self) -> bool {
+        self.discard == Some(false)
+    }
+
     /// Do discards end at a node of this driver, rather than in it?
     pub(crate) fn ignores_discard(&self, description: &Description) -> bool {
-        self.discard == Some(false) && !description.options.iter().any(|option| option == "discard")
+        self.discards_nothing() && !description.options.iter().any(|option| option == "discard")
     }
 
     /// Do flushes end at a node of this driver? Those of a format still reach its file.

@@ -235,8 +235,12 @@ impl<'a> Interposed<'a> {
             fit,
         };
         let traced = |op: usize| self.trace && HOP.slots()[op].is_some();
-        let wants: [bool; op::COUNT] =
-            std::array::from_fn(|op| !self.edge.refuses(op as u32) && (traced(op) || hop.wants(op as u32)));
+        // A discard that comes to nothing changes nothing, so there is nothing to mark.
+        let ignored = |op: u32| op == op::DISCARD && self.placed.common.discards_nothing();
+        let wants: [bool; op::COUNT] = std::array::from_fn(|at| {
+            let op = at as u32;
+            !self.edge.refuses(op) && (traced(at) || hop.wants(op)) && !ignored(op)
+        });
         if !wants.contains(&true) {
             return self.plain.clone();
         }

@@ -4,7 +4,7 @@
 
 mod kit;
 
-use driveline_graph::RootOptions;
+use driveline_graph::{NewBitmap, RootOptions};
 use kit::Bench;
 use serde_json::json;
 use std::sync::atomic::Ordering::SeqCst;
@@ -133,6 +133,24 @@ fn discards_and_flushes_end_where_they_are_not_wanted() {
     bench.run(root.write_zeroes(0..4096, unmap | fua)).unwrap();
     assert_eq!(bench.take_log(), ["write_zeroes 0+4096 flags 0"]);
     assert_eq!(writes(&bench, &root, &[1; 512], fua), ["write 4096+512 flags 0"]);
+}
+
+#[test]
+fn a_discard_that_is_ignored_is_in_no_bitmap_and_not_even_behind_a_filter_that_is_put_in_front() {
+    let bench = Bench::new();
+    for (node, discard, dirty) in [("a", "ignore", vec![]), ("b", "unmap", vec![(0, 65536)])] {
+        bench.add(json!([{ "driver": "memory", "node-name": node, "discard": discard }])).unwrap();
+        bench.change(|change| change.set_drive(&format!("drive-{node}"), node)).unwrap();
+        bench.change(|change| change.add_bitmap(node, NewBitmap::named("b"))).unwrap();
+        let filter = format!("filter-{node}");
+        bench.insert("holder", &filter, node).unwrap();
+        bench.change(|change| change.add_bitmap(&filter, NewBitmap::named("b"))).unwrap();
+        let root = bench.root(&format!("drive-{node}"));
+        bench.run(root.discard(0..4096, 0)).unwrap();
+        assert_eq!((bench.dirty(node, "b"), bench.dirty(&filter, "b")), (dirty.clone(), dirty));
+        bench.run(root.write_zeroes(0..4096, driveline_op::flag::MAY_UNMAP)).unwrap();
+        assert_eq!(bench.dirty(node, "b"), [(0, 65536)]);
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@ use crate::{
     checkpoints::refuse_epoch,
     command::Done,
     error::{Error, Result},
+    image,
     interrupted::OnRestartName,
     jobs::{OnErrorName, speed},
     monitor::Monitor,
@@ -197,7 +198,8 @@ impl Action for DriveBackup {
                     return Err(Error::generic(text));
                 }
             };
-            let mut node = json!({ "driver": format, "file": { "driver": "file", "path": self.target } });
+            let mut node = json!({ "driver": format, "file": { "driver": "file", "path": self.target },
+                "discard": image::discard_of(&layout, chain[0].name()) });
             if mode == ModeName::AbsolutePaths {
                 self.make(monitor.graph(), &layout, &format).await?;
                 let driver = monitor.graph().driver(&format)?;

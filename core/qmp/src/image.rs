@@ -163,6 +163,12 @@ pub(crate) fn is_direct(graph: &Graph, node: &str) -> Option<bool> {
     views.direct(views.get(node)?)
 }
 
+/// What becomes of discards at a node, for one that is made after its pattern.
+pub(crate) fn discard_of(layout: &Layout, node: &str) -> &'static str {
+    let ignores = layout.view_node(node).is_ok_and(|view| view.common.discard == Some(false));
+    if ignores { "ignore" } else { "unmap" }
+}
+
 /// What an image above names a node by: the file that it is, or shows all of; else its definition.
 pub(crate) fn filename(layout: &Layout, node: &str) -> Option<String> {
     let names = Filenames::of(layout.nodes());

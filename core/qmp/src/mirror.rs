@@ -12,6 +12,7 @@ use crate::{
     checkpoints::refuse_epoch,
     command::Done,
     error::{Error, Result},
+    image,
     interrupted::OnRestartName,
     jobs::{CopyModeName, OnErrorName, speed},
     monitor::Monitor,
@@ -217,7 +218,8 @@ impl Action for DriveMirror {
                     return Err(Error::generic("Parameter 'format' is missing; mode 'existing' needs it"));
                 }
             };
-            let mut node = json!({ "driver": format, "file": { "driver": "file", "filename": self.target } });
+            let mut node = json!({ "driver": format, "file": { "driver": "file", "filename": self.target },
+                "discard": image::discard_of(&layout, chain[0].name()) });
             if let Some(name) = &self.node_name {
                 if start.change().node_or_drive(name).is_ok() {
                     return Err(Error::generic(format_args!("Duplicate nodes with node-name='{name}'")));

@@ -116,6 +116,7 @@ impl Action for BlockdevSnapshotSync {
             overlay.insert("driver".into(), format.clone().into());
             overlay.extend(self.snapshot_node_name.clone().map(|name| ("node-name".into(), name.into())));
             overlay.insert("file".into(), file.into());
+            overlay.insert("discard".into(), image::discard_of(&layout, old.name()).into());
             overlay.insert("backing".into(), json!(null));
             let unknown = |_| Error::generic(format_args!("Unknown driver '{format}'"));
             let driver = monitor.graph().driver(&format).map_err(unknown)?;

@@ -9,7 +9,8 @@ use crate::{
     image,
 };
 use driveline_graph::{
-    COMMON_OPTIONS, Change, ChildSpec, Description, Driver, Graph, Node, Options, Role, check_name, nested,
+    COMMON_OPTIONS, Change, ChildSpec, Description, Driver, DriverKind, Graph, Node, Options, Role,
+    check_name, nested,
 };
 use serde_json::Value;
 use std::sync::Arc;
@@ -41,7 +42,25 @@ impl<'g> Translator<'g> {
 
     /// The same, where it stands within the arguments.
     pub(crate) fn node_at(&self, options: Options, at: &str) -> Result<Options> {
-        self.any(nested(options)?, at, false)
+        let options = self.any(nested(options)?, at, false)?;
+        Ok(self.ignoring_discards(options))
+    }
+
+    /// A node that says nothing of discards ignores them. One that is defined in place does not: its parent decides.
+    ///
+    /// Source: QEMU's block.c, `bdrv_inherited_options`.
+    fn ignoring_discards(&self, mut options: Options) -> Options {
+        let driver =
+            options.get("driver").and_then(Value::as_str).and_then(|name| self.graph.driver(name).ok());
+        let means_another = driver.is_some_and(|driver| {
+            let description = driver.description();
+            description.kind == DriverKind::Filter
+                && description.options.iter().any(|option| option == "discard")
+        });
+        if !means_another {
+            options.entry("discard").or_insert_with(|| "ignore".into());
+        }
+        options
     }
 
     /// A filter that gets its child from where it is put.

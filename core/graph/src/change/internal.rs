@@ -71,7 +71,7 @@ impl Change {
             name: node.name.clone(),
             driver: description.name.to_string(),
             options: node.options,
-            common: Default::default(),
+            common: self.topology.at(below).common.in_front(),
             read_only: None,
             children,
         };

@@ -149,7 +149,9 @@ impl Change {
             return Err(Error::new(Kind::NotSupported, message));
         }
         definition.insert(spec.name.to_string(), self.topology.name(below).to_string().into());
-        let definition = self.graph.parse_in(&self.topology, definition)?;
+        let mut definition = self.graph.parse_in(&self.topology, definition)?;
+        let in_front = self.topology.at(below).common.in_front();
+        definition.common.discard = definition.common.discard.or(in_front.discard);
         let parents = self.topology.parents(below);
         let name = definition.name.clone();
         let filter = self.open(definition, false, Some(self.topology.at(below).read_only)).await;

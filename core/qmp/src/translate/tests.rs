@@ -1,6 +1,6 @@
 use super::*;
 use driveline_drivers::{MemoryDriver, NullDriver, RawDriver};
-use driveline_graph::{BoxFuture, DriverKind, GraphOptions, OpenArgs, OpenNode};
+use driveline_graph::{BoxFuture, GraphOptions, OpenArgs, OpenNode};
 use serde_json::json;
 use std::sync::Arc;
 
@@ -60,7 +60,7 @@ fn flattened_keys_are_nested_again() {
     let flat = json!({ "driver": "raw", "file.driver": "raw", "file.file.driver": "null-co", "file.file.size": 512,
         "cache.direct": true });
     let nested = json!({ "driver": "raw", "file": { "driver": "raw", "file": { "driver": "null-co", "size": 512 } },
-            "cache": { "direct": true } });
+            "cache": { "direct": true }, "discard": "ignore" });
     assert_eq!(translate(flat), Ok(nested));
     let lists = nested_of(json!({ "rule.0.event": "read", "rule.1.event": "write", "deep.er.0": 1 }));
     assert_eq!(lists, json!({ "rule": [{ "event": "read" }, { "event": "write" }], "deep": { "er": [1] } }));
@@ -71,6 +71,20 @@ fn flattened_keys_are_nested_again() {
 fn nested_of(value: Value) -> Value {
     let Value::Object(options) = value else { panic!("an object") };
     nested(options).unwrap().into()
+}
+
+/// QEMU's default. Guests' discards gave space back, and what they discarded was lost, where nobody had asked for that.
+#[test]
+fn discards_are_ignored_unless_something_is_said() {
+    let null = json!({ "driver": "null-co" });
+    for (said, means) in [(json!(null), "ignore"), (json!("unmap"), "unmap"), (json!("off"), "off")] {
+        let mut options = json!({ "driver": "raw", "file": null });
+        if said.is_string() {
+            options["discard"] = said;
+        }
+        let node = translate(options).unwrap();
+        assert_eq!((&node["discard"], &node["file"]), (&json!(means), &null), "below it, the parent decides");
+    }
 }
 
 /// `image` of blkdebug was unexpected, and `file` missing, which QEMU does not know there.
