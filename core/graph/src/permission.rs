@@ -10,7 +10,7 @@ use crate::{
     driver::{Permissions as P, Role},
     error::{Error, Kind, Result},
     node::NodeId,
-    topology::{Parent, Placed, Topology},
+    topology::{Attachment, Parent, Placed, Topology},
 };
 use driveline_op::Info;
 use std::collections::BTreeMap;
@@ -43,7 +43,12 @@ pub(crate) fn compute(topology: &Topology) -> Result<BTreeMap<NodeId, Granted>> 
     for (id, attached) in &topology.roots {
         let node = topology.root_node(attached);
         let waits = attached.may_be_inactive && !topology.at(node).common.active;
-        let (needs, shares) = if waits { (P::NONE, P::ALL) } else { (attached.needs, attached.shares) };
+        // Whoever serves a node by its place tells nobody that it grows. A resize is told of, and asked for apart from this.
+        let shares = match attached.to {
+            Attachment::Drive(_) | Attachment::Place(_) => attached.shares.without(P::RESIZE),
+            Attachment::Node(_) => attached.shares,
+        };
+        let (needs, shares) = if waits { (P::NONE, P::ALL) } else { (attached.needs, shares) };
         claims.entry(node).or_default().push(Claim { parent: Parent::Root(*id), needs, shares });
     }
     let mut granted = BTreeMap::new();

@@ -59,7 +59,9 @@ fn the_end_of_a_node_that_is_no_whole_block_can_be_read_and_who_would_write_it_i
     let bench = Bench::new();
     let file = json!({ "driver": "memory", "node-name": "file", "size": 4096 + 512 });
     let image = json!({ "driver": "overlay", "node-name": "image", "file": file });
-    bench.add(json!([{ "driver": "pass", "node-name": "blocks", "alignment": 4096, "child": image }])).unwrap();
+    bench
+        .add(json!([{ "driver": "pass", "node-name": "blocks", "alignment": 4096, "child": image }]))
+        .unwrap();
     bench.run(async {
         let image = bench.graph.open_root("image", RootOptions::writer("a guest")).await.unwrap();
         image.write(4096, &[7; 512], 0).await.unwrap();
@@ -111,4 +113,27 @@ fn a_reopen_that_gives_a_child_another_name_is_refused() {
         let said = done.err().map(|error| error.message().to_owned());
         assert_eq!(said.as_deref(), refused.then_some("Cannot change the option 'node-name'"));
     }
+}
+
+/// A file that grows below a format was served with the size that it had when the export began: what came behind was cut off.
+#[test]
+fn what_grows_below_a_format_is_not_served() {
+    let bench = Bench::new();
+    let file = json!({ "driver": "memory", "node-name": "file" });
+    bench.add(json!([{ "driver": "overlay", "node-name": "image", "file": file }])).unwrap();
+    bench.insert("holder", "filter", "file").unwrap();
+    bench.run(async {
+        for node in ["file", "filter"] {
+            let serve = bench.graph.open_following_root(node, RootOptions::reader("export 'e'"));
+            let error = serve.await.unwrap_err();
+            assert_eq!(error.kind(), Kind::NotPermitted, "{error}");
+            assert!(error.to_string().contains("resize"), "{error}");
+        }
+        // Whoever knows what he looks at may.
+        bench.graph.open_root("file", RootOptions::reader("a reader")).await.unwrap();
+        let mut change = bench.graph.change().await;
+        change.set_read_only("image", true).unwrap();
+        change.commit().await.unwrap();
+        bench.graph.open_following_root("file", RootOptions::reader("export 'e'")).await.unwrap();
+    });
 }

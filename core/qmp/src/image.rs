@@ -5,6 +5,7 @@
 
 use driveline_bitmap::Bitmap;
 use driveline_graph::{DriverKind, Filenames, Graph, Layout, NodeView, Role};
+use driveline_op::Info;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::{os::unix::fs::MetadataExt, sync::Arc};
@@ -191,6 +192,17 @@ impl Views {
         self.0.filename(view)
     }
 
+    /// Size and limits as they are now. What the graph keeps is of its last change, and a file below a format grows without one, with
+    /// the filters on it.
+    fn info(&self, view: &NodeView) -> Info {
+        if view.children.iter().any(|child| child.role == Role::Storage) {
+            return view.node.info();
+        }
+        let below = view.children.iter().map(|child| self.get(&child.node).map(|below| self.info(below)));
+        let below: Option<Vec<Info>> = below.collect();
+        below.map_or_else(|| view.node.info(), |below| view.node.open_node().info(&below))
+    }
+
     fn child(&self, view: &NodeView, is: impl Fn(Role) -> bool) -> Option<&NodeView> {
         view.children.iter().find(|child| is(child.role)).and_then(|child| self.get(&child.node))
     }
@@ -246,7 +258,7 @@ impl Views {
         ImageInfo {
             filename: self.filename(view),
             format: view.node.driver_name().to_owned(),
-            virtual_size: view.node.info().size_bytes,
+            virtual_size: self.info(view).size_bytes,
             actual_size: self.actual_size(view),
             dirty_flag: clusters.map(|(dirty, _)| dirty),
             cluster_size: clusters.map(|(_, size)| size).filter(|size| *size > 0),

@@ -191,11 +191,15 @@ impl<'g> Nodes<'g> {
         let file = self.data(view);
         let behind = self.child(view, |role| matches!(role, Role::Filtered | Role::Backing));
         let below = |view| Box::new(self.stats(view, of_drive));
+        let mut statistics = self.graph.node_statistics(view.node.name());
+        // A file below a format has no users who count; who makes a volume larger in time wants to know it of that file.
+        let highest = view.node.open_node().details().get("highest-write").and_then(Value::as_u64);
+        statistics.highest_write = statistics.highest_write.max(highest.unwrap_or(0));
         BlockStats {
             device: None,
             qdev: None,
             node_name: Some(view.node.name().to_owned()),
-            stats: BlockDeviceStats::new(&self.graph.node_statistics(view.node.name())),
+            stats: BlockDeviceStats::new(&statistics),
             driver_specific: of_file(view),
             parent: file.map(below),
             backing: behind.filter(|_| of_drive).map(below),

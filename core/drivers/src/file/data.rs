@@ -39,6 +39,8 @@ pub(super) struct File {
     pub(super) alignment: Alignment,
     /// As far as we know: others may have made the file longer.
     pub(super) size_bytes: AtomicU64,
+    /// Where the write ended that went farthest, since the node was opened.
+    pub(super) highest_write: AtomicU64,
     pub(super) read_only: AtomicBool,
     pub(super) ways: Ways,
     pub(super) extents: Extents,
@@ -62,6 +64,7 @@ impl File {
             ways: Ways::new(discard),
             alignment,
             size_bytes: AtomicU64::new(size_bytes),
+            highest_write: AtomicU64::new(0),
             read_only: AtomicBool::new(read_only),
             extents: Extents::default(),
             unsynced: AtomicBool::new(true),
@@ -267,8 +270,10 @@ impl File {
     /// After every change of the data: the file may be longer now, and is on stable storage if that was asked for.
     #[inline]
     pub(super) async fn written(&self, offset: u64, length: u64, flags: u32) -> Result<()> {
-        if length > 0 && offset + length > self.size_bytes.load(Relaxed) {
-            self.size_bytes.fetch_max(offset + length, Relaxed);
+        for mark in [&self.size_bytes, &self.highest_write] {
+            if length > 0 && offset + length > mark.load(Relaxed) {
+                mark.fetch_max(offset + length, Relaxed);
+            }
         }
         self.has_changed();
         if flags & flag::FUA != 0 {

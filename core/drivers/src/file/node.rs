@@ -137,6 +137,7 @@ impl OpenNode for FileNode {
         let (ok, failed, ok_bytes) = file.ways.discarded();
         json!({
             "discards": { "ok": ok, "failed": failed, "ok-bytes": ok_bytes },
+            "highest-write": file.highest_write.load(Relaxed),
             "filename": self.path.to_string_lossy(),
             "kind": if file.file.is_block_device() { "block device" } else { "regular file" },
             "cache": if file.file.is_direct() { "none" } else { "writeback" },

@@ -4,6 +4,7 @@ use crate::{
     interop::Qsd,
     kit::{World, has},
 };
+use driveline_drivers::qcow2::{CreateOptions, create_file};
 use driveline_graph::RootOptions;
 use serde_json::{Value, json};
 use std::process::Command;
@@ -62,7 +63,8 @@ fn statistics_reach_down_to_the_file_and_its_discards() {
     let mut client = world.client();
     std::fs::write(world.path("disk.raw"), vec![1; 1 << 20]).unwrap();
     let file = json!({ "driver": "file", "filename": world.path("disk.raw"), "node-name": "file", "discard": "unmap" });
-    client.ok("blockdev-add", json!({ "driver": "raw", "node-name": "fmt", "file": file }));
+    client
+        .ok("blockdev-add", json!({ "driver": "raw", "node-name": "fmt", "file": file, "discard": "unmap" }));
     world.drive("vda", "fmt");
     world.engine.block_on(async {
         let root = world.graph.open_root("vda", RootOptions::writer("a guest")).await.unwrap();
@@ -74,6 +76,27 @@ fn statistics_reach_down_to_the_file_and_its_discards() {
     let specific =
         json!({ "driver": "file", "discard-nb-ok": 1, "discard-nb-failed": 0, "discard-bytes-ok": 65536 });
     assert_eq!(file["driver-specific"], specific);
+}
+
+/// What was said of a file below an image was as old as the last change of the graph, and that nothing was written to it: who
+/// makes a volume larger in time would never have done so.
+#[test]
+fn a_file_below_an_image_is_told_of_as_it_is_now() {
+    let (world, mut client) = World::with_disk();
+    let path = world.path("image.qcow2");
+    create_file(path.as_ref(), &CreateOptions::new(64 << 20)).unwrap();
+    let file = json!({ "driver": "file", "filename": path, "node-name": "file" });
+    client.ok("blockdev-add", json!({ "driver": "qcow2", "node-name": "image", "file": file }));
+    world.drive("vdb", "image");
+    world.write("vdb", 0, &vec![1; 1 << 20]);
+    let end = std::fs::metadata(&path).unwrap().len();
+    assert!(end > 1 << 20);
+    let nodes = client.ok("query-named-block-nodes", json!({}));
+    let node = nodes.as_array().unwrap().iter().find(|node| node["node-name"] == "file").unwrap();
+    assert_eq!(node["image"]["virtual-size"], end);
+    let nodes = client.ok("query-blockstats", json!({ "query-nodes": true }));
+    let node = nodes.as_array().unwrap().iter().find(|node| node["node-name"] == "file").unwrap();
+    assert!(node["stats"]["wr_highest_offset"].as_u64().unwrap() >= 1 << 20, "{node}");
 }
 
 #[test]
