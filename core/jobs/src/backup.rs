@@ -240,7 +240,14 @@ impl Work for Backup {
     /// What is said to be copied must not be lost to a power cut, or when the target is closed: nobody hears of that.
     fn prepare(&self) -> BoxFuture<'_, Result<()>> {
         let root = self.root.lock().clone();
-        Box::pin(async move { if let Some(root) = root { root.flush().await } else { Ok(()) } })
+        Box::pin(async move {
+            let Some(root) = root else { return Ok(()) };
+            root.flush().await?;
+            if self.args.discard_source {
+                self.save(&root).await;
+            }
+            Ok(())
+        })
     }
 
     /// The filter goes, and so does the root. Bitmaps that somebody added above it meanwhile stay with the drive.
@@ -286,6 +293,14 @@ impl Backup {
         let now = || self.jobs.0.runtime.now();
         if let Err(error) = self.pace.keep(now, self.state.save(|| root.flush())).await {
             tracing::debug!("the progress of a backup is not saved: {error}");
+        }
+        // What is safe by now the source may give up: nothing is left to copy there.
+        let mut at = 0;
+        while let Some(run) = self.state.next_to_give_up(at..self.state.size_bytes()) {
+            at = run.end;
+            let length = run.end - run.start;
+            let ask = Ask { op: op::CACHE, offset: run.start, length, ..Ask::default() };
+            let _hint = root.submit(ask, Buffer::default()).await;
         }
     }
 

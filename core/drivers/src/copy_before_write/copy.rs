@@ -31,7 +31,8 @@ impl CopyBeforeWrite {
         let range = self.whole(&range);
         let copying = async {
             let copied = self.copy(next, range.clone()).await?;
-            self.make_safe(next, range).await?;
+            self.make_safe(next, range.clone()).await?;
+            self.give_up(next, range).await;
             Ok(copied)
         };
         let copied = if self.settings.timeout.is_zero() {
@@ -116,12 +117,14 @@ impl CopyBeforeWrite {
             at = end;
         }
         self.finished.mark(range.clone());
-        if let Some(safe) = &self.safe {
-            safe.note();
-        }
-        if self.settings.discard_source {
-            // It is a hint, and the copy is made.
-            let _ = next.discard(&DiscardRequest::new(range, 0)).await;
+        match &self.safe {
+            // It may still be lost to a kill: see `give_up`.
+            Some(safe) => safe.note(),
+            None if self.settings.discard_source => {
+                // It is a hint, and the copy is made.
+                let _ = next.discard(&DiscardRequest::new(range, 0)).await;
+            }
+            None => {}
         }
         Ok(())
     }

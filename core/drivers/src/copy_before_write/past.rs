@@ -102,15 +102,17 @@ impl Past {
         next.child(TARGET).discard(&DiscardRequest::new(whole, 0)).await
     }
 
-    /// What will be read is copied: then it is in no writer's way any more. This is how a job copies.
+    /// What will be read is copied: then it is in no writer's way any more. This is how a job copies, and has the source give up
+    /// what it is to give up.
     async fn cache(&self, next: &mut Next<'_>, request: &CacheRequest<'_>) -> Result<()> {
         let state = &self.0;
         if state.is_broken() {
             return Err(NOT_IN_IT);
         }
         let range = state.whole(&request.range());
-        match state.copy(next, range).await {
+        match state.copy(next, range.clone()).await {
             Ok(bytes) => {
+                state.give_up(next, range).await;
                 state.by_order.fetch_add(bytes, Relaxed);
                 Ok(())
             }

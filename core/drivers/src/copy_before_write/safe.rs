@@ -7,10 +7,13 @@
 //! A point in time that outlives its process needs one step more than one that does not: the source must not lose what the
 //! target could lose. A qcow2 image's tables are written by a flush, so that a cluster which was copied there is not to be
 //! found again without one.
+//!
+//! For the same reason the source gives up only what is safe (`discard-source`), and a write waits until it has: a discard that came
+//! later would take away what was written.
 
 use super::{copy::Failure, state::CopyBeforeWrite, state::Side};
-use driveline_bitmap::Bitmap;
-use driveline_op::Next;
+use driveline_bitmap::{Bitmap, Bits};
+use driveline_op::{DiscardRequest, Next};
 use std::{
     ops::Range,
     sync::{
@@ -37,26 +40,42 @@ pub struct Safe {
     ended: async_lock::Mutex<u64>,
     /// Something was copied since the last saving.
     fresh: AtomicBool,
+    /// What the source has given up, or is not to give up. `None`: it keeps all.
+    given_up: Option<Bits>,
 }
 
 impl Safe {
     /// Two bitmaps that are kept, of one granularity: what is copied or left out, and what of that is left out. They begin as
     /// they were found. `flushes`: what was copied is not safe before a flush of the target.
     pub fn new(copied: Arc<Bitmap>, left_out: Arc<Bitmap>, flushes: bool) -> Self {
-        let (begun, ended, fresh) = Default::default();
-        Self { copied, left_out, flushes, begun, ended, fresh }
+        let (begun, ended, fresh, given_up) = Default::default();
+        Self { copied, left_out, flushes, begun, ended, fresh, given_up }
     }
 
-    pub(super) fn copied(&self) -> &driveline_bitmap::Bits {
+    /// The source is to give up what is safe. What was safe before may have been written since, and stays.
+    pub(super) fn giving_up(self) -> Self {
+        let given_up = self.copied().clone();
+        Self { given_up: Some(given_up), ..self }
+    }
+
+    pub(super) fn copied(&self) -> &Bits {
         self.copied.bits()
     }
 
-    pub(super) fn left_out(&self) -> &driveline_bitmap::Bits {
+    pub(super) fn left_out(&self) -> &Bits {
         self.left_out.bits()
+    }
+
+    /// What a write may overwrite.
+    pub(super) fn free(&self) -> &Bits {
+        self.given_up.as_ref().unwrap_or(self.copied())
     }
 
     /// It is safe at once: nothing was copied.
     pub(super) fn leave_out(&self, range: Range<u64>) {
+        if let Some(given_up) = &self.given_up {
+            given_up.mark(range.clone());
+        }
         self.left_out.mark_unconditionally(range.clone());
         self.copied.mark_unconditionally(range);
     }
@@ -103,5 +122,26 @@ impl CopyBeforeWrite {
         }
         finished.iter_dirty().for_each(|range| safe.copied.mark_unconditionally(range));
         Ok(())
+    }
+    /// The first run in `range` that is safe, and that the source has not given up yet.
+    pub fn next_to_give_up(&self, range: Range<u64>) -> Option<Range<u64>> {
+        let safe = self.safe.as_ref()?;
+        let kept = safe.given_up.as_ref()?.extents(range).filter(|extent| !extent.dirty);
+        let mut safe_runs = kept.flat_map(|kept| safe.copied().extents(kept.range));
+        safe_runs.find(|extent| extent.dirty).map(|extent| extent.range)
+    }
+
+    /// The source gives up what is safe of `range`. From then on it may be overwritten.
+    pub(super) async fn give_up(&self, next: &mut Next<'_>, range: Range<u64>) {
+        let Some(given_up) = self.safe.as_ref().and_then(|safe| safe.given_up.as_ref()) else { return };
+        while let Some(run) = self.next_to_give_up(range.clone()) {
+            let _claim = self.claims.hold(run.clone(), true).await;
+            // Whoever held it before may have done it, and a write that waited for that may have gone on.
+            while let Some(run) = self.next_to_give_up(run.clone()) {
+                // It is a hint, and the copy is made.
+                let _ = next.discard(&DiscardRequest::new(run.clone(), 0)).await;
+                given_up.mark(run);
+            }
+        }
     }
 }

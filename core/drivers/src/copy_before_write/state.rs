@@ -121,6 +121,7 @@ impl CopyBeforeWrite {
         target_cluster: u64,
         safe: Option<Safe>,
     ) -> Self {
+        let safe = safe.map(|safe| if settings.discard_source { safe.giving_up() } else { safe });
         let (finished, denied) = (Bits::new(cluster, size_bytes), Bits::new(cluster, size_bytes));
         if let Some(safe) = &safe {
             safe.left_out().iter_dirty().for_each(|range| denied.mark(range));
@@ -209,7 +210,7 @@ impl CopyBeforeWrite {
     pub(super) fn may_overwrite(&self, range: &Range<u64>) -> bool {
         match &self.safe {
             None => self.is_finished(range),
-            Some(safe) => self.covers(safe.copied(), range),
+            Some(safe) => self.covers(safe.free(), range),
         }
     }
 

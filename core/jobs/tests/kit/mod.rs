@@ -3,4 +3,5 @@
 
 pub mod bench;
 pub mod drivers;
+pub mod notes;
 pub mod sim;

@@ -1,0 +1,127 @@
+//! What is written down of jobs, and what they do when they are found again.
+
+#![allow(unreachable_pub, missing_debug_implementations, missing_docs, dead_code)]
+
+mod kit;
+
+use driveline_drivers::{CopyBeforeWriteDriver, SnapshotAccessDriver};
+use driveline_graph::{Graph, GraphOptions, RootOptions};
+use driveline_jobs::{BackupArgs, JobInfo, JobStatus, Jobs, Runtime};
+use kit::{
+    bench::object,
+    drivers::{World, register},
+    notes::Notes,
+    sim::Sim,
+};
+use serde_json::json;
+use std::{sync::Arc, time::Duration};
+
+/// A backup's cluster.
+const CLUSTER: u64 = 64 << 10;
+const SIZE: u64 = 40 * CLUSTER;
+
+/// A drive `vda` on an image `top`, which is full, and an empty image `copy`.
+#[derive(Clone)]
+struct Bench {
+    sim: Sim,
+    graph: Graph,
+    jobs: Jobs,
+    notes: Notes,
+}
+
+impl Bench {
+    fn new(seed: u64) -> Self {
+        let sim = Sim::new(seed);
+        let graph = Graph::new(GraphOptions::default());
+        register(&graph, &World::new(&sim));
+        graph.register(Arc::new(CopyBeforeWriteDriver::default())).unwrap();
+        graph.register(Arc::new(SnapshotAccessDriver::default())).unwrap();
+        let (jobs, notes) = (Jobs::new(graph.clone(), Arc::new(sim.clone())), Notes::default());
+        jobs.set_journal(Arc::new(notes.clone()));
+        let bench = Self { sim: sim.clone(), graph, jobs, notes };
+        let graph = bench.graph.clone();
+        sim.run(async move {
+            let mut change = graph.change().await;
+            let nodes = [
+                json!({ "driver": "cow", "node-name": "top", "size": SIZE, "fill-every": 1, "fill-byte": 1 }),
+                json!({ "driver": "cow", "node-name": "copy", "size": SIZE }),
+            ];
+            for node in nodes {
+                change.add_node(graph.parse(object(node), &[]).unwrap()).await.unwrap();
+            }
+            change.set_drive("vda", "top").unwrap();
+            change.commit().await.unwrap();
+        });
+        bench
+    }
+
+    async fn read(&self, node: &str) -> Vec<u8> {
+        let root = self.graph.open_root(node, RootOptions::reader("a reader")).await.unwrap();
+        let data = root.read(0..SIZE).await.unwrap().to_vec();
+        root.close().await.unwrap();
+        data
+    }
+
+    fn status(&self) -> JobStatus {
+        self.jobs.get("j").unwrap().status
+    }
+
+    async fn ended(&self) -> JobInfo {
+        self.jobs.wait("j").await.unwrap()
+    }
+}
+
+fn backup() -> BackupArgs {
+    BackupArgs {
+        job_id: Some("j".into()),
+        device: "vda".into(),
+        target: "copy".into(),
+        manual_dismiss: true,
+        ..BackupArgs::default()
+    }
+}
+
+/// The source gave up a cluster as soon as the target had it; killed before the next flush the target did not have it any more, and
+/// nobody did.
+#[test]
+fn a_source_gives_up_only_what_is_safe_in_the_target() {
+    for seed in 0..20 {
+        let bench = Bench::new(seed);
+        bench.sim.clone().run(async move {
+            let before = bench.read("top").await;
+            let guest = bench.graph.open_root("vda", RootOptions::writer("a guest")).await.unwrap();
+            let args = BackupArgs { discard_source: true, speed: 1 << 20, ..backup() };
+            bench.jobs.backup(args).await.unwrap();
+            let mut written = Vec::new();
+            while bench.status() != JobStatus::Concluded {
+                bench.sim.sleep(Duration::from_millis(20)).await;
+                if bench.sim.chance(4) {
+                    let at = bench.sim.below(SIZE / CLUSTER);
+                    guest.write(at * CLUSTER, &[7; CLUSTER as usize], 0).await.unwrap();
+                    written.push(at);
+                }
+                if !bench.notes.has("j") {
+                    continue;
+                }
+                let now = bench.read("top").await;
+                // It is over meanwhile, perhaps.
+                if !bench.notes.has("j") {
+                    continue;
+                }
+                let safe = bench.notes.bits("j", "#copied");
+                for at in (0..SIZE).step_by(CLUSTER as usize).filter(|at| !safe.is_dirty(*at)) {
+                    let range = at as usize..(at + CLUSTER) as usize;
+                    assert!(now[range.clone()] == before[range], "seed {seed}: at {at} it is nowhere for sure");
+                }
+            }
+            assert_eq!(bench.ended().await.error, None);
+            assert!(bench.read("copy").await == before, "seed {seed}");
+            let after = bench.read("top").await;
+            for at in 0..SIZE / CLUSTER {
+                let is = if written.contains(&at) { 7 } else { 0 };
+                let range = (at * CLUSTER) as usize..((at + 1) * CLUSTER) as usize;
+                assert!(after[range].iter().all(|byte| *byte == is), "seed {seed}: cluster {at} is not {is}");
+            }
+        });
+    }
+}
