@@ -20,11 +20,11 @@ use crate::{
     holder::UsedHolder,
     job::{Common, Job, JobKind, Stopped},
     manager::Jobs,
-    push::{Push, copy_rest, unchanged_from},
+    push::{How, Push, copy_rest, unchanged_from},
     record::{JobArgs, OnRestart, Phase},
     safe::Copied,
     start::Start,
-    state::OnError,
+    state::{ErrorAction, OnError},
 };
 use driveline_bitmap::{Bitmap, BitmapName, Granularity, View};
 use driveline_graph::{
@@ -33,10 +33,12 @@ use driveline_graph::{
 use driveline_op::{Ask, Buffer, op};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use std::{sync::Arc, time::Duration};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 /// After an error that was ignored a question is asked again in a while.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
+/// How far a question about extents looks ahead, and how much is zeroed at once.
+const LOOK_AHEAD: u64 = 1 << 30;
 /// The granularity of its own bitmap.
 const GRANULARITY: u64 = 65536;
 
@@ -82,6 +84,8 @@ struct Commit {
     state: Mutex<Roots>,
     holder: Option<UsedHolder>,
     base_was_read_only: bool,
+    /// What the base has beyond the end of the top: images above see zeroes there, and still have to.
+    hidden: Range<u64>,
     /// What is left to copy.
     dirty: Arc<Bitmap>,
     copied: Option<Arc<Copied>>,
@@ -165,6 +169,9 @@ impl Start {
         if base_size < size {
             change.resize_overruling(&base, size, &overruled)?;
         }
+        let above = overlays(&layout, &top);
+        let above = above.iter().filter_map(|overlay| layout.size_bytes(overlay.node.name()).ok());
+        let hidden = size..above.max().unwrap_or(size).min(base_size);
         let shares = Permissions::ALL.without(Permissions::RESIZE);
         let user = format!("job '{}'", job.common.id);
         let reader = RootOptions {
@@ -203,6 +210,7 @@ impl Start {
             state: Mutex::new(roots),
             holder,
             base_was_read_only,
+            hidden,
             dirty,
             copied,
             has_found,
@@ -250,7 +258,11 @@ impl Work for Commit {
             }
             let push = self.push(&top, &base);
             let runtime = &self.jobs.0.runtime;
-            if self.active { push.follow(job, runtime, || {}).await } else { push.run(job, runtime).await }
+            if self.active {
+                return push.follow(job, runtime, || {}).await;
+            }
+            push.run(job, runtime).await?;
+            self.hide(job, &base).await
         })
     }
 
@@ -277,17 +289,36 @@ impl Commit {
         Push::new(&self.dirty, (top, base), how, Arc::default(), self.copied.clone())
     }
 
+    /// Zeroes in the base what the end of the top has hidden of it.
+    async fn hide(&self, job: &Arc<Job>, base: &Root) -> Result<(), Stopped> {
+        let mut left = self.hidden.clone();
+        while !left.is_empty() {
+            job.pause_point().await?;
+            let (offset, length) = (left.start, (left.end - left.start).min(LOOK_AHEAD));
+            let How { flags, zero_flags, scope, .. } = unchanged_from(self.top_id);
+            let flags = flags | zero_flags;
+            let ask = Ask { op: op::WRITE_ZEROES, flags, offset, length, scope, ..Ask::default() };
+            match base.submit(ask, Buffer::default()).await.result {
+                Ok(()) => left.start += length,
+                Err(error) => match job.on_io_error(&error, "write") {
+                    ErrorAction::Report => return Err(Stopped::Failed(error.into())),
+                    ErrorAction::Ignore | ErrorAction::Stop => self.jobs.0.runtime.sleep(ASK_AGAIN).await,
+                },
+            }
+        }
+        Ok(())
+    }
+
     /// Marks what the layers hold. The guest's writes are marked by their way through `top`.
     async fn find_allocated(&self, job: &Arc<Job>, top: &Root) -> Result<(), Stopped> {
         let size = top.info().size_bytes;
         let mut at = 0;
         while at < size {
             job.pause_point().await?;
-            let ask =
-                Ask { op: op::BLOCK_STATUS, offset: at, length: (size - at).min(1 << 30), ..Ask::default() };
+            let length = (size - at).min(LOOK_AHEAD);
+            let ask = Ask { op: op::BLOCK_STATUS, offset: at, length, ..Ask::default() };
             let answer = top.submit(ask, Buffer::default()).await;
             if let Err(error) = answer.result {
-                use crate::state::ErrorAction;
                 match job.on_io_error(&error, "read") {
                     ErrorAction::Report => return Err(Stopped::Failed(error.into())),
                     ErrorAction::Ignore | ErrorAction::Stop => self.jobs.0.runtime.sleep(ASK_AGAIN).await,

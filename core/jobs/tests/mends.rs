@@ -6,7 +6,7 @@ mod kit;
 
 use driveline_graph::{Kind, RootOptions};
 use driveline_jobs::{
-    BackupArgs, Base, BitmapMode, Completion, JobStatus, MirrorArgs, MirrorSync, OnError, StreamArgs,
+    BackupArgs, Base, BitmapMode, CommitArgs, Completion, JobStatus, MirrorArgs, MirrorSync, OnError, StreamArgs,
 };
 use kit::{
     bench::{Bench, SIZE, object},
@@ -210,4 +210,48 @@ fn the_drive_of_a_node_is_the_one_that_shows_it() {
     });
     assert_eq!(bench.graph.drive_of("a2").as_deref(), Some("drive-a"));
     assert_eq!(bench.graph.drive_of("x").as_deref(), Some("aaa"));
+}
+
+/// The end of an image in the middle hides what the base has beyond it. A stream or commit that took the image out let it show.
+#[test]
+fn what_the_end_of_a_short_image_hides_stays_hidden_when_the_image_goes() {
+    for job in ["stream", "commit of mid", "commit of all"] {
+        let bench = Bench::new(7);
+        let graph = bench.graph.clone();
+        bench.sim.run(async move {
+            let mut change = graph.change().await;
+            let nodes = [
+                serde_json::json!({ "driver": "cow", "node-name": "base", "size": SIZE, "fill-every": 1,
+                    "fill-byte": 1, "read-only": true }),
+                serde_json::json!({ "driver": "cow", "node-name": "mid", "size": SIZE / 2, "fill-every": 3,
+                    "fill-byte": 2, "backing": "base", "read-only": true }),
+                serde_json::json!({ "driver": "cow", "node-name": "top", "size": SIZE, "fill-every": 5,
+                    "fill-byte": 3, "backing": "mid" }),
+            ];
+            for node in nodes {
+                change.add_node(graph.parse(object(node), &[]).unwrap()).await.unwrap();
+            }
+            change.set_drive("vda", "top").unwrap();
+            change.commit().await.unwrap();
+        });
+        let before = bench.read("vda");
+        let (device, manual_dismiss) = ("vda".to_owned(), true);
+        let base = "base".to_owned();
+        if job == "stream" {
+            let base = Some(Base::Node(base));
+            let args = StreamArgs { device, base, manual_dismiss, ..StreamArgs::default() };
+            bench.start(Completion::Individual, move |start| Box::pin(start.stream(args))).unwrap();
+        } else {
+            let top_node = Some(if job == "commit of mid" { "mid" } else { "top" }.to_owned());
+            let args = CommitArgs { device, top_node, manual_dismiss, ..CommitArgs::default() };
+            bench.start(Completion::Individual, move |start| Box::pin(start.commit(args))).unwrap();
+            if job == "commit of all" {
+                bench.until("vda", JobStatus::Ready);
+                bench.jobs.complete("vda").unwrap();
+            }
+        }
+        assert_eq!(bench.wait("vda"), None, "{job}");
+        assert_eq!(bench.chain("vda"), if job == "commit of all" { "base" } else { "top base" });
+        assert!(bench.read("vda") == before, "{job}");
+    }
 }

@@ -152,7 +152,9 @@ impl Qcow2 {
             Mapping::Unallocated => {
                 let inside = self.in_backing(&Io::Next(next), start..start + run.length);
                 if inside == 0 {
-                    return Ok(BlockStatus { flags: status::ZERO, depth: 0, ..own });
+                    // A backing that is too short decides that here are zeroes: it hides what is below it.
+                    let depth = if next.children() > self.backing() { 2 } else { 0 };
+                    return Ok(BlockStatus { flags: status::ZERO, depth, ..own });
                 }
                 let below = next.status_at(self.backing(), start..start + inside).await?;
                 BlockStatus {

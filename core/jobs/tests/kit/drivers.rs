@@ -354,7 +354,10 @@ impl Cow {
                 let found = next.status_at(0, piece.start..end).await?;
                 BlockStatus { depth: if found.depth > 0 { found.depth + 1 } else { 0 }, ..found }
             }
-            None => BlockStatus { flags: status::ZERO, depth: 0, length, ..Default::default() },
+            None => {
+                let depth = if next.children() > 0 { 2 } else { 0 };
+                BlockStatus { flags: status::ZERO, depth, length, ..Default::default() }
+            }
         };
         request.answer(found);
         Ok(())
