@@ -255,3 +255,43 @@ fn what_the_end_of_a_short_image_hides_stays_hidden_when_the_image_goes() {
         assert!(bench.read("vda") == before, "{job}");
     }
 }
+
+/// A target whose backing is opened only afterwards, as libvirt does it, showed zeroes around what was copied of a cluster.
+#[test]
+fn a_shallow_mirror_fills_the_clusters_of_a_target_without_a_backing() {
+    for sync in [MirrorSync::Top, MirrorSync::None] {
+        let bench = Bench::new(8);
+        let image = object(serde_json::json!({ "driver": "cow", "node-name": "copy", "size": SIZE, "backing": null }));
+        let graph = bench.graph.clone();
+        let empty = bench.sim.run(async move {
+            let mut change = graph.change().await;
+            let top = serde_json::json!({ "driver": "cow", "node-name": "top", "size": SIZE, "backing": "a2" });
+            change.add_node(graph.parse(object(top), &[]).unwrap()).await.unwrap();
+            change.add_node(graph.parse(image, &[]).unwrap()).await.unwrap();
+            change.set_drive("vda", "top").unwrap();
+            change.commit().await.unwrap();
+            graph.open_root("vda", RootOptions::writer("a guest")).await.unwrap()
+        });
+        bench.write(&empty, CLUSTER + 512, vec![7; 512]);
+        let args = MirrorArgs { device: "vda".into(), sync, granularity: Some(512), ..mirror("copy") };
+        start_mirror(&bench, args);
+        comes_to(&bench, JobStatus::Ready);
+        bench.write(&empty, 3 * CLUSTER + 512, vec![8; 512]);
+        bench.write(&empty, 6 * CLUSTER, vec![9; 1024]);
+        bench.jobs.cancel("j", false).unwrap();
+        assert_eq!(bench.wait("j"), None);
+        let graph = bench.graph.clone();
+        bench.sim.run(async move {
+            let mut change = graph.change().await;
+            change.set_backing("copy", Some("a2"), None).unwrap();
+            change.commit().await.unwrap();
+        });
+        let (mut here, there) = (bench.read("vda"), bench.read("copy"));
+        if sync == MirrorSync::None {
+            // That was there before.
+            let before = CLUSTER as usize + 512..CLUSTER as usize + 1024;
+            here[before.clone()].copy_from_slice(&there[before]);
+        }
+        assert!(here == there, "{sync:?}");
+    }
+}

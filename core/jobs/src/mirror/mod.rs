@@ -233,7 +233,7 @@ impl Start {
         claims.dedup();
         let job = self.reserve(common, &claims)?;
         let bitmap = find_bitmap(&layout, &args, &job)?;
-        let granularity = granularity(&layout, &args, &target)?;
+        let granularity = granularity(&layout, &args, sync, &target)?;
         let written = JobArgs::Mirror(MirrorArgs { granularity: Some(granularity), ..args.clone() });
         let kept =
             self.write_down(&job, args.on_restart, written, (source_chain[0].name(), Some(&target)))?;
@@ -367,9 +367,10 @@ fn find_bitmap(layout: &Layout, args: &MirrorArgs, job: &Job) -> Result<Option<U
     Ok(Some(bitmap.begin_use(&format!("job '{}'", job.common.id))?))
 }
 
-/// The granularity of the job's bitmap. What is coarser than a piece is not needed; and a target that gets its backing only
-/// at the end has to be written in whole clusters.
-fn granularity(layout: &Layout, args: &MirrorArgs, target: &str) -> Result<u64> {
+/// The granularity of the job's bitmap. What is coarser than a piece is not needed. But a target that gets its backing only
+/// at the end, or afterwards from somebody who knows what was not copied, has to be written in whole clusters: what is written of
+/// one is filled up with what the target shows, and that are zeroes until then.
+fn granularity(layout: &Layout, args: &MirrorArgs, sync: MirrorSync, target: &str) -> Result<u64> {
     let cluster = u64::from(layout.info(target)?.cluster_bytes);
     let bytes = match args.granularity {
         None | Some(0) => Granularity::default_for((cluster > 0).then_some(cluster)).bytes(),
@@ -382,7 +383,9 @@ fn granularity(layout: &Layout, args: &MirrorArgs, target: &str) -> Result<u64> 
         }
         Some(bytes) => bytes,
     };
-    let whole = if args.target_backing.is_some() && cluster.is_power_of_two() { cluster } else { 0 };
+    let is_alone = sync != MirrorSync::Full && layout.chain(target)?.len() == 1;
+    let is_filled_up = args.target_backing.is_some() || is_alone;
+    let whole = if is_filled_up && cluster.is_power_of_two() { cluster } else { 0 };
     Ok(bytes.min(PIECE_BYTES_MAX).max(whole))
 }
 
