@@ -17,10 +17,13 @@ use crate::{
     manager::Jobs,
     state::{JobStatus, Verb},
 };
-use driveline_graph::{BoxFuture, Change, Result};
+use driveline_graph::{BoxFuture, Change, Error, Result};
 use event_listener::Event;
 use parking_lot::Mutex;
 use std::sync::Arc;
+
+/// `ECANCELED`: how a job ends that was cancelled, itself or with its group. The text is QEMU's.
+const CANCELLED: i32 = 125;
 
 /// The work of one kind of job.
 pub(crate) trait Work: Send + Sync + 'static {
@@ -168,9 +171,10 @@ impl Jobs {
         };
         let was_cancelled = matches!(result, Err(Stopped::Cancelled));
         if let Err(stopped) = result {
-            if let Stopped::Failed(error) = stopped {
-                job.set_error(error);
-            }
+            job.set_error(match stopped {
+                Stopped::Failed(error) => error,
+                Stopped::Cancelled => Error::io_text(CANCELLED, "Operation canceled"),
+            });
             group.break_up();
             job.set_status(JobStatus::Aborting);
             self.abort(&group.members[at]).await;

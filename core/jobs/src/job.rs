@@ -61,7 +61,7 @@ pub struct JobInfo {
     pub current_progress: u64,
     /// Work to do in all, as far as is known.
     pub total_progress: u64,
-    /// Why it failed.
+    /// Why it failed, or that it was cancelled.
     pub error: Option<String>,
     /// Bytes per second; 0: no limit.
     pub speed: u64,

@@ -63,7 +63,8 @@ fn a_soft_cancel_of_a_ready_mirror_leaves_a_whole_copy_and_a_forced_one_leaves_t
             bench.until("mirror-a", JobStatus::Ready);
             bench.write(&guest, 7 * 512, vec![77; 2048]);
             bench.jobs.cancel("mirror-a", force).unwrap();
-            assert_eq!(bench.wait("mirror-a"), None);
+            let error = bench.wait("mirror-a");
+            assert_eq!(error.as_deref(), force.then_some("Operation canceled"));
             let events = bench.events.lock().clone();
             let said = if force { "mirror-a CANCELLED" } else { "mirror-a COMPLETED false" };
             assert!(events.contains(&said.to_owned()), "{events:?}");
