@@ -98,6 +98,10 @@ impl Start {
             Some(Base::File(file)) => Some(by_file(&layout, &args.device, file)?),
             Some(Base::Bottom(bottom)) => {
                 let below = layout.chain(bottom)?;
+                if !layout.chain(&args.device)?.iter().any(|node| node.name() == below[0].name()) {
+                    let text = format_args!("Node '{bottom}' is not in a chain starting from '{}'", args.device);
+                    return Err(Error::new(Kind::Invalid, text));
+                }
                 below.get(1).map(|node| node.name().to_owned())
             }
         };

@@ -295,3 +295,18 @@ fn a_shallow_mirror_fills_the_clusters_of_a_target_without_a_backing() {
         assert!(here == there, "{sync:?}");
     }
 }
+
+/// The whole chain was taken out when `bottom` was a node of another one, whose base was none.
+#[test]
+fn the_bottom_of_a_stream_is_in_its_chain() {
+    let bench = Bench::new(9);
+    for bottom in ["b0", "b1"] {
+        let base = Some(Base::Bottom(bottom.into()));
+        let args = StreamArgs { device: "drive-a".into(), base, ..StreamArgs::default() };
+        let refused = bench.start(Completion::Individual, move |start| Box::pin(start.stream(args)));
+        let expected = format!("Node '{bottom}' is not in a chain starting from 'drive-a'");
+        assert_eq!(refused.unwrap_err().to_string(), expected);
+    }
+    assert_eq!(bench.chain("drive-a"), "a2 a1 a0");
+    bench.check_clean();
+}
