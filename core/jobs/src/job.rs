@@ -212,6 +212,12 @@ impl Job {
     /// Does a verb, if the job's state allows it.
     pub(crate) fn verb(&self, verb: Verb, force: Force) -> Result<()> {
         let mut state = self.state.lock();
+        // It would wait until its user lets it go on. QEMU looks at this first, too.
+        if verb == Verb::Cancel && !force.0 && state.paused() && state.status != JobStatus::Concluded {
+            let id = &self.common.id;
+            let message = format_args!("The block job for device '{id}' is currently paused");
+            return Err(Error::new(Kind::Busy, message));
+        }
         if !state.status.allows(verb) {
             return Err(self.refusal(verb, state.status));
         }

@@ -118,7 +118,8 @@ impl Jobs {
         self.find(id)?.verb(Verb::Resume, Force(false))
     }
 
-    /// Ends a job without its result. The graph is then as before the job, and the bitmaps are at home.
+    /// Ends a job without its result. The graph is then as before the job, and the bitmaps are at home. Without `force` one that is
+    /// ready has copied all, and ends well; one that is paused is refused.
     pub fn cancel(&self, id: &str, force: bool) -> Result<()> {
         self.find(id)?.verb(Verb::Cancel, Force(force))
     }

@@ -118,3 +118,17 @@ fn the_states_of_a_whole_life_are_told_in_order() {
         .collect::<Vec<_>>();
     assert_eq!(*bench.events.lock(), said);
 }
+
+/// A mirror that was paused took a soft cancel, and then waited for its resume.
+#[test]
+fn a_job_that_is_paused_is_cancelled_by_force_alone() {
+    for status in [JobStatus::Paused, JobStatus::Standby] {
+        let bench = job_in(status);
+        let refused = bench.jobs.cancel("j", false).unwrap_err();
+        assert_eq!(refused.to_string(), "The block job for device 'j' is currently paused");
+        assert_eq!(bench.status("j"), status);
+        bench.jobs.cancel("j", true).unwrap();
+        assert_eq!(bench.wait("j").as_deref(), Some("Operation canceled"));
+        bench.check_clean();
+    }
+}
