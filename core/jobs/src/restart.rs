@@ -9,7 +9,8 @@ use crate::{
     start::Start,
     stream::{Base, StreamArgs},
 };
-use driveline_graph::{DriverKind, Error, Kind, Layout, Result};
+use driveline_graph::{DriverKind, Error, Kind, Layout, Result, Role};
+use std::sync::Arc;
 
 /// What became of a job that was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +49,10 @@ impl Start {
         if layout.node_or_drive(&device).is_err() {
             let text = format_args!("there is no drive or node '{device}', which it works on");
             return Err(Error::new(Kind::NotFound, text));
+        }
+        if let Some(node) = point_in_time(&layout, layout.node_or_drive(&device)?.name()) {
+            let text = format!("the point in time that '{node}' showed ended with the program");
+            return Ok(Restarted::Lost(text));
         }
         let found_args = match record.args.clone() {
             JobArgs::Stream(args) => stream(&layout, record, args)?.map(JobArgs::Stream),
@@ -114,6 +119,15 @@ impl Start {
         };
         Ok(Ok(node.name().to_owned()))
     }
+}
+
+/// The node in a data path that shows a point in time: what was copied of that is not of the one that it shows now.
+fn point_in_time(layout: &Layout, node: &str) -> Option<Arc<str>> {
+    let view = layout.view_node(node).ok()?;
+    view.children.iter().filter(|child| child.role != Role::Target).find_map(|child| match child.role {
+        Role::PointInTime => Some(view.node.name().into()),
+        _ => point_in_time(layout, &child.node),
+    })
 }
 
 /// Why a job whose end took effect is not started again.

@@ -6,7 +6,7 @@ mod kit;
 
 use driveline_drivers::{CopyBeforeWriteDriver, SnapshotAccessDriver};
 use driveline_graph::{Graph, GraphOptions, RootOptions};
-use driveline_jobs::{BackupArgs, JobInfo, JobStatus, Jobs, Runtime};
+use driveline_jobs::{BackupArgs, Completion, FoundJob, JobInfo, JobStatus, Jobs, Restarted, Runtime};
 use kit::{
     bench::object,
     drivers::{World, register},
@@ -64,6 +64,22 @@ impl Bench {
 
     fn status(&self) -> JobStatus {
         self.jobs.get("j").unwrap().status
+    }
+
+    /// What would be found if the program were killed now. The job ends, and its page is gone.
+    async fn kill(&self) -> FoundJob {
+        let found = self.notes.found("j");
+        self.jobs.cancel("j", true).unwrap();
+        self.ended().await;
+        self.jobs.dismiss("j").unwrap();
+        found
+    }
+
+    async fn restart(&self, found: FoundJob) -> Restarted {
+        let mut start = self.jobs.begin().await;
+        let restarted = start.restart(found).await.unwrap();
+        start.make(Completion::Individual).await.unwrap();
+        restarted
     }
 
     async fn ended(&self) -> JobInfo {
@@ -124,4 +140,32 @@ fn a_source_gives_up_only_what_is_safe_in_the_target() {
             }
         });
     }
+}
+
+/// The point in time that a `snapshot-access` shows begins when its node is opened. A backup of it went on with another one.
+#[test]
+fn a_job_on_a_point_in_time_ends_with_it() {
+    let bench = Bench::new(1);
+    bench.sim.clone().run(async move {
+        let mut change = bench.graph.change().await;
+        let notes = json!({ "driver": "cow", "node-name": "old", "size": SIZE });
+        change.add_node(bench.graph.parse(object(notes), &[]).unwrap()).await.unwrap();
+        let filter = json!({ "driver": "copy-before-write", "node-name": "cbw", "target": "old" });
+        change.insert_filter(object(filter), "vda").await.unwrap();
+        let view = json!({ "driver": "snapshot-access", "node-name": "view", "file": "cbw" });
+        change.add_node(bench.graph.parse(object(view), &["cbw"]).unwrap()).await.unwrap();
+        change.commit().await.unwrap();
+        bench.jobs.backup(BackupArgs { device: "view".into(), speed: 1 << 20, ..backup() }).await.unwrap();
+        bench.sim.sleep(Duration::from_millis(500)).await;
+        let found = bench.kill().await;
+        let expected = "the point in time that 'view' showed ended with the program";
+        assert_eq!(bench.restart(found).await, Restarted::Lost(expected.into()));
+        // Of the drive itself, which has the filter, a backup goes on.
+        bench.jobs.backup(BackupArgs { speed: 1 << 20, ..backup() }).await.unwrap();
+        bench.sim.sleep(Duration::from_millis(500)).await;
+        let found = bench.kill().await;
+        assert_eq!(bench.restart(found).await, Restarted::Staged("j".into()));
+        bench.jobs.set_speed("j", 0).unwrap();
+        assert_eq!(bench.ended().await.error, None);
+    });
 }
