@@ -5,8 +5,11 @@
 mod kit;
 
 use driveline_drivers::{CopyBeforeWriteDriver, SnapshotAccessDriver};
-use driveline_graph::{Graph, GraphOptions, RootOptions};
-use driveline_jobs::{BackupArgs, Completion, FoundJob, JobInfo, JobStatus, Jobs, Restarted, Runtime};
+use driveline_graph::{Graph, GraphOptions, NewBitmap, RootOptions};
+use driveline_jobs::{
+    BackupArgs, BitmapMode, Completion, FoundJob, JobInfo, JobStatus, Jobs, MirrorArgs, MirrorSync, Phase,
+    Restarted, Runtime,
+};
 use kit::{
     bench::object,
     drivers::{World, register},
@@ -168,4 +171,53 @@ fn a_job_on_a_point_in_time_ends_with_it() {
         bench.jobs.set_speed("j", 0).unwrap();
         assert_eq!(bench.ended().await.error, None);
     });
+}
+
+/// The bitmap that a mirror began with ended with the program, because it was not persistent; and the job could never go on.
+#[test]
+fn a_mirror_goes_on_without_the_bitmap_that_ended_with_the_program() {
+    for has_looked in [true, false] {
+        let bench = Bench::new(2);
+        bench.sim.clone().run(async move {
+            let guest = bench.graph.open_root("vda", RootOptions::writer("a guest")).await.unwrap();
+            let args = MirrorArgs {
+                job_id: Some("j".into()),
+                device: "vda".into(),
+                target: "copy".into(),
+                manual_dismiss: true,
+                ..MirrorArgs::default()
+            };
+            bench.jobs.mirror(args.clone()).await.unwrap();
+            while bench.status() != JobStatus::Ready {
+                bench.sim.sleep(Duration::from_millis(20)).await;
+            }
+            bench.jobs.cancel("j", false).unwrap();
+            assert_eq!(bench.ended().await.error, None);
+            bench.jobs.dismiss("j").unwrap();
+            let mut change = bench.graph.change().await;
+            change.add_bitmap("vda", NewBitmap::named("daily")).unwrap();
+            change.commit().await.unwrap();
+            guest.write(3 * CLUSTER, &[7; 20 * CLUSTER as usize], 0).await.unwrap();
+            let (bitmap, bitmap_mode) = (Some("daily".into()), BitmapMode::Always);
+            let sync = MirrorSync::Bitmap;
+            bench.jobs.mirror(MirrorArgs { sync, bitmap, bitmap_mode, speed: 1 << 20, ..args }).await.unwrap();
+            bench.sim.sleep(Duration::from_millis(500)).await;
+            let mut found = bench.kill().await;
+            if !has_looked {
+                found.record.phase = Phase::Finding;
+                found.bitmaps.iter().for_each(|found| found.bits.clear_all());
+            }
+            let mut change = bench.graph.change().await;
+            change.remove_bitmap("vda", "daily").unwrap();
+            change.commit().await.unwrap();
+            assert_eq!(bench.restart(found).await, Restarted::Staged("j".into()));
+            bench.jobs.set_speed("j", 0).unwrap();
+            while bench.status() != JobStatus::Ready {
+                bench.sim.sleep(Duration::from_millis(20)).await;
+            }
+            bench.jobs.cancel("j", false).unwrap();
+            assert_eq!(bench.ended().await.error, None);
+            assert!(bench.read("copy").await == bench.read("top").await);
+        });
+    }
 }

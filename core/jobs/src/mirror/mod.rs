@@ -232,7 +232,8 @@ impl Start {
         claims.sort();
         claims.dedup();
         let job = self.reserve(common, &claims)?;
-        let bitmap = find_bitmap(&layout, &args, &job)?;
+        let is_restart = self.restarting.is_some();
+        let bitmap = find_bitmap(&layout, &args, &job, is_restart)?;
         let granularity = granularity(&layout, &args, sync, &target)?;
         let written = JobArgs::Mirror(MirrorArgs { granularity: Some(granularity), ..args.clone() });
         let kept =
@@ -242,6 +243,11 @@ impl Start {
             |kept: &Kept| kept.is_restart && (kept.lost.is_some() || kept.phase() == Phase::Working);
         let has_found = has_found(&job) || kept.as_deref().is_some_and(is_unknown);
         let dirty = own_bitmap(&job, granularity, size, true)?;
+        // It was killed before it had looked at a bitmap that ended with the program.
+        let is_persistent = bitmap.as_ref().is_some_and(|used| used.bitmap().is_persistent());
+        if is_restart && !has_found && args.bitmap.is_some() && !is_persistent {
+            dirty.mark_unconditionally(0..size);
+        }
         self.change().attach_bitmap(&source, dirty.clone())?;
         let copied = kept.as_ref().and_then(|_| Copied::new(&dirty, &layout, &source, &target));
         let shared = Shared::new(dirty, copied, args.copy_mode == CopyMode::WriteBlocking, &job);
@@ -343,7 +349,8 @@ fn check_replaces(layout: &Layout, replaces: Option<&str>, source: &str, size: u
     Ok(())
 }
 
-fn find_bitmap(layout: &Layout, args: &MirrorArgs, job: &Job) -> Result<Option<Use>> {
+/// `is_restart`: what it said is in the job's own bitmap, and one that was not persistent ended with the program.
+fn find_bitmap(layout: &Layout, args: &MirrorArgs, job: &Job, is_restart: bool) -> Result<Option<Use>> {
     let name = match (&args.bitmap, args.sync) {
         (None, MirrorSync::Bitmap) => {
             return Err(Error::new(Kind::Invalid, "must provide a valid bitmap name for 'bitmap' sync mode"));
@@ -359,6 +366,9 @@ fn find_bitmap(layout: &Layout, args: &MirrorArgs, job: &Job) -> Result<Option<U
     };
     let places = layout.bitmap_places(&args.device)?;
     let Some((_, bitmap)) = places.into_iter().find(|(_, bitmap)| bitmap.name().as_str() == name) else {
+        if is_restart {
+            return Ok(None);
+        }
         return Err(Error::new(Kind::NotFound, format_args!("Bitmap '{name}' could not be found")));
     };
     if args.bitmap_mode != BitmapMode::Never {
