@@ -10,7 +10,7 @@
 //! nothing above the target, so it marks no bitmap of the drive; the guest's writes mark as ever.
 //!
 //! What happens to the bitmap at the end is QEMU's rule (`bitmap-mode`). Where a failed backup leaves something to be copied,
-//! `always` keeps exactly that dirty: QEMU keeps whole clusters.
+//! `always` keeps exactly that dirty: QEMU keeps whole clusters. If the target could not be flushed it keeps all.
 //!
 //! Source: QEMU qapi/block-core.json, `BackupCommon`, and its answers, whose texts the errors have.
 
@@ -277,6 +277,8 @@ impl Work for Backup {
         let Some(frozen) = self.frozen.lock().take() else { return };
         match (self.args.mode(), end.is_success()) {
             _ if self.keeps_all => frozen.reclaim(),
+            // Nobody knows what of it the target has.
+            (_, false) if self.state.has_unflushed() => frozen.reclaim(),
             (Some(BitmapMode::Always), false) => {
                 self.keep_left(&frozen);
                 frozen.abdicate();

@@ -6,7 +6,7 @@ mod kit;
 
 use driveline_graph::{Kind, RootOptions};
 use driveline_jobs::{
-    BackupArgs, Base, BitmapMode, CommitArgs, Completion, JobStatus, MirrorArgs, MirrorSync, OnError, StreamArgs,
+    BackupArgs, BackupSync, Base, BitmapMode, CommitArgs, Completion, JobStatus, MirrorArgs, MirrorSync, OnError, StreamArgs,
 };
 use kit::{
     bench::{Bench, SIZE, object},
@@ -309,4 +309,24 @@ fn the_bottom_of_a_stream_is_in_its_chain() {
     }
     assert_eq!(bench.chain("drive-a"), "a2 a1 a0");
     bench.check_clean();
+}
+
+/// What a target has answered and not flushed may be lost there. The bitmap said that nothing of it is missing.
+#[test]
+fn a_target_that_cannot_be_flushed_leaves_all_dirty() {
+    for mode in [BitmapMode::Always, BitmapMode::OnSuccess] {
+        let bench = Bench::new(10);
+        bench.image("copy");
+        bench.fault_above("copy");
+        let guest = bench.root("drive-a");
+        bench.write(&guest, 3 * CLUSTER, vec![9; 2 * CLUSTER as usize]);
+        let before = bench.dirty("drive-a");
+        bench.world.flush_fault.store(true, SeqCst);
+        let (bitmap, bitmap_mode) = (Some("daily".into()), Some(mode));
+        let sync = BackupSync::Bitmap;
+        start_backup(&bench, BackupArgs { sync, bitmap, bitmap_mode, ..backup("copy-fault") });
+        assert!(bench.wait("j").is_some());
+        assert_eq!((before, bench.dirty("drive-a")), (2 * CLUSTER, 2 * CLUSTER), "{mode:?}");
+        bench.check_clean();
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::{
     copy::Failure,
-    state::{CopyBeforeWrite, NOT_IN_IT},
+    state::{CopyBeforeWrite, NOT_IN_IT, SOURCE, TARGET},
 };
 use driveline_op::{
     BlockStatusRequest, CacheRequest, DiscardRequest, Error, FlushRequest, Next, OpTable, ReadRequest,
@@ -21,10 +21,6 @@ pub(super) static PAST: OpTable<Past> = OpTable::new()
     .write_zeroes(Past::write_zeroes)
     .block_status(Past::block_status)
     .cache(Past::cache);
-
-/// The child that holds a run of the past.
-const SOURCE: usize = 0;
-const TARGET: usize = 1;
 
 impl Past {
     /// The first run of `range`, and the child that has it. If that is the source, the caller holds the range.
@@ -127,7 +123,7 @@ impl Past {
 
     /// What has been copied becomes durable.
     async fn flush(&self, next: &mut Next<'_>, _: &FlushRequest<'_>) -> Result<()> {
-        next.flush_at(TARGET).await
+        self.0.flush_target(next).await
     }
 
     async fn write(&self, _: &mut Next<'_>, _: &WriteRequest<'_>) -> Result<()> {

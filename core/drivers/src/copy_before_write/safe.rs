@@ -95,7 +95,7 @@ impl CopyBeforeWrite {
             // One flush is for all that were copied before it began.
             if *ended <= before {
                 let number = safe.begun.fetch_add(1, SeqCst) + 1;
-                next.flush_at(1).await.map_err(|error| Failure(Side::Target, error))?;
+                self.flush_target(next).await.map_err(|error| Failure(Side::Target, error))?;
                 *ended = number;
             }
         }

@@ -3,7 +3,7 @@
 use super::safe::{MakeSafe, Safe};
 use driveline_bitmap::{Bits, Granularity};
 use driveline_graph::{BoxFuture, Ranges};
-use driveline_op::{Buffer, Error};
+use driveline_op::{Buffer, Error, Next};
 use parking_lot::Mutex;
 use serde::Deserialize;
 use std::{
@@ -19,6 +19,10 @@ use std::{
 
 /// The smallest cluster.
 pub(super) const CLUSTER_BYTES: u64 = 64 << 10;
+
+/// The children: what has the present, and what has the past that is not there any more.
+pub(super) const SOURCE: usize = 0;
+pub(super) const TARGET: usize = 1;
 
 /// Reading what is not, or not any more, part of the point in time: `EACCES`.
 pub(super) const NOT_IN_IT: Error = Error::errno(13);
@@ -100,6 +104,8 @@ pub struct CopyBeforeWrite {
     pub(super) safe: Option<Safe>,
     pub(super) claims: Arc<Ranges>,
     pub(super) broken: AtomicBool,
+    /// The target could not be flushed once. What it had answered until then may be lost, whatever later flushes say.
+    pub(super) unflushed: AtomicBool,
     pub(super) buffers: Mutex<Vec<Buffer>>,
     pub(super) by_writes: AtomicU64,
     pub(super) by_order: AtomicU64,
@@ -136,6 +142,7 @@ impl CopyBeforeWrite {
             safe,
             claims: Arc::default(),
             broken: AtomicBool::new(false),
+            unflushed: AtomicBool::new(false),
             buffers: Mutex::default(),
             by_writes: AtomicU64::new(0),
             by_order: AtomicU64::new(0),
@@ -198,6 +205,20 @@ impl CopyBeforeWrite {
     /// Is the point in time lost?
     pub fn is_broken(&self) -> bool {
         self.broken.load(Relaxed)
+    }
+
+    /// Has a flush of the target failed? Then what was copied may be lost there.
+    pub fn has_unflushed(&self) -> bool {
+        self.unflushed.load(Relaxed)
+    }
+
+    /// Flushes the target.
+    pub(super) async fn flush_target(&self, next: &mut Next<'_>) -> driveline_op::Result<()> {
+        let flushed = next.flush_at(TARGET).await;
+        if flushed.is_err() {
+            self.unflushed.store(true, Relaxed);
+        }
+        flushed
     }
 
     /// Which end of an ordered copy failed that began at `offset`. It is told once.

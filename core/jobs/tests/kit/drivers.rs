@@ -31,6 +31,8 @@ pub struct World {
     pub sim: Sim,
     /// One write in so many fails, in `fault` nodes; 0: none.
     pub faults: Arc<AtomicU64>,
+    /// Flushes fail, in `fault` nodes.
+    pub flush_fault: Arc<AtomicBool>,
     /// A write takes so many milliseconds, in `fault` nodes.
     pub delay_ms: Arc<AtomicU64>,
     /// So many headers can be written, and then one cannot; 0: all can.
@@ -39,8 +41,8 @@ pub struct World {
 
 impl World {
     pub fn new(sim: &Sim) -> Self {
-        let (faults, delay_ms, header_fault) = Default::default();
-        Self { sim: sim.clone(), faults, delay_ms, header_fault }
+        let (faults, flush_fault, delay_ms, header_fault) = Default::default();
+        Self { sim: sim.clone(), faults, flush_fault, delay_ms, header_fault }
     }
 }
 
@@ -139,7 +141,8 @@ impl Pass {
 }
 
 struct Fault(World);
-static FAULT: OpTable<Fault> = OpTable::new().read(Fault::read).write(Fault::write);
+static FAULT: OpTable<Fault> = 
+    OpTable::new().read(Fault::read).write(Fault::write).flush(Fault::flush);
 
 impl Fault {
     fn strike(&self) -> OpResult {
@@ -157,6 +160,12 @@ impl Fault {
         }
         self.strike()?;
         next.write(request).await
+    }
+}
+
+impl Fault {
+    async fn flush(&self, next: &mut Next<'_>, request: &FlushRequest<'_>) -> OpResult {
+        if self.0.flush_fault.load(SeqCst) { Err(Error::IO) } else { next.flush(request).await }
     }
 }
 
