@@ -1,12 +1,10 @@
 //! Old data goes to the target.
 
-use super::state::{CopyBeforeWrite, OnCopyError, Side};
+use super::state::{CopyBeforeWrite, OnCopyError, Side, piece_bytes};
 use driveline_op::{DiscardRequest, Error, Next, Result, WriteZeroesRequest, flag, status};
 use futures::future::{Either, select};
 use std::{ops::Range, pin::pin, sync::atomic::Ordering::Relaxed};
 
-/// How much is copied at once: more does not stay in the processor's cache between its read and its write.
-const PIECE_BYTES: u64 = 256 << 10;
 /// How much is claimed at once when all of it is zeroes.
 const ZEROES_BYTES: u64 = 1 << 30;
 
@@ -61,7 +59,7 @@ impl CopyBeforeWrite {
 
     /// Copies `range`, of whole clusters, as far as it is not copied. Returns how many bytes were.
     pub(super) async fn copy(&self, next: &mut Next<'_>, range: Range<u64>) -> Result<u64, Failure> {
-        let piece_bytes = PIECE_BYTES.max(self.cluster_bytes());
+        let piece_bytes = piece_bytes(self.cluster_bytes());
         let (mut at, mut copied) = (range.start, 0);
         while let Some(mut run) = self.next_left(at..range.end) {
             if run.end - run.start > piece_bytes {
@@ -130,6 +128,7 @@ impl CopyBeforeWrite {
     }
 
     async fn copy_data(&self, next: &mut Next<'_>, range: Range<u64>) -> Result<(), Failure> {
+        let _room = self.room.acquire().await;
         let mut buffer = self.take_buffer(range.end - range.start);
         let read = next.read_at(0, range.start, &mut buffer).await;
         let copied = match (read, &self.settings.compress) {

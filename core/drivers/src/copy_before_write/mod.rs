@@ -19,8 +19,10 @@
 //! ([`flag::UNCHANGED`]) pass. Reading the point in time fails with `EACCES` outside of the bitmap, where it was discarded, and
 //! everywhere once it is lost.
 //!
-//! Source: QEMU qapi/block-core.json, `BlockdevOptionsCbw`; docs of fleecing. An unusable `min-cluster-size` beyond 1 GiB ends
-//! QEMU 10.0.2 with an assertion; here it is refused.
+//! Copies in flight have 128 MiB of memory together, or one cluster if that is longer: the others wait.
+//!
+//! Source: QEMU qapi/block-core.json, `BlockdevOptionsCbw`; docs of fleecing. A `min-cluster-size` of 1 GiB and more ends QEMU
+//! 10.0.2 with an assertion; here 1 GiB can be used, and more is refused.
 
 mod copy;
 mod past;

@@ -1,6 +1,7 @@
 //! What has been copied, what belongs to the point in time, and who copies what just now.
 
 use super::safe::{MakeSafe, Safe};
+use async_lock::Semaphore;
 use driveline_bitmap::{Bits, Granularity};
 use driveline_graph::{BoxFuture, Ranges};
 use driveline_op::{Buffer, Error, Next};
@@ -19,6 +20,19 @@ use std::{
 
 /// The smallest cluster.
 pub(super) const CLUSTER_BYTES: u64 = 64 << 10;
+
+/// How much is copied at once: more does not stay in the processor's cache between its read and its write.
+const PIECE_BYTES: u64 = 256 << 10;
+/// How much memory copies in flight have, unless a single one needs more.
+const ROOM_BYTES: u64 = 128 << 20;
+/// How many buffers are kept for the next copies, and the longest of them.
+const KEPT_MAX: usize = 64;
+const KEPT_BYTES: u64 = ROOM_BYTES / KEPT_MAX as u64;
+
+/// The longest piece of data, for clusters of that size.
+pub(super) fn piece_bytes(cluster_bytes: u64) -> u64 {
+    PIECE_BYTES.max(cluster_bytes)
+}
 
 /// The children: what has the present, and what has the past that is not there any more.
 pub(super) const SOURCE: usize = 0;
@@ -106,6 +120,8 @@ pub struct CopyBeforeWrite {
     pub(super) broken: AtomicBool,
     /// The target could not be flushed once. What it had answered until then may be lost, whatever later flushes say.
     pub(super) unflushed: AtomicBool,
+    /// One permit for each copy that has a buffer.
+    pub(super) room: Semaphore,
     pub(super) buffers: Mutex<Vec<Buffer>>,
     pub(super) by_writes: AtomicU64,
     pub(super) by_order: AtomicU64,
@@ -143,6 +159,7 @@ impl CopyBeforeWrite {
             claims: Arc::default(),
             broken: AtomicBool::new(false),
             unflushed: AtomicBool::new(false),
+            room: Semaphore::new((ROOM_BYTES / piece_bytes(cluster.bytes())).max(1) as usize),
             buffers: Mutex::default(),
             by_writes: AtomicU64::new(0),
             by_order: AtomicU64::new(0),
@@ -264,14 +281,15 @@ impl CopyBeforeWrite {
     }
 
     pub(super) fn take_buffer(&self, length: u64) -> Buffer {
-        let mut buffer = self.buffers.lock().pop().unwrap_or_default();
+        let kept = (length <= KEPT_BYTES).then(|| self.buffers.lock().pop()).flatten();
+        let mut buffer = kept.unwrap_or_default();
         buffer.set_len(length as usize);
         buffer
     }
 
     pub(super) fn give_buffer(&self, buffer: Buffer) {
         let mut buffers = self.buffers.lock();
-        if buffers.len() < 64 {
+        if buffers.len() < KEPT_MAX && buffer.len() as u64 <= KEPT_BYTES {
             buffers.push(buffer);
         }
     }

@@ -1,8 +1,9 @@
-use super::{CopyBeforeWriteDriver, CopyingFilter, Settings};
+use super::{CopyBeforeWrite, CopyBeforeWriteDriver, CopyingFilter, Settings};
 use crate::{
     MemoryDriver,
     conformance::{OpenNodeArgs, open_node, options_of},
 };
+use driveline_bitmap::Granularity;
 use driveline_graph::{Driver, OpenArgs};
 use futures::executor::block_on;
 use serde_json::json;
@@ -59,4 +60,18 @@ fn a_reopen_keeps_the_point_in_time_or_is_refused() {
             }
         }
     });
+}
+
+/// Clusters are as long as the user wants them, and each copy in flight has one in memory: 64 of 32 MiB took 2 GiB.
+#[test]
+fn long_clusters_do_not_take_more_memory_than_short_ones() {
+    for (cluster, copies) in [(64 << 10, 512), (32 << 20, 4), (1 << 30, 1)] {
+        let granularity = Granularity::new(cluster).unwrap();
+        let state = CopyBeforeWrite::new(Settings::default(), granularity, 4 << 30, 0, None);
+        let held: Vec<_> = std::iter::from_fn(|| state.room.try_acquire()).take(1000).collect();
+        assert_eq!(held.len(), copies, "of {cluster} bytes each");
+        state.give_buffer(state.take_buffer(cluster.min(4 << 20)));
+        let kept: usize = state.buffers.lock().iter().map(|buffer| buffer.len()).sum();
+        assert_eq!(kept > 0, cluster <= 2 << 20);
+    }
 }
