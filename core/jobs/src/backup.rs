@@ -238,7 +238,7 @@ impl Work for Backup {
     }
 
     /// What is said to be copied must not be lost to a power cut, or when the target is closed: nobody hears of that.
-    fn prepare(&self) -> BoxFuture<'_, Result<()>> {
+    fn prepare<'a>(&'a self, _: &'a Arc<Job>) -> BoxFuture<'a, Result<()>> {
         let root = self.root.lock().clone();
         Box::pin(async move {
             let Some(root) = root else { return Ok(()) };

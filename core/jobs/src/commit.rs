@@ -16,11 +16,12 @@
 
 use crate::{
     chain::{Chain, by_file, file_and_format, overlays},
+    copy::PieceError,
     group::{End, Ending, Work},
     holder::UsedHolder,
     job::{Common, Job, JobKind, Stopped},
     manager::Jobs,
-    push::{How, Push, copy_rest, unchanged_from},
+    push::{Faults, How, Push, copy_rest, unchanged_from},
     record::{JobArgs, OnRestart, Phase},
     safe::Copied,
     start::Start,
@@ -89,6 +90,7 @@ struct Commit {
     /// What is left to copy.
     dirty: Arc<Bitmap>,
     copied: Option<Arc<Copied>>,
+    faults: Arc<Faults>,
     /// It is known what is left to copy.
     has_found: bool,
 }
@@ -213,6 +215,7 @@ impl Start {
             hidden,
             dirty,
             copied,
+            faults: Arc::default(),
             has_found,
             chain,
         };
@@ -266,15 +269,19 @@ impl Work for Commit {
         })
     }
 
-    fn prepare(&self) -> BoxFuture<'_, Result<()>> {
+    fn prepare<'a>(&'a self, job: &'a Arc<Job>) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
             let Roots { top: Some(top), base: Some(base) } = self.state.lock().clone() else { return Ok(()) };
-            self.push(&top, &base).once_more().await
+            self.push(&top, &base).once_more(job, &self.jobs.0.runtime).await
         })
     }
 
     fn end<'a>(&'a self, job: &'a Arc<Job>, end: End, into: &'a mut Ending) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move { self.stage_end(job, end, into) })
+    }
+
+    fn take_fault(&self) -> Option<PieceError> {
+        self.faults.take()
     }
 
     fn ended(&self, _: End) {
@@ -286,7 +293,7 @@ impl Commit {
     /// Nobody but the job writes to the base.
     fn push(&self, top: &Root, base: &Root) -> Arc<Push> {
         let how = unchanged_from(self.top_id);
-        Push::new(&self.dirty, (top, base), how, Arc::default(), self.copied.clone())
+        Push::new(&self.dirty, (top, base), how, Arc::default(), self.copied.clone(), self.faults.clone())
     }
 
     /// Zeroes in the base what the end of the top has hidden of it.
@@ -361,10 +368,11 @@ impl Commit {
         if self.active {
             let (dirty, how) = (self.dirty.clone(), unchanged_from(self.top_id));
             let (kept, phase) = (job.kept.get().cloned(), Phase::at_end(success, pivots));
+            let faults = self.faults.clone();
             change.while_drained_first(&[top, base], move |edges| {
                 Box::pin(async move {
                     if success {
-                        copy_rest(&dirty, &edges[0], &edges[1], how).await?;
+                        copy_rest(&dirty, &edges[0], &edges[1], how, &faults).await?;
                     }
                     kept.map_or(Ok(()), |kept| kept.end(phase))
                 })

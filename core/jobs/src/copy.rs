@@ -52,6 +52,8 @@ pub(crate) trait Source: Send + Sync + 'static {
     fn target(&self) -> Option<Root> {
         None
     }
+    /// A flush of the target has failed, which the job may outlast.
+    fn flush_failed(&self) {}
     /// Short pieces are copied one after the other by one task, up to so many bytes: a task costs as much as a short piece.
     fn task_bytes_max(&self) -> u64 {
         PIECE_BYTES_MAX
@@ -302,8 +304,9 @@ impl Flight<'_> {
         }
         let Some(target) = self.source.target() else { return };
         (self.flushing, self.unflushed) = (true, 0);
+        let source = self.source.clone();
         let flush = async move {
-            let flushed = target.flush().await;
+            let flushed = target.flush().await.inspect_err(|_| source.flush_failed());
             flushed.map_err(|error| Error::new(error.errno_code(), error.message()))
         };
         self.launch(flush, || Err(Error::IO), Landed::Flush);

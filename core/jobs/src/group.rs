@@ -11,19 +11,18 @@
 //! Source: QEMU's `job.c`, `JobTxn`.
 
 use crate::{
+    copy::PieceError,
     event::JobEvent,
     holder::Holders,
-    job::{Force, Job, Stopped},
+    job::{self, Force, Job, Stopped, cancelled},
     manager::Jobs,
+    record::Phase,
     state::{JobStatus, Verb},
 };
-use driveline_graph::{BoxFuture, Change, Error, Result};
+use driveline_graph::{BoxFuture, Change, Result};
 use event_listener::Event;
 use parking_lot::Mutex;
 use std::sync::Arc;
-
-/// `ECANCELED`: how a job ends that was cancelled, itself or with its group. The text is QEMU's.
-const CANCELLED: i32 = 125;
 
 /// The work of one kind of job.
 pub(crate) trait Work: Send + Sync + 'static {
@@ -31,13 +30,18 @@ pub(crate) trait Work: Send + Sync + 'static {
     fn run<'a>(&'a self, job: &'a Arc<Job>) -> BoxFuture<'a, Result<(), Stopped>>;
 
     /// Does what is slow, like a flush, before the result takes effect.
-    fn prepare(&self) -> BoxFuture<'_, Result<()>> {
+    fn prepare<'a>(&'a self, _job: &'a Arc<Job>) -> BoxFuture<'a, Result<()>> {
         Box::pin(async { Ok(()) })
     }
 
     /// Puts the job's end into a change, which others may have put theirs into already. It may be called again, with
     /// another end, when that change was not made.
     fn end<'a>(&'a self, job: &'a Arc<Job>, end: End, into: &'a mut Ending) -> BoxFuture<'a, Result<()>>;
+
+    /// What of its own work kept the change from being made. Its policy decides whether that is tried again.
+    fn take_fault(&self) -> Option<PieceError> {
+        None
+    }
 
     /// The change was made.
     fn ended(&self, _end: End) {}
@@ -173,7 +177,7 @@ impl Jobs {
         if let Err(stopped) = result {
             job.set_error(match stopped {
                 Stopped::Failed(error) => error,
-                Stopped::Cancelled => Error::io_text(CANCELLED, "Operation canceled"),
+                Stopped::Cancelled => cancelled(),
             });
             group.break_up();
             job.set_status(JobStatus::Aborting);
@@ -228,14 +232,31 @@ impl Jobs {
         group.until(job, |progress| progress.settled.is_some()).await?;
         let settled = group.progress.lock().settled.clone();
         // All of them fail with the reason why their common change was not made.
-        settled.unwrap_or(Ok(())).map_err(Stopped::Failed)
+        settled.unwrap_or(Ok(())).map_err(|error| match job::is_cancelled(&error) {
+            true => Stopped::Cancelled,
+            false => Stopped::Failed(error),
+        })
     }
 
     async fn finalize_all(&self, members: &[Member]) -> Result<()> {
-        for member in members {
-            member.work.prepare().await?;
+        loop {
+            for member in members {
+                member.work.prepare(&member.job).await?;
+            }
+            let Err(error) = self.end(members, End::Success).await else { return Ok(()) };
+            let faults = members.iter().filter_map(|member| Some((&member.job, member.work.take_fault()?)));
+            let faults: Vec<_> = faults.collect();
+            if faults.is_empty() {
+                return Err(error);
+            }
+            // It may take its time until they are tried again, and none of them is over until then.
+            for kept in members.iter().filter_map(|member| member.job.kept.get()) {
+                kept.warn(kept.set_phase(Phase::Working));
+            }
+            for (job, fault) in faults {
+                job.outlast(fault, &self.0.runtime).await?;
+            }
         }
-        self.end(members, End::Success).await
     }
 
     async fn abort(&self, member: &Member) {

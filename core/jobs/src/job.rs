@@ -1,9 +1,11 @@
 //! A job: its state, and how its user and its work talk to each other.
 
 use crate::{
+    copy::PieceError,
     event::JobEvent,
     journal::Kept,
-    manager::Listeners,
+    limit::SLICE,
+    manager::{Listeners, Runtime},
     mirror::MirrorTop,
     state::{ErrorAction, IoStatus, JobStatus, OnError, Verb},
 };
@@ -11,6 +13,9 @@ use driveline_graph::{Error, Kind, Result};
 use event_listener::Event;
 use parking_lot::Mutex;
 use std::sync::{Arc, OnceLock};
+
+/// `ECANCELED`.
+const CANCELLED: i32 = 125;
 
 /// The kinds of jobs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -154,6 +159,16 @@ impl From<Error> for Stopped {
     }
 }
 
+/// How a job ends that was cancelled, itself or with its group. The text is QEMU's.
+pub(crate) fn cancelled() -> Error {
+    Error::io_text(CANCELLED, "Operation canceled")
+}
+
+/// Is it the error of [`cancelled`]?
+pub(crate) fn is_cancelled(error: &Error) -> bool {
+    error.errno_code() == CANCELLED
+}
+
 impl Job {
     pub(crate) fn new(common: Common, listeners: Arc<Listeners>, changed: Arc<Event>) -> Arc<Self> {
         let state = State {
@@ -218,7 +233,9 @@ impl Job {
             let message = format_args!("The block job for device '{id}' is currently paused");
             return Err(Error::new(Kind::Busy, message));
         }
-        if !state.status.allows(verb) {
+        // An error at the very end stops it there.
+        let stopped_at_end = state.status == JobStatus::Pending && state.paused_by_error;
+        if !state.status.allows(verb) && !(verb == Verb::Resume && stopped_at_end) {
             return Err(self.refusal(verb, state.status));
         }
         match verb {
@@ -371,6 +388,19 @@ impl Job {
             state.io_status = if error.code() == 28 { IoStatus::NoSpace } else { IoStatus::Failed };
         }
         action
+    }
+
+    /// Decides about an error at the very end of a job. If that stops it, it waits here until its user resumes it.
+    ///
+    /// Errors: the policy lets it fail with this one; or it was cancelled.
+    pub(crate) async fn outlast(&self, failed: PieceError, runtime: &Arc<dyn Runtime>) -> Result<()> {
+        match self.on_io_error(&failed.error, failed.operation) {
+            ErrorAction::Report => return Err(failed.error.into()),
+            // What fails at once would fail again at once.
+            ErrorAction::Ignore => runtime.sleep(SLICE).await,
+            ErrorAction::Stop => self.until(|state| state.cancel.is_some() || !state.paused()).await,
+        }
+        if self.is_cancelled() { Err(cancelled()) } else { Ok(()) }
     }
 
     /// Waits until something about the job changes that makes `happened` true.

@@ -14,8 +14,8 @@ use crate::{
     state::JobStatus,
 };
 use driveline_bitmap::Bitmap;
-use driveline_graph::{BoxFuture, Result, Root};
-use driveline_op::{Ask, Buffer, Call, Edge, flag, op, status};
+use driveline_graph::{BoxFuture, Error, Result, Root};
+use driveline_op::{Ask, Buffer, Call, Edge, Error as OpError, flag, op, status};
 use futures::future::{Either, select};
 use parking_lot::Mutex;
 use std::{
@@ -47,6 +47,31 @@ pub(crate) struct How {
     pub(crate) in_flight_bytes: u64,
 }
 
+/// What went wrong with what was copied, beside the pieces that failed: the job's policy has decided about those.
+#[derive(Default)]
+pub(crate) struct Faults {
+    /// The target could not be flushed once. What it had answered until then may be lost, whatever later flushes say.
+    unflushed: AtomicBool,
+    /// Why the rest could not be copied while guests waited.
+    rest: Mutex<Option<PieceError>>,
+}
+
+impl Faults {
+    /// May the target have lost what was copied?
+    pub(crate) fn has_unflushed(&self) -> bool {
+        self.unflushed.load(Relaxed)
+    }
+
+    /// Why the rest could not be copied. It is told once.
+    pub(crate) fn take(&self) -> Option<PieceError> {
+        self.rest.lock().take()
+    }
+
+    fn flush_failed(&self) {
+        self.unflushed.store(true, Relaxed);
+    }
+}
+
 /// What is copied: what `dirty` says, from `from` to `to`.
 pub(crate) struct Push {
     dirty: Arc<Bitmap>,
@@ -55,6 +80,7 @@ pub(crate) struct Push {
     how: How,
     blocking: Arc<AtomicBool>,
     copied: Option<Arc<Copied>>,
+    faults: Arc<Faults>,
     buffers: Buffers,
     cursor: Mutex<u64>,
 }
@@ -67,10 +93,11 @@ impl Push {
         how: How,
         blocking: Arc<AtomicBool>,
         copied: Option<Arc<Copied>>,
+        faults: Arc<Faults>,
     ) -> Arc<Self> {
         let (dirty, from, to) = (dirty.clone(), from.clone(), to.clone());
         let (buffers, cursor) = Default::default();
-        Arc::new(Self { dirty, from, to, how, blocking, copied, buffers, cursor })
+        Arc::new(Self { dirty, from, to, how, blocking, copied, faults, buffers, cursor })
     }
 
     /// Copies until nothing is left.
@@ -95,6 +122,7 @@ impl Push {
     async fn save(&self, runtime: &Arc<dyn Runtime>) {
         let Some(copied) = &self.copied else { return };
         if let Err(error) = copied.save(&self.from, &self.to, || runtime.now()).await {
+            self.faults.flush_failed();
             tracing::debug!("the progress of a job is not saved: {error}");
         }
     }
@@ -133,12 +161,24 @@ impl Push {
     }
 
     /// Copies once more what there is, before guests are kept waiting for the rest: see [`copy_rest`].
-    pub(crate) async fn once_more(self: &Arc<Self>) -> Result<()> {
-        *self.cursor.lock() = 0;
-        while let Ok(Next::Piece(piece)) = self.next().await {
-            self.clone().copy(piece).await.map_err(|failed| failed.error)?;
+    ///
+    /// Errors: those that the job's policy lets it fail with, and [`Job::outlast`]'s.
+    pub(crate) async fn once_more(self: &Arc<Self>, job: &Job, runtime: &Arc<dyn Runtime>) -> Result<()> {
+        while let Err(failed) = self.copy_and_flush().await {
+            job.outlast(failed, runtime).await?;
         }
-        self.to.flush().await
+        Ok(())
+    }
+
+    async fn copy_and_flush(self: &Arc<Self>) -> Result<(), PieceError> {
+        *self.cursor.lock() = 0;
+        while let Next::Piece(piece) = self.next().await? {
+            self.clone().copy(piece).await?;
+        }
+        self.to.flush().await.map_err(|error| {
+            self.faults.flush_failed();
+            PieceError::writing(OpError::new(error.errno_code(), error.message()))
+        })
     }
 
     /// Whole granules: only whole ones become clean.
@@ -216,6 +256,10 @@ impl Source for Push {
         Some(self.to.clone())
     }
 
+    fn flush_failed(&self) {
+        self.faults.flush_failed();
+    }
+
     fn retries(&self) -> bool {
         true
     }
@@ -285,8 +329,29 @@ impl Drop for Flying<'_> {
     }
 }
 
-/// Copies what is left while nothing is in flight, and makes it durable. Then the bitmap is clean.
-pub(crate) async fn copy_rest(dirty: &Bitmap, from: &Edge, to: &Edge, how: How) -> Result<()> {
+/// Copies what is left while nothing is in flight, and makes it durable. Then the bitmap is clean. An error is in `faults`, too.
+pub(crate) async fn copy_rest(
+    dirty: &Bitmap,
+    from: &Edge,
+    to: &Edge,
+    how: How,
+    faults: &Faults,
+) -> Result<()> {
+    let copied = copy_runs(dirty, from, to, how, faults).await;
+    copied.map_err(|failed| {
+        let error = Error::io_text(failed.error.code(), &failed.error);
+        *faults.rest.lock() = Some(failed);
+        error
+    })
+}
+
+async fn copy_runs(
+    dirty: &Bitmap,
+    from: &Edge,
+    to: &Edge,
+    how: How,
+    faults: &Faults,
+) -> Result<(), PieceError> {
     let rest: Vec<Range<u64>> = dirty.bits().iter_dirty().collect();
     for range in rest {
         let mut at = range.start;
@@ -294,15 +359,19 @@ pub(crate) async fn copy_rest(dirty: &Bitmap, from: &Edge, to: &Edge, how: How) 
             let end = range.end.min(at + PIECE_BYTES_MAX);
             let read = Ask { op: op::READ, offset: at, ..Ask::default() };
             let read = Call::new(from.clone(), read, Buffer::new((end - at) as usize)).await;
-            read.result?;
+            read.result.map_err(PieceError::reading)?;
             let How { flags, scope, .. } = how;
             let write = Ask { op: op::WRITE, flags, offset: at, scope, ..Ask::default() };
-            Call::new(to.clone(), write, read.buffer).await.result?;
+            let written = Call::new(to.clone(), write, read.buffer).await;
+            written.result.map_err(PieceError::writing)?;
             at = end;
         }
     }
     let flush = Ask { op: op::FLUSH, ..Ask::default() };
-    Call::new(to.clone(), flush, Buffer::default()).await.result?;
+    Call::new(to.clone(), flush, Buffer::default()).await.result.map_err(|error| {
+        faults.flush_failed();
+        PieceError::writing(error)
+    })?;
     dirty.bits().clear_all();
     Ok(())
 }

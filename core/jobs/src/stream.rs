@@ -99,7 +99,8 @@ impl Start {
             Some(Base::Bottom(bottom)) => {
                 let below = layout.chain(bottom)?;
                 if !layout.chain(&args.device)?.iter().any(|node| node.name() == below[0].name()) {
-                    let text = format_args!("Node '{bottom}' is not in a chain starting from '{}'", args.device);
+                    let text =
+                        format_args!("Node '{bottom}' is not in a chain starting from '{}'", args.device);
                     return Err(Error::new(Kind::Invalid, text));
                 }
                 below.get(1).map(|node| node.name().to_owned())
@@ -177,7 +178,7 @@ impl Work for Stream {
     }
 
     /// What is on its way in the image on top must not be lost when the layers below are gone.
-    fn prepare(&self) -> BoxFuture<'_, Result<()>> {
+    fn prepare<'a>(&'a self, _: &'a Arc<Job>) -> BoxFuture<'a, Result<()>> {
         let root = self.root.lock().clone();
         Box::pin(async move { if let Some(root) = root { root.flush().await } else { Ok(()) } })
     }

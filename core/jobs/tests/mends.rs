@@ -6,13 +6,14 @@ mod kit;
 
 use driveline_graph::{Kind, RootOptions};
 use driveline_jobs::{
-    BackupArgs, BackupSync, Base, BitmapMode, CommitArgs, Completion, JobStatus, MirrorArgs, MirrorSync, OnError, StreamArgs,
+    BackupArgs, BackupSync, Base, BitmapMode, CommitArgs, Completion, IoStatus, JobStatus, MirrorArgs,
+    MirrorSync, OnError, Runtime, StreamArgs,
 };
 use kit::{
     bench::{Bench, SIZE, object},
     drivers::CLUSTER,
 };
-use std::sync::atomic::Ordering::SeqCst;
+use std::{sync::atomic::Ordering::SeqCst, time::Duration};
 
 fn mirror(target: &str) -> MirrorArgs {
     MirrorArgs {
@@ -261,11 +262,14 @@ fn what_the_end_of_a_short_image_hides_stays_hidden_when_the_image_goes() {
 fn a_shallow_mirror_fills_the_clusters_of_a_target_without_a_backing() {
     for sync in [MirrorSync::Top, MirrorSync::None] {
         let bench = Bench::new(8);
-        let image = object(serde_json::json!({ "driver": "cow", "node-name": "copy", "size": SIZE, "backing": null }));
+        let image = object(
+            serde_json::json!({ "driver": "cow", "node-name": "copy", "size": SIZE, "backing": null }),
+        );
         let graph = bench.graph.clone();
         let empty = bench.sim.run(async move {
             let mut change = graph.change().await;
-            let top = serde_json::json!({ "driver": "cow", "node-name": "top", "size": SIZE, "backing": "a2" });
+            let top =
+                serde_json::json!({ "driver": "cow", "node-name": "top", "size": SIZE, "backing": "a2" });
             change.add_node(graph.parse(object(top), &[]).unwrap()).await.unwrap();
             change.add_node(graph.parse(image, &[]).unwrap()).await.unwrap();
             change.set_drive("vda", "top").unwrap();
@@ -329,4 +333,98 @@ fn a_target_that_cannot_be_flushed_leaves_all_dirty() {
         assert_eq!((before, bench.dirty("drive-a")), (2 * CLUSTER, 2 * CLUSTER), "{mode:?}");
         bench.check_clean();
     }
+}
+
+/// Errors after the last guest's write of a job that waits to be finalized failed it, whatever its policy was.
+#[test]
+fn an_error_at_the_very_end_of_a_job_goes_by_its_policy() {
+    for cancels in [false, true] {
+        let bench = Bench::new(11);
+        bench.image("copy");
+        bench.fault_above("copy");
+        let guest = bench.root("drive-a");
+        let args =
+            MirrorArgs { on_target_error: OnError::Stop, manual_finalize: true, ..mirror("copy-fault") };
+        start_mirror(&bench, args);
+        comes_to(&bench, JobStatus::Ready);
+        bench.jobs.complete("j").unwrap();
+        comes_to(&bench, JobStatus::Pending);
+        bench.world.faults.store(1, SeqCst);
+        bench.write(&guest, CLUSTER, vec![99; CLUSTER as usize]);
+        bench.jobs.finalize("j").unwrap();
+        bench.sleep(1000);
+        let info = bench.jobs.get("j").unwrap();
+        assert!(
+            info.status == JobStatus::Pending && info.paused && info.io_status == IoStatus::Failed,
+            "{info:?}"
+        );
+        if cancels {
+            bench.jobs.cancel("j", true).unwrap();
+            assert_eq!(bench.wait("j").as_deref(), Some("Operation canceled"));
+            assert!(bench.events.lock().contains(&"j CANCELLED".to_owned()));
+            assert_eq!(bench.chain("drive-a"), "a2 a1 a0");
+        } else {
+            bench.world.faults.store(0, SeqCst);
+            bench.jobs.resume("j").unwrap();
+            assert_eq!(bench.wait("j"), None);
+            assert_eq!(bench.chain("drive-a"), "copy");
+            assert_eq!(bench.read("drive-a")[CLUSTER as usize], 99);
+        }
+        bench.world.faults.store(0, SeqCst);
+        bench.check_clean();
+    }
+}
+
+/// The same for what is copied while guests wait, and for a flush.
+#[test]
+fn errors_that_are_ignored_are_so_to_the_very_end() {
+    for seed in 0..30 {
+        let bench = Bench::new(seed);
+        bench.image("copy");
+        bench.fault_above("copy");
+        let guest = bench.root("drive-a");
+        let args =
+            MirrorArgs { on_target_error: OnError::Ignore, manual_finalize: true, ..mirror("copy-fault") };
+        start_mirror(&bench, args);
+        comes_to(&bench, JobStatus::Ready);
+        bench.jobs.complete("j").unwrap();
+        comes_to(&bench, JobStatus::Pending);
+        bench.world.faults.store(12, SeqCst);
+        bench.world.delay_ms.store(2, SeqCst);
+        let sim = bench.sim.clone();
+        bench.sim.go(async move {
+            for at in 0..100 {
+                let cluster = sim.below(SIZE / CLUSTER);
+                let _ = guest.write(cluster * CLUSTER, &[at; CLUSTER as usize], 0).await;
+                sim.sleep(Duration::from_millis(1)).await;
+            }
+            guest.close().await.unwrap();
+        });
+        bench.sleep(10);
+        bench.jobs.finalize("j").unwrap();
+        assert_eq!(bench.wait("j"), None, "seed {seed}");
+        bench.sleep(1000);
+        bench.world.faults.store(0, SeqCst);
+        assert_eq!(bench.chain("drive-a"), "copy");
+        bench.check_clean();
+    }
+}
+
+/// A mirror's bitmap said that nothing was missing in a target that could not be flushed.
+#[test]
+fn a_mirror_whose_target_cannot_be_flushed_leaves_all_dirty() {
+    let bench = Bench::new(12);
+    bench.image("copy");
+    bench.fault_above("copy");
+    let guest = bench.root("drive-a");
+    bench.write(&guest, 3 * CLUSTER, vec![9; 2 * CLUSTER as usize]);
+    bench.world.flush_fault.store(true, SeqCst);
+    let (bitmap, bitmap_mode) = (Some("daily".into()), BitmapMode::Always);
+    let sync = MirrorSync::Bitmap;
+    start_mirror(&bench, MirrorArgs { sync, bitmap, bitmap_mode, ..mirror("copy-fault") });
+    comes_to(&bench, JobStatus::Ready);
+    bench.jobs.complete("j").unwrap();
+    assert!(bench.wait("j").is_some());
+    assert_eq!(bench.dirty("drive-a"), 2 * CLUSTER);
+    bench.check_clean();
 }

@@ -18,13 +18,13 @@ mod top;
 use crate::{
     bitmap_mode::BitmapMode,
     commit::{has_found, own_bitmap},
-    copy::PIECE_BYTES_MAX,
+    copy::{PIECE_BYTES_MAX, PieceError},
     group::{End, Ending, Work},
     holder::{HOLDER_DRIVER, UsedHolder},
     job::{Common, Job, JobKind, Stopped},
     journal::Kept,
     manager::Jobs,
-    push::{How, Push, copy_rest},
+    push::{Faults, How, Push, copy_rest},
     record::{JobArgs, OnRestart, Phase},
     safe::Copied,
     start::Start,
@@ -141,6 +141,7 @@ struct Mirror {
     target_backing: Option<String>,
     how: How,
     shared: Arc<Shared>,
+    faults: Arc<Faults>,
     /// It is known what is left to copy.
     has_found: bool,
     roots: Mutex<Option<Roots>>,
@@ -283,6 +284,7 @@ impl Start {
             target_backing: args.target_backing,
             how,
             shared,
+            faults: Arc::default(),
             has_found,
             roots: Mutex::new(Some(roots)),
             holder,
@@ -416,15 +418,19 @@ impl Work for Mirror {
         })
     }
 
-    fn prepare(&self) -> BoxFuture<'_, Result<()>> {
+    fn prepare<'a>(&'a self, job: &'a Arc<Job>) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
             let Some(roots) = self.roots.lock().clone() else { return Ok(()) };
-            self.push(&roots).once_more().await
+            self.push(&roots).once_more(job, &self.jobs.0.runtime).await
         })
     }
 
     fn end<'a>(&'a self, job: &'a Arc<Job>, end: End, into: &'a mut Ending) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move { self.stage_end(job, end, into) })
+    }
+
+    fn take_fault(&self) -> Option<PieceError> {
+        self.faults.take()
     }
 
     fn ended(&self, _: End) {
@@ -437,7 +443,14 @@ impl Mirror {
     fn push(&self, roots: &Roots) -> Arc<Push> {
         let blocking = self.shared.blocking.clone();
         let Shared { dirty, copied, .. } = &*self.shared;
-        Push::new(dirty, (&roots.source, &roots.target), self.how, blocking, copied.clone())
+        Push::new(
+            dirty,
+            (&roots.source, &roots.target),
+            self.how,
+            blocking,
+            copied.clone(),
+            self.faults.clone(),
+        )
     }
 
     /// Marks what is to be copied. What guests write is marked by its way through the source.
@@ -514,10 +527,11 @@ impl Mirror {
         }
         let (dirty, how, success) = (self.shared.dirty.clone(), self.how, end.is_success());
         let (kept, phase) = (job.kept.get().cloned(), Phase::at_end(success, pivots));
+        let faults = self.faults.clone();
         change.while_drained_first(&[source, target], move |edges| {
             Box::pin(async move {
                 if success {
-                    copy_rest(&dirty, &edges[0], &edges[1], how).await?;
+                    copy_rest(&dirty, &edges[0], &edges[1], how, &faults).await?;
                 }
                 kept.map_or(Ok(()), |kept| kept.end(phase))
             })
@@ -525,7 +539,8 @@ impl Mirror {
         let says = match self.bitmap_mode {
             BitmapMode::Never => false,
             BitmapMode::OnSuccess => end.is_success(),
-            BitmapMode::Always => true,
+            // If the target may have lost some, the bitmap goes on saying all that it said.
+            BitmapMode::Always => end.is_success() || !self.faults.has_unflushed(),
         };
         if let Some(used) = self.bitmap.lock().as_ref().filter(|_| says) {
             change.set_bits(used.bitmap(), &self.shared.dirty);

@@ -141,8 +141,7 @@ impl Pass {
 }
 
 struct Fault(World);
-static FAULT: OpTable<Fault> = 
-    OpTable::new().read(Fault::read).write(Fault::write).flush(Fault::flush);
+static FAULT: OpTable<Fault> = OpTable::new().read(Fault::read).write(Fault::write).flush(Fault::flush);
 
 impl Fault {
     fn strike(&self) -> OpResult {

@@ -1,8 +1,6 @@
 //! A journal in memory: what of a job would be found if the program were killed now.
 
-use driveline_bitmap::{
-    Bitmap, Bits, Durability, Granularity, Half, Ledger, Record, StoreBinding, View,
-};
+use driveline_bitmap::{Bitmap, Bits, Durability, Granularity, Half, Ledger, Record, StoreBinding, View};
 use driveline_graph::{Error, Kind, Result};
 use driveline_jobs::{FoundBitmap, FoundJob, JobRecord, Journal, OnRestart, Page};
 use parking_lot::Mutex;
