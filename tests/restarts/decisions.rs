@@ -380,3 +380,42 @@ fn a_job_that_had_ended_is_known_by_its_images() {
         world.end();
     }
 }
+
+/// A job that its user resumed had left its group: it ended without the others, which could not go on any more.
+#[test]
+fn jobs_that_end_together_are_resumed_together() {
+    if !have("restarts", &TOOLS) {
+        return;
+    }
+    let nodes = "[node.top]\ndriver = \"raw\"\nfile = \"disk.raw\"\n[node.more]\ndriver = \"raw\"\nfile = \"more.raw\"\n";
+    let mut world = World::new(21, nodes, "top", |directory| {
+        for name in ["disk.raw", "more.raw"] {
+            std::fs::write(directory.join(name), vec![0x11; SIZE as usize]).unwrap();
+        }
+    });
+    raw_target(&mut world);
+    let (copy, away, other) = (world.path("copy.raw"), world.path("away"), world.path("other.raw"));
+    std::fs::File::create(&other).unwrap().set_len(SIZE).unwrap();
+    let file = json!({ "driver": "file", "filename": other });
+    world.qmp.run("blockdev-add", json!({ "driver": "raw", "node-name": "other", "file": file }));
+    let action = |id: &str, device: &str, target: &str| {
+        let data =
+            json!({ "device": device, "target": target, "sync": "full", "job-id": id, "speed": SPEED });
+        json!({ "type": "blockdev-mirror", "data": data })
+    };
+    let actions = json!([action("one", "vda", "copy"), action("two", "more", "other")]);
+    let arguments = json!({ "actions": actions, "properties": { "completion-mode": "grouped" } });
+    world.qmp.run("transaction", arguments);
+    world.kill_midway("one");
+    std::fs::rename(&copy, &away).unwrap();
+    let jobs = world.start();
+    assert!(jobs.len() == 2 && jobs.iter().all(|job| job["outcome"] == "failed"), "{jobs:?}");
+    std::fs::rename(&away, &copy).unwrap();
+    world.qmp.run("x-driveline-interrupted-job-resume", json!({ "id": "two" }));
+    let jobs = world.qmp.run("x-driveline-query-interrupted-jobs", json!({}));
+    assert!(jobs.as_array().unwrap().iter().all(|job| job["outcome"] == "resumed"), "{jobs}");
+    world.qmp.run("job-cancel", json!({ "id": "two" }));
+    world.qmp.wait_event("BLOCK_JOB_CANCELLED", "two");
+    world.qmp.wait_event("BLOCK_JOB_CANCELLED", "one");
+    world.end();
+}

@@ -75,20 +75,37 @@ impl Journals {
         reports
     }
 
-    /// Tries once more with a job that could not go on.
+    /// Tries once more with a job that could not go on, and with those that end together with it.
     ///
-    /// Errors: there is none of that id, or it still cannot.
+    /// Errors: there is none of that id, or they still cannot.
     pub(crate) async fn resume(&self, jobs: &Jobs, id: &str) -> Result<()> {
         let _turn = self.turn.lock().await;
         let failed = self.failed(id)?;
-        let reports = self.restart(jobs, std::slice::from_ref(&failed.file)).await;
-        for report in reports {
-            self.replace(report.clone());
-            if report.outcome == Outcome::Failed {
-                return Err(Error::new(Kind::Invalid, report));
-            }
+        let reports = self.restart(jobs, &self.together(&failed.file)).await;
+        reports.iter().for_each(|report| self.replace(report.clone()));
+        // What is wrong with itself says more than what is wrong with another one.
+        let failed = reports.into_iter().filter(|report| report.outcome == Outcome::Failed);
+        match failed.min_by_key(|report| report.id != id) {
+            Some(report) => Err(Error::new(Kind::Invalid, report)),
+            None => Ok(()),
         }
-        Ok(())
+    }
+
+    /// The files of a job that waits for a decision, and of those that end together with it.
+    fn together(&self, file: &Path) -> Vec<PathBuf> {
+        let candidates = self.candidates();
+        let group = |candidate: &Candidate| candidate.record.as_ref().ok()?.group.clone();
+        let own = candidates.iter().find(|candidate| candidate.path == file).and_then(group);
+        let interrupted = self.interrupted.lock();
+        let waits =
+            |path: &Path| interrupted.iter().any(|job| job.file == path && job.outcome == Outcome::Failed);
+        let is_one =
+            |one: &Candidate| one.path == file || own.is_some() && group(one) == own && waits(&one.path);
+        let mut files: Vec<_> = candidates.into_iter().filter(is_one).map(|one| one.path).collect();
+        if files.is_empty() {
+            files.push(file.to_owned());
+        }
+        files
     }
 
     /// Gives up a job that could not go on.
