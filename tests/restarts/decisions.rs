@@ -381,6 +381,44 @@ fn a_job_that_had_ended_is_known_by_its_images() {
     }
 }
 
+/// What somebody else has put into the target was copied over as soon as the program was started.
+#[test]
+fn a_mirror_asks_before_it_copies_over_a_target_that_somebody_else_has_changed() {
+    if !have("restarts", &TOOLS) {
+        return;
+    }
+    let mut world = World::raw(20);
+    raw_target(&mut world);
+    begin(&mut world, "blockdev-mirror", json!({ "device": "vda", "target": "copy", "sync": "full" }));
+    world.kill_midway("work");
+    let copy = world.path("copy.raw");
+    std::fs::write(&copy, vec![0x77; SIZE as usize]).unwrap();
+    // Long after the program was seen alive.
+    let later = std::time::SystemTime::now() + std::time::Duration::from_secs(60);
+    std::fs::File::options().write(true).open(&copy).unwrap().set_modified(later).unwrap();
+    for _ in 0..2 {
+        let jobs = world.start();
+        assert_eq!(jobs[0]["outcome"], "failed", "{jobs:?}");
+        let reason = jobs[0]["reason"].as_str().unwrap();
+        assert!(reason.contains("copy.raw") && reason.contains("somebody else has changed"), "{reason}");
+        assert!(std::fs::read(&copy).unwrap().iter().all(|byte| *byte == 0x77));
+        world.begin_to_write();
+        world.wait_written(20);
+        world.kill();
+    }
+    world.start();
+    world.begin_to_write();
+    world.qmp.run("x-driveline-interrupted-job-resume", json!({ "id": "work" }));
+    world.hurry("work");
+    world.qmp.wait_event("BLOCK_JOB_READY", "work");
+    world.stop_writing();
+    let kept = keep(&world);
+    world.qmp.run("block-job-cancel", json!({ "device": "work" }));
+    world.wait_completed("work");
+    run("cmp", &[&copy, &kept]);
+    world.end();
+}
+
 /// A job that its user resumed had left its group: it ended without the others, which could not go on any more.
 #[test]
 fn jobs_that_end_together_are_resumed_together() {

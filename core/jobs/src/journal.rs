@@ -122,6 +122,7 @@ impl Kept {
     pub(crate) fn began(&self, group: Option<&str>) {
         let begun = self.write(|record| {
             record.unwatched = false;
+            record.foreign_target = false;
             if record.phase == Phase::Starting {
                 record.phase = Phase::Finding;
                 record.group = group.map(str::to_owned);

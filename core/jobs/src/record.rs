@@ -120,6 +120,9 @@ pub struct JobRecord {
     /// It could not go on, and guests may have written since: its progress says nothing of that.
     #[serde(default)]
     pub unwatched: bool,
+    /// Somebody else has changed the target of a mirror, and its user has not said that it is to be copied over.
+    #[serde(default)]
+    pub foreign_target: bool,
 }
 
 impl JobRecord {
@@ -136,6 +139,7 @@ impl JobRecord {
             target_is_implicit: false,
             group: None,
             unwatched: false,
+            foreign_target: false,
         }
     }
 

@@ -24,10 +24,11 @@ pub enum Restarted {
 }
 
 impl Start {
-    /// Stages a job that was found written down, so that it goes on where it was.
+    /// Stages a job that was found written down, so that it goes on where it was. A mirror copies over a target that somebody else has
+    /// changed ([`JobRecord::foreign_target`]) only if its user `insists`.
     ///
-    /// Errors: what it works on is not there or cannot be opened; what was found is untouched.
-    pub async fn restart(&mut self, found: FoundJob) -> Result<Restarted> {
+    /// Errors: that; what it works on is not there or cannot be opened; what was found is untouched.
+    pub async fn restart(&mut self, found: FoundJob, insists: bool) -> Result<Restarted> {
         let record = &found.record;
         match record.phase {
             Phase::Starting => return Ok(Restarted::Lost("it had not begun when the program ended".into())),
@@ -53,6 +54,15 @@ impl Start {
         if let Some(node) = point_in_time(&layout, layout.node_or_drive(&device)?.name()) {
             let text = format!("the point in time that '{node}' showed ended with the program");
             return Ok(Restarted::Lost(text));
+        }
+        if let (JobArgs::Mirror(_), Some(target), true) =
+            (&record.args, &record.target, record.foreign_target && !insists)
+        {
+            let target = said(target);
+            let text = format_args!(
+                "somebody else has changed {target}, which it copies to; resumed, it copies all over that"
+            );
+            return Err(Error::new(Kind::Invalid, text));
         }
         let found_args = match record.args.clone() {
             JobArgs::Stream(args) => stream(&layout, record, args)?.map(JobArgs::Stream),

@@ -75,7 +75,7 @@ impl Journals {
         let opened = Store::open(path, &OpenOptions::new(self.boot_id)).map_err(store_error)?;
         let Opened { store, bitmaps, owner, heartbeat, same_boot, damage, .. } = opened;
         let owner = owner.ok_or_else(|| Error::new(Kind::Corrupt, "its record is lost"))?;
-        let (record, known) = decode(&owner)?;
+        let (mut record, known) = decode(&owner)?;
         let verdict = |verdict: &Verdict| match verdict {
             Verdict::AllDirty { reason } => Some(reason.clone()),
             _ => None,
@@ -87,6 +87,15 @@ impl Journals {
         let lost = damage.or(powered_off).or(unwatched);
         let lost = lost.or_else(|| bitmaps.iter().find_map(|found| verdict(&found.verdict)));
         let lost = lost.or_else(|| (!outside.is_empty()).then(|| outside.join("; ")));
+        let target = record.target.as_ref().and_then(|target| target.file.clone());
+        let only_target = |mut files: Fingerprint| {
+            files.files.retain(|file| Some(&file.path) == target.as_ref());
+            files
+        };
+        let (target_known, target_now) = (only_target(known.clone()), only_target(now));
+        let is_foreign =
+            !stores::changes_outside(&target_known, &target_now, same_boot, heartbeat).is_empty();
+        record.foreign_target |= is_foreign && matches!(record.args, JobArgs::Mirror(_));
         let bitmaps = bitmaps.into_iter().map(|found| FoundBitmap {
             ledger: found.ledger,
             record: found.record,

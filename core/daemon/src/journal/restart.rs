@@ -63,7 +63,7 @@ impl Journals {
         // A backup's filter goes on top of a drive, where those of other jobs cannot be put any more.
         groups.sort_by_key(|(_, has_backup, _)| *has_backup);
         for (.., paths) in groups {
-            reports.extend(self.restart(jobs, &paths).await);
+            reports.extend(self.restart(jobs, &paths, false).await);
         }
         for report in &reports {
             match report.outcome {
@@ -81,7 +81,7 @@ impl Journals {
     pub(crate) async fn resume(&self, jobs: &Jobs, id: &str) -> Result<()> {
         let _turn = self.turn.lock().await;
         let failed = self.failed(id)?;
-        let reports = self.restart(jobs, &self.together(&failed.file)).await;
+        let reports = self.restart(jobs, &self.together(&failed.file), true).await;
         reports.iter().for_each(|report| self.replace(report.clone()));
         // What is wrong with itself says more than what is wrong with another one.
         let failed = reports.into_iter().filter(|report| report.outcome == Outcome::Failed);
@@ -173,8 +173,8 @@ impl Journals {
         }
     }
 
-    /// Lets jobs go on that end together, all of them or none.
-    async fn restart(&self, jobs: &Jobs, paths: &[PathBuf]) -> Vec<Interrupted> {
+    /// Lets jobs go on that end together, all of them or none. `insists`: their user has asked for it.
+    async fn restart(&self, jobs: &Jobs, paths: &[PathBuf], insists: bool) -> Vec<Interrupted> {
         let mut start = jobs.begin().await;
         let mut cases: Vec<Case> = Vec::new();
         for path in paths {
@@ -190,7 +190,7 @@ impl Journals {
                 }
             };
             let (record, page, left) = (found.record.clone(), found.page.clone(), left(&found));
-            let (outcome, reason) = match start.restart(found).await {
+            let (outcome, reason) = match start.restart(found, insists).await {
                 Ok(Restarted::Staged(_)) => (Outcome::Resumed, None),
                 Ok(Restarted::Finished(reason)) => (Outcome::Finished, Some(reason)),
                 Ok(Restarted::Lost(reason)) => (Outcome::Dropped, Some(reason)),
