@@ -468,6 +468,18 @@ pub trait OpenNode: Send + Sync {
         None
     }
 
+    /// Hears of its children each time that the graph is wired, before any request comes that way: for a node that goes on with
+    /// something after the request it began with (see [`OpenNode::own_work`]).
+    fn wired(&self, children: &[OpenChild]) {
+        let _ = children;
+    }
+
+    /// What the node does by itself, after the request that it began with was answered: is ready when there is nothing more of
+    /// it. Whatever drains the node waits for that, too. `None`: there is nothing.
+    fn own_work(&self) -> Option<BoxFuture<'static, ()>> {
+        None
+    }
+
     /// The file or device that it is, for people and for images that name their backing file.
     fn filename(&self) -> Option<PathBuf> {
         None

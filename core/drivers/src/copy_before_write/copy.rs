@@ -1,9 +1,8 @@
 //! Old data goes to the target.
 
-use super::state::{CopyBeforeWrite, OnCopyError, Side, piece_bytes};
+use super::state::{CopyBeforeWrite, Side, piece_bytes};
 use driveline_op::{DiscardRequest, Error, Next, Result, WriteZeroesRequest, flag, status};
-use futures::future::{Either, select};
-use std::{ops::Range, pin::pin, sync::atomic::Ordering::Relaxed};
+use std::{ops::Range, sync::atomic::Ordering::Relaxed};
 
 /// How much is claimed at once when all of it is zeroes.
 const ZEROES_BYTES: u64 = 1 << 30;
@@ -12,49 +11,13 @@ const ZEROES_BYTES: u64 = 1 << 30;
 pub(super) struct Failure(pub(super) Side, pub(super) Error);
 
 impl CopyBeforeWrite {
-    /// Returns when `range` may be overwritten.
-    ///
-    /// Errors: what it overwrites cannot be copied, and that is to break the write.
-    #[inline]
-    pub(super) async fn before_write(&self, next: &mut Next<'_>, range: Range<u64>) -> Result<()> {
-        if self.is_broken() || self.may_overwrite(&range) {
-            return Ok(());
-        }
-        // On the heap: only the first write of a cluster comes here, and the others need no room for it.
-        Box::pin(self.copy_for_write(next, range)).await
-    }
-
-    #[cold]
-    async fn copy_for_write(&self, next: &mut Next<'_>, range: Range<u64>) -> Result<()> {
-        let range = self.whole(&range);
-        let copying = async {
-            let copied = self.copy(next, range.clone()).await?;
-            self.make_safe(next, range.clone()).await?;
-            self.give_up(next, range).await;
-            Ok(copied)
-        };
-        let copied = if self.settings.timeout.is_zero() {
-            copying.await
-        } else {
-            let late = pin!(driveline_engine::sleep(self.settings.timeout));
-            match select(pin!(copying), late).await {
-                Either::Left((copied, _)) => copied,
-                Either::Right(_) => Err(Failure(Side::Target, Error::new(110, "the copy takes too long"))),
-            }
-        };
-        match (copied, self.settings.on_error) {
-            (Ok(bytes), _) => {
-                self.by_writes.fetch_add(bytes, Relaxed);
-                Ok(())
-            }
-            (Err(Failure(_, error)), OnCopyError::BreakGuestWrite) => Err(error),
-            (Err(Failure(side, error)), OnCopyError::BreakSnapshot) => {
-                if !self.broken.swap(true, Relaxed) {
-                    tracing::warn!(?side, "a point in time is lost, because a copy failed: {error}");
-                }
-                Ok(())
-            }
-        }
+    /// Copies `range`, of whole clusters, before it is overwritten, and makes the copy safe.
+    pub(super) async fn copy_for_write(&self, next: &mut Next<'_>, range: Range<u64>) -> Result<(), Failure> {
+        let bytes = self.copy(next, range.clone()).await?;
+        self.make_safe(next, range.clone()).await?;
+        self.give_up(next, range).await;
+        self.by_writes.fetch_add(bytes, Relaxed);
+        Ok(())
     }
 
     /// Copies `range`, of whole clusters, as far as it is not copied. Returns how many bytes were.

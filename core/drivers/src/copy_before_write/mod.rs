@@ -19,6 +19,9 @@
 //! ([`flag::UNCHANGED`]) pass. Reading the point in time fails with `EACCES` outside of the bitmap, where it was discarded, and
 //! everywhere once it is lost.
 //!
+//! A copy that takes longer than `cbw-timeout` is not given up: it goes on by itself, because nobody can take back what a disk
+//! or a server was asked for. Its write is answered, and who drains or closes the node waits for the copy.
+//!
 //! Copies in flight have 128 MiB of memory together, or one cluster if that is longer: the others wait.
 //!
 //! Source: QEMU qapi/block-core.json, `BlockdevOptionsCbw`; docs of fleecing. A `min-cluster-size` of 1 GiB and more ends QEMU
@@ -30,15 +33,17 @@ mod safe;
 mod state;
 #[cfg(test)]
 mod tests;
+mod timed;
 
 pub use safe::{MakeSafe, Safe};
 pub use state::{Compress, Copied, CopyBeforeWrite, OnCopyError, Settings, Side};
 
 use crate::Bytes;
+use copy::Failure;
 use driveline_bitmap::{Bitmap, Granularity};
 use driveline_graph::{
-    BoxFuture, ChildSpec, Description, Driver, DriverKind, Error, Graph, Kind, OpenArgs, OpenNode, Options,
-    Reopened, Result, Role, parse_options, refuse_changes,
+    BoxFuture, ChildSpec, Description, Driver, DriverKind, Error, Graph, Kind, OpenArgs, OpenChild, OpenNode,
+    Options, Reopened, Result, Role, parse_options, refuse_changes,
 };
 use driveline_op::{
     Body, DiscardRequest, Info, Instance, Next, OpTable, WriteRequest, WriteZeroesRequest, flag,
@@ -46,9 +51,11 @@ use driveline_op::{
 use past::Past;
 use serde::Deserialize;
 use std::{
+    ops::Range,
     sync::{Arc, OnceLock},
     time::Duration,
 };
+use timed::Copies;
 
 /// The largest cluster.
 const CLUSTER_BYTES_MAX: u64 = 1 << 30;
@@ -270,6 +277,7 @@ fn open(args: &OpenArgs<'_>, settings: Settings) -> Result<Arc<CopyBeforeWrite>>
 
 /// An open node.
 struct CbwNode {
+    cookie: u64,
     present: Arc<Body<Present>>,
     past: Arc<Body<Past>>,
 }
@@ -278,7 +286,9 @@ impl CbwNode {
     fn new(args: &OpenArgs<'_>, state: Arc<CopyBeforeWrite>) -> Self {
         let cookie = args.cookie;
         let past = Arc::new(Body { cookie, driver: Past(state.clone()) });
-        Self { present: Arc::new(Body { cookie, driver: Present(state) }), past }
+        let copies = Copies::default();
+        copies.wire(cookie, &state, &args.children);
+        Self { cookie, present: Arc::new(Body { cookie, driver: Present { state, copies } }), past }
     }
 }
 
@@ -291,12 +301,32 @@ impl OpenNode for CbwNode {
         Some(Instance::new(self.past.clone(), &past::PAST))
     }
 
+    fn wired(&self, children: &[OpenChild]) {
+        let Present { state, copies } = &self.present.driver;
+        copies.wire(self.cookie, state, children);
+    }
+
+    fn own_work(&self) -> Option<BoxFuture<'static, ()>> {
+        self.present.driver.copies.own_work()
+    }
+
+    fn close<'a>(&'a self, _: &'a [OpenChild]) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async {
+            let copies = &self.present.driver.copies;
+            if let Some(work) = copies.own_work() {
+                work.await;
+            }
+            copies.unwire();
+            Ok(())
+        })
+    }
+
     fn info(&self, children: &[Info]) -> Info {
         children.first().copied().unwrap_or_default()
     }
 
     fn details(&self) -> serde_json::Value {
-        let state = &self.present.driver.0;
+        let state = &self.present.driver.state;
         let Copied { by_writes, by_order } = state.copied();
         serde_json::json!({
             "cluster-size": state.cluster_bytes(),
@@ -308,7 +338,10 @@ impl OpenNode for CbwNode {
 }
 
 /// What the parents of the node call.
-struct Present(Arc<CopyBeforeWrite>);
+struct Present {
+    state: Arc<CopyBeforeWrite>,
+    copies: Copies,
+}
 
 static PRESENT: OpTable<Present> =
     OpTable::new().write(Present::write).discard(Present::discard).write_zeroes(Present::write_zeroes);
@@ -318,21 +351,21 @@ type Done = driveline_op::Result<()>;
 impl Present {
     async fn write(&self, next: &mut Next<'_>, request: &WriteRequest<'_>) -> Done {
         if self.overwrites(request.flags(), request.scope()) {
-            self.0.before_write(next, request.range()).await?;
+            self.before_write(next, request.range()).await?;
         }
         next.write(request).await
     }
 
     async fn write_zeroes(&self, next: &mut Next<'_>, request: &WriteZeroesRequest<'_>) -> Done {
         if self.overwrites(request.flags(), request.scope()) {
-            self.0.before_write(next, request.range()).await?;
+            self.before_write(next, request.range()).await?;
         }
         next.write_zeroes(request).await
     }
 
     async fn discard(&self, next: &mut Next<'_>, request: &DiscardRequest<'_>) -> Done {
         if self.overwrites(request.flags(), request.scope()) {
-            self.0.before_write(next, request.range()).await?;
+            self.before_write(next, request.range()).await?;
         }
         next.discard(request).await
     }
@@ -341,5 +374,37 @@ impl Present {
     #[inline]
     fn overwrites(&self, flags: u32, scope: u64) -> bool {
         flags & flag::UNCHANGED == 0 || scope != 0
+    }
+
+    /// Returns when `range` may be overwritten.
+    ///
+    /// Errors: what it overwrites cannot be copied, and that is to break the write.
+    #[inline]
+    async fn before_write(&self, next: &mut Next<'_>, range: Range<u64>) -> Done {
+        let state = &self.state;
+        if state.is_broken() || state.may_overwrite(&range) {
+            return Ok(());
+        }
+        // On the heap: only the first write of a cluster comes here, and the others need no room for it.
+        Box::pin(self.copy_first(next, state.whole(&range))).await
+    }
+
+    #[cold]
+    async fn copy_first(&self, next: &mut Next<'_>, range: Range<u64>) -> Done {
+        let (state, settings) = (&self.state, &self.state.settings);
+        let copied = match settings.timeout.is_zero() {
+            true => state.copy_for_write(next, range).await,
+            false => self.copies.copy_in_time(state, range).await,
+        };
+        match (copied, settings.on_error) {
+            (Ok(()), _) => Ok(()),
+            (Err(Failure(_, error)), OnCopyError::BreakGuestWrite) => Err(error),
+            (Err(Failure(side, error)), OnCopyError::BreakSnapshot) => {
+                if state.lose() {
+                    tracing::warn!(?side, "a point in time is lost, because a copy failed: {error}");
+                }
+                Ok(())
+            }
+        }
     }
 }

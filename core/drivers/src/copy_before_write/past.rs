@@ -44,7 +44,7 @@ impl Past {
         let all_copied = self.0.is_finished(&range);
         let _shared = match all_copied {
             true => None,
-            false => Some(self.0.claims.hold(range.clone(), false).await),
+            false => Some(self.0.share(range.clone()).await?),
         };
         let mut at = range.start;
         while at < range.end {
@@ -68,7 +68,7 @@ impl Past {
         }
         let _shared = match self.0.is_finished(&range) {
             true => None,
-            false => Some(self.0.claims.hold(range.clone(), false).await),
+            false => Some(self.0.share(range.clone()).await?),
         };
         let (child, run) = self.place(range)?;
         let mut found = next.status_at(child, run).await?;

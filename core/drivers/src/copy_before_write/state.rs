@@ -3,17 +3,23 @@
 use super::safe::{MakeSafe, Safe};
 use async_lock::Semaphore;
 use driveline_bitmap::{Bits, Granularity};
-use driveline_graph::{BoxFuture, Ranges};
+use driveline_graph::{BoxFuture, Hold, Ranges};
 use driveline_op::{Buffer, Error, Next};
+use event_listener::Event;
+use futures::future::{Either, select};
 use parking_lot::Mutex;
 use serde::Deserialize;
 use std::{
     collections::BTreeMap,
     fmt,
     ops::Range,
+    pin::pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{
+            AtomicBool, AtomicU64,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
     time::Duration,
 };
@@ -117,7 +123,9 @@ pub struct CopyBeforeWrite {
     /// Copies hold their clusters alone; who reads the past from the source shares them.
     pub(super) safe: Option<Safe>,
     pub(super) claims: Arc<Ranges>,
-    pub(super) broken: AtomicBool,
+    broken: AtomicBool,
+    /// Tells of it.
+    lost: Event,
     /// The target could not be flushed once. What it had answered until then may be lost, whatever later flushes say.
     pub(super) unflushed: AtomicBool,
     /// One permit for each copy that has a buffer.
@@ -160,6 +168,7 @@ impl CopyBeforeWrite {
             broken: AtomicBool::new(false),
             unflushed: AtomicBool::new(false),
             room: Semaphore::new((ROOM_BYTES / piece_bytes(cluster.bytes())).max(1) as usize),
+            lost: Event::new(),
             buffers: Mutex::default(),
             by_writes: AtomicU64::new(0),
             by_order: AtomicU64::new(0),
@@ -236,6 +245,31 @@ impl CopyBeforeWrite {
             self.unflushed.store(true, Relaxed);
         }
         flushed
+    }
+
+    /// The point in time is lost for good. Returns whether that is new.
+    pub(super) fn lose(&self) -> bool {
+        let is_new = !self.broken.swap(true, SeqCst);
+        self.lost.notify(usize::MAX);
+        is_new
+    }
+
+    /// Is ready when the point in time is lost.
+    pub(super) async fn lost(&self) {
+        let lost = self.lost.listen();
+        if !self.broken.load(SeqCst) {
+            lost.await;
+        }
+    }
+
+    /// Shares a range of the source with others who read it; nobody overwrites it meanwhile.
+    ///
+    /// Errors: the point in time is lost. Who holds the range then may be a copy that never ends.
+    pub(super) async fn share(&self, range: Range<u64>) -> driveline_op::Result<Hold> {
+        match select(pin!(self.claims.hold(range, false)), pin!(self.lost())).await {
+            Either::Left((hold, _)) => Ok(hold),
+            Either::Right(_) => Err(NOT_IN_IT),
+        }
     }
 
     /// Which end of an ordered copy failed that began at `offset`. It is told once.

@@ -96,6 +96,7 @@ impl Change {
             }
         };
         let drained = Drained::begin(&self.affected()).await;
+        self.own_work_ends().await;
         let mut staged = Staged {
             topology: std::mem::take(&mut self.topology),
             before: self.before.topology.clone(),
@@ -211,7 +212,9 @@ impl Change {
         let wired = wire(&topology, self.graph.0.trace);
         self.take_sizes(&topology, &wired, drained);
         for (id, wired) in &wired {
-            *topology.at(*id).node.info.write() = wired.info;
+            let node = &topology.at(*id).node;
+            *node.info.write() = wired.info;
+            node.open.wired(&wired.children);
         }
         for attached in topology.roots.values() {
             let at = topology.root_node(attached);
@@ -289,13 +292,26 @@ impl Change {
         }
     }
 
-    /// The roots above anything that differs or is touched, before or after.
-    fn affected(&self) -> Vec<Arc<RootShared>> {
+    /// Waits for what nodes above anything that differs, or in it, do by themselves. Nothing of it begins any more: it begins
+    /// with requests.
+    fn own_work_ends(&self) -> impl Future<Output = ()> + Send + use<> {
+        let before = &self.before.topology;
+        let differs = self.differing();
+        let of_node = |id: &NodeId| {
+            let work = before.at(*id).node.open.own_work()?;
+            before.reach(*id).iter().any(&differs).then_some(work)
+        };
+        let all = join_all(before.nodes.keys().filter_map(of_node).collect::<Vec<_>>());
+        async move { drop(all.await) }
+    }
+
+    /// Is a node not what it was, or touched?
+    fn differing(&self) -> impl Fn(&NodeId) -> bool {
         let (before, after) = (&*self.before.topology, &self.topology);
         // Changes of a node hold their ranges once somebody may lock some, so none may be half-way through it then.
         let lockers = after.roots.iter().filter(|(id, root)| root.locks && !before.roots.contains_key(id));
         let locked: BTreeSet<NodeId> = lockers.map(|(_, root)| after.root_node(root)).collect();
-        let differs = |id: &NodeId| match (before.nodes.get(id), after.nodes.get(id)) {
+        move |id| match (before.nodes.get(id), after.nodes.get(id)) {
             (Some(a), Some(b)) => {
                 a.children != b.children
                     || a.read_only != b.read_only
@@ -305,9 +321,15 @@ impl Change {
                     || locked.contains(id)
             }
             _ => true,
-        };
+        }
+    }
+
+    /// The roots above anything that differs or is touched, before or after.
+    fn affected(&self) -> Vec<Arc<RootShared>> {
+        let (before, after) = (&*self.before.topology, &self.topology);
+        let differs = self.differing();
         let reaches = |topology: &Topology, root: &Attached| {
-            topology.reach(topology.root_node(root)).iter().any(differs)
+            topology.reach(topology.root_node(root)).iter().any(&differs)
         };
         let mut roots = Vec::new();
         for (id, attached) in &before.roots {
