@@ -272,3 +272,28 @@ fn the_storage_daemon_and_we_keep_each_other_out() {
     daemon.kill().unwrap();
     daemon.wait().unwrap();
 }
+
+/// A file that was closed is locked for as long as the kernel's ring has it, some milliseconds. Who opened it then waited for
+/// that, and who became its writer was refused.
+#[test]
+fn a_lock_that_lingers_is_waited_for_by_new_users_too() {
+    let folder = image();
+    let node = open(&folder, json!({}), true).unwrap();
+    let lingers = |then: &dyn Fn() -> Result<()>| {
+        // A machine that is busy may give the other thread its turn too late; not every time.
+        (0..10).any(|_| {
+            node.node.set_permissions(READ, ALL).unwrap();
+            let other = open(&folder, json!({}), false).unwrap();
+            other.node.set_permissions(READ.or(WRITE), READ).unwrap();
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    std::thread::sleep(std::time::Duration::from_millis(20));
+                    block_on(other.node.close(&[])).unwrap();
+                });
+                then().is_ok()
+            })
+        })
+    };
+    assert!(lingers(&|| node.node.set_permissions(READ, READ)));
+    assert!(lingers(&|| block_on(node.node.set_read_only(&[], false))));
+}

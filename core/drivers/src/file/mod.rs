@@ -270,7 +270,8 @@ fn open(path: PathBuf, options: &FileOptions, read_only: bool, cookie: u64) -> R
 }
 
 /// Tries again for a moment while the file is locked: the kernel gives up the locks of a program that was killed only
-/// some milliseconds later, and a program that has just been forked holds those of its parent until it runs.
+/// some milliseconds later, as those of a file that its ring still has, and a program that has just been forked holds those
+/// of its parent until it runs.
 fn with_patience(take: impl Fn() -> Result<()>) -> Result<()> {
     const TRIES: u32 = 10;
     const PAUSE: std::time::Duration = std::time::Duration::from_millis(10);

@@ -1,6 +1,6 @@
 //! An open file outside the data path.
 
-use super::{access::Access, data::File, extent, io_error, lock, lock::Locks, reopen, zero};
+use super::{access::Access, data::File, extent, io_error, lock, lock::Locks, reopen, with_patience, zero};
 use driveline_graph::{
     BoxFuture, Error, Kind, OpenChild, OpenNode, Permissions, Preallocation, Reopened, Result,
 };
@@ -197,7 +197,9 @@ impl OpenNode for FileNode {
                 // What was written belongs to the time before.
                 file.sync().await.map_err(|error| at_file(&error, "writing back", &self.path))?;
             } else {
-                self.locks.take_write(&file.file, &self.path)?;
+                let (locks, ours, path) = (self.locks.clone(), file.file.clone(), self.path.clone());
+                let take = move || with_patience(|| locks.take_write(&ours, &path));
+                driveline_engine::unblock(take).await?;
             }
             let (ours, path, held) = (file.file.clone(), self.path.clone(), self.locks.held());
             let done = driveline_engine::unblock(move || reopen::reopen(&ours, &path, held, read_only)).await;
@@ -213,7 +215,8 @@ impl OpenNode for FileNode {
     }
 
     fn set_permissions(&self, needs: Permissions, shares: Permissions) -> Result<()> {
-        self.serve(needs, shares)
+        // An instance that was closed a moment ago may still be held by what the kernel had of it, and its locks with it.
+        with_patience(|| self.serve(needs, shares))
     }
 
     fn close<'a>(&'a self, _: &'a [OpenChild]) -> BoxFuture<'a, Result<()>> {
