@@ -480,6 +480,20 @@ pub trait OpenNode: Send + Sync {
         None
     }
 
+    /// Cuts its connections to what it is a client of: what was asked there fails, and is not asked again. Later requests do
+    /// what they do when a connection is lost.
+    ///
+    /// Errors: [`Kind::NotSupported`] if it has none.
+    fn yank(&self) -> Result<()> {
+        Err(Error::new(Kind::NotSupported, "its driver has no connection that could be cut"))
+    }
+
+    /// While it waits for answers over a connection: how many it has had so far. One who sees the same number for long
+    /// waits for a server that does not answer. `None`: it waits for none.
+    fn awaited(&self) -> Option<u64> {
+        None
+    }
+
     /// The file or device that it is, for people and for images that name their backing file.
     fn filename(&self) -> Option<PathBuf> {
         None

@@ -92,6 +92,8 @@ pub(super) struct Calls {
     queue: VecDeque<CallId>,
     generation: u32,
     number: u64,
+    /// How many answers have come.
+    answers: u64,
     spare: Vec<Buffer>,
     spare_bytes: usize,
 }
@@ -136,6 +138,11 @@ impl Calls {
     /// Whether a call waits for its answer.
     pub(super) fn any_open(&self) -> bool {
         self.slots.iter().any(|(_, call)| matches!(call.stage, Stage::Queued | Stage::Sent))
+    }
+
+    /// How many answers have come by now, if a call waits for one.
+    pub(super) fn awaited(&self) -> Option<u64> {
+        self.any_open().then_some(self.answers)
     }
 
     fn get(&mut self, id: CallId) -> Option<&mut Call> {
@@ -235,6 +242,7 @@ impl Calls {
     ///
     /// Errors: it is not, though the server says so.
     pub(super) fn complete(&mut self, id: CallId) -> Result<Option<Waker>, &'static str> {
+        self.answers += 1;
         let Some(call) = self.get(id) else { return Ok(None) };
         let partial = mem::take(&mut call.partial);
         let answer = match (partial.error, call.asked.command) {

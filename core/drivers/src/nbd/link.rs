@@ -52,6 +52,8 @@ struct State {
     /// When requests that wait give up. It is put off only by a server that has answered something since.
     give_up: Option<Instant>,
     calls: Calls,
+    /// Somebody has cut the connection, and the task has not heard of it yet.
+    cut: bool,
     /// The link's task.
     task: Option<Waker>,
 }
@@ -80,7 +82,8 @@ pub(super) enum Ended {
 
 impl Link {
     pub(super) fn new(target: Arc<Target>, terms: Arc<OnceLock<Terms>>) -> Arc<Link> {
-        let state = State { phase: Phase::Idle, give_up: None, calls: Calls::default(), task: None };
+        let state =
+            State { phase: Phase::Idle, give_up: None, calls: Calls::default(), cut: false, task: None };
         Arc::new(Link { target, terms, state: Mutex::new(state) })
     }
 
@@ -140,6 +143,32 @@ impl Link {
         waiting.into_iter().chain(task).for_each(Waker::wake);
     }
 
+    /// Cuts the connection: all that was asked fails. It is connected to again as after a loss.
+    pub(super) fn cut(&self) {
+        let mut state = self.state.lock();
+        let wakers: Vec<Waker> = match state.phase {
+            // The task may be reading an answer just now, so it does the rest itself.
+            Phase::Connected => {
+                state.cut = true;
+                state.task.take().into_iter().collect()
+            }
+            Phase::Waiting => state.calls.fail_all(),
+            Phase::Idle | Phase::Starting | Phase::Failing | Phase::Broken | Phase::Closed => return,
+        };
+        drop(state);
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// Is the connection to end because somebody has cut it?
+    pub(super) fn is_cut(&self) -> bool {
+        self.state.lock().cut
+    }
+
+    /// How many answers have come by now, if a request waits for one.
+    pub(super) fn awaited(&self) -> Option<u64> {
+        self.state.lock().calls.awaited()
+    }
+
     /// Whether the node is closed; if not, the task is woken when it is.
     pub(super) fn is_closed(&self, cx: &Context<'_>) -> bool {
         let mut state = self.state.lock();
@@ -176,9 +205,11 @@ impl Link {
     /// The connection is gone.
     fn lost(&self) {
         let mut state = self.state.lock();
+        let cut = std::mem::take(&mut state.cut);
         if state.phase != Phase::Connected {
             return;
         }
+        let given_up = if cut { state.calls.fail_all() } else { Vec::new() };
         let delay = self.target.reconnect_delay;
         let give_up = *state.give_up.get_or_insert_with(|| now() + delay);
         let wakers = if delay.is_zero() || now() >= give_up {
@@ -189,7 +220,7 @@ impl Link {
             state.calls.lost()
         };
         drop(state);
-        wakers.into_iter().for_each(Waker::wake);
+        given_up.into_iter().chain(wakers).for_each(Waker::wake);
     }
 
     /// Requests have waited long enough.

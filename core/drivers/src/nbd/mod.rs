@@ -22,6 +22,8 @@
 //! another size or other abilities is refused, and tried again: somebody may put it right. One that breaks the protocol is not
 //! tried again.
 //!
+//! [`OpenNode::yank`] cuts the connections: what was asked fails with EIO, and is not sent again.
+//!
 //! What was sent and not answered may have been done, or may even be done *after* it was sent again, if the old server is not
 //! dead but only cut off. The same is so in QEMU; nothing in NBD would tell.
 

@@ -327,6 +327,18 @@ impl OpenNode for NbdNode {
         client.terms().info(client.read_only.load(Relaxed))
     }
 
+    fn yank(&self) -> Result<()> {
+        let client = &self.0.driver;
+        tracing::warn!(target: "driveline::nbd", server = %client.target.address, "the connections are cut");
+        client.links.iter().for_each(|link| link.cut());
+        Ok(())
+    }
+
+    fn awaited(&self) -> Option<u64> {
+        let counts = self.0.driver.links.iter().filter_map(|link| link.awaited());
+        counts.reduce(u64::wrapping_add)
+    }
+
     fn uri(&self) -> Option<String> {
         let target = &self.0.driver.target;
         Some(target.address.uri(&target.wanted.export))

@@ -50,6 +50,10 @@ async fn both<T: Transport>(
             if link.is_closed(cx) {
                 return Poll::Ready(Ended::Closed);
             }
+            if link.is_cut() {
+                let cut = io::Error::new(io::ErrorKind::ConnectionAborted, "it was cut");
+                return Poll::Ready(Ended::Lost(cut));
+            }
             if let Poll::Ready(error) = writer.as_mut().poll(cx) {
                 return Poll::Ready(Ended::Lost(error));
             }

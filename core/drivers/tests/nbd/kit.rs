@@ -57,6 +57,12 @@ impl Server {
         let _ = std::fs::remove_file(socket);
     }
 
+    /// Stops it for a while, or lets it go on.
+    pub(crate) fn signal(&self, name: &str) {
+        let number = self.0.id().to_string();
+        assert!(Command::new("kill").args(["-s", name, &number]).status().unwrap().success());
+    }
+
     fn end(&mut self) {
         let _ = self.0.kill();
         self.0.wait().unwrap();

@@ -1,11 +1,12 @@
 //! Servers that go away, and come back or not.
 
 use crate::kit::{Folder, Server, ask, engine, errno, have, open, seed, text, write};
+use driveline_engine::{sleep, spawn_local, yield_now};
 use driveline_graph::OpenChild;
 use driveline_op::{flag, op};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::json;
-use std::{fs, path::Path};
+use std::{fs, path::Path, time::Duration};
 
 const MIB: u64 = 1 << 20;
 
@@ -191,4 +192,43 @@ fn the_first_connection_is_tried_until_the_server_is_there() {
     // Whichever is first: the node tries again, or the server was quick.
     let _server = Server::nbdkit(&folder.socket(), &["memory", "1M"]);
     engine.block_on(opening).unwrap().unwrap();
+}
+
+/// A server that was stopped, not killed, answers nothing, and its connection stays. Nothing ended the wait for it: neither a
+/// cancel of the job nor the end of the program.
+#[test]
+fn a_cut_connection_fails_what_was_asked_and_is_made_again() {
+    if !have("nbdkit") {
+        return;
+    }
+    for delay in [0, 600] {
+        let (engine, folder) = (engine(), Folder::new());
+        let (image, socket) = (folder.path("disk"), folder.socket());
+        fs::write(&image, vec![7; MIB as usize]).unwrap();
+        let server = file_server(&socket, &image);
+        let node =
+            engine.block_on_local(|| open(folder.options(json!({ "reconnect-delay": delay })))).unwrap();
+        server.signal("STOP");
+        engine.block_on_local(|| async move {
+            let asked = node.clone();
+            let read = spawn_local(async move { ask(&asked, op::READ, 0, 4096, 0).await });
+            while node.node.awaited().is_none() {
+                yield_now().await;
+            }
+            node.node.yank().unwrap();
+            assert_eq!(errno(&read.await.unwrap()), 5, "what was asked is not asked again");
+            assert_eq!(node.node.awaited(), None);
+            server.signal("CONT");
+            // Without a delay requests fail until it is back.
+            let answer = loop {
+                let answer = ask(&node, op::READ, 0, 4096, 0).await;
+                if delay > 0 || errno(&answer) == 0 {
+                    break answer;
+                }
+                sleep(Duration::from_millis(20)).await;
+            };
+            assert_eq!((errno(&answer), &answer.buffer[..2]), (0, &[7, 7][..]));
+            close(&node).await;
+        });
+    }
 }
