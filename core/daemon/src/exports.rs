@@ -128,6 +128,16 @@ impl Listening {
     }
 }
 
+/// Exports of a file, as far as they have come.
+#[derive(Default)]
+struct Begun {
+    /// New servers, and the socket of each once it listens.
+    servers: BTreeMap<Address, (Server, Option<Socket>)>,
+    /// Those on servers that were there before.
+    added: Vec<(Arc<Listening>, String)>,
+    entries: Vec<(String, Entry)>,
+}
+
 struct Entry {
     new: NewExport,
     at: Address,
@@ -159,59 +169,60 @@ impl Exports {
     pub async fn start(&self, exports: Vec<(Address, NewExport)>) -> Result<()> {
         let _turn = self.turn.lock().await;
         self.check_open()?;
-        let mut servers: BTreeMap<Address, Server> = BTreeMap::new();
-        let mut entries = Vec::new();
+        let mut begun = Begun::default();
+        if let Err(error) = self.begin(exports, &mut begun).await {
+            self.take_back(begun).await;
+            return Err(error);
+        }
+        let Begun { servers, entries, .. } = begun;
+        let mut state = self.state.lock();
+        for (address, (server, socket)) in servers {
+            let socket = socket.expect("all of them listen by now");
+            state.servers.insert(address, Arc::new(Listening { server, socket }));
+        }
+        state.exports.extend(entries);
+        Ok(())
+    }
+
+    async fn begin(&self, exports: Vec<(Address, NewExport)>, begun: &mut Begun) -> Result<()> {
         // Those on sockets that are there already can be reached at once, so they come last, and go if one fails.
         let is_there = |address: &Address| self.state.lock().servers.contains_key(address);
         let (late, early): (Vec<_>, Vec<_>) = exports.into_iter().partition(|(address, _)| is_there(address));
         for (address, new) in early {
             self.check_id(&new.id)?;
-            let server = match servers.entry(address.clone()) {
+            let (server, _) = match begun.servers.entry(address.clone()) {
                 Slot::Occupied(there) => there.into_mut(),
                 Slot::Vacant(free) => {
                     let options = ServerOptions { tls: self.server_tls(&new)?, ..ServerOptions::default() };
-                    free.insert(Server::new(self.engine.clone(), options))
+                    free.insert((Server::new(self.engine.clone(), options), None))
                 }
             };
             let shown = add(&self.graph, server, &new).await?;
-            entries.push((new.id.clone(), Entry::new(&new, address, true, shown)));
+            begun.entries.push((new.id.clone(), Entry::new(&new, address, true, shown)));
         }
-        let mut added: Vec<(Arc<Listening>, String)> = Vec::new();
         for (address, new) in late {
             let listening = self.state.lock().servers[&address].clone();
-            let offered = match self.check_id(&new.id).and_then(|()| self.check_tls(&address, &new)) {
-                Ok(()) => add(&self.graph, &listening.server, &new).await,
-                Err(error) => Err(error),
-            };
-            match offered {
-                Ok(shown) => {
-                    added.push((listening, new.name.clone()));
-                    entries.push((new.id.clone(), Entry::new(&new, address, true, shown)));
-                }
-                Err(error) => {
-                    for (listening, name) in added {
-                        listening.server.remove_export(&name).await;
-                    }
-                    return Err(error);
-                }
-            }
+            self.check_id(&new.id).and_then(|()| self.check_tls(&address, &new))?;
+            let shown = add(&self.graph, &listening.server, &new).await?;
+            begun.added.push((listening, new.name.clone()));
+            begun.entries.push((new.id.clone(), Entry::new(&new, address, true, shown)));
         }
-        let mut listening = BTreeMap::new();
-        for (address, server) in servers {
-            match listen(&server, &address) {
-                Ok(socket) => drop(listening.insert(address, Arc::new(Listening { server, socket }))),
-                Err(error) => {
-                    for (listening, name) in added {
-                        listening.server.remove_export(&name).await;
-                    }
-                    return Err(error);
-                }
-            }
+        for (address, (server, socket)) in &mut begun.servers {
+            *socket = Some(listen(server, address)?);
         }
-        let mut state = self.state.lock();
-        state.servers.extend(listening);
-        state.exports.extend(entries);
         Ok(())
+    }
+
+    /// Clients that were quick get their answers and are disconnected; then nobody of them has anything open.
+    async fn take_back(&self, begun: Begun) {
+        for (listening, name) in begun.added {
+            listening.server.remove_export(&name).await;
+        }
+        for (server, _) in begun.servers.into_values() {
+            server.close().await;
+        }
+        drop(begun.entries);
+        self.settle().await;
     }
 
     /// Monitors are served for a while after [`Exports::close`].

@@ -76,3 +76,48 @@ fn a_uri_escapes_what_clients_would_take_apart() {
     assert_eq!(uri(&Socket::Tcp("0.0.0.0:10809".parse().unwrap()), ""), "nbd://127.0.0.1:10809/");
     assert_eq!(uri(&Socket::Tcp("[::1]:1".parse().unwrap()), "d"), "nbd://[::1]:1/d");
 }
+
+/// An export that could not be served took the others with it by dropping their servers: what clients that were quick had open
+/// stayed open, and files stayed locked for writers that were gone.
+#[test]
+fn a_start_that_fails_leaves_no_user_of_the_exports_that_had_come() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("a.img"), [0; 4096]).unwrap();
+    let disk = "[node.disk]\ndriver = \"raw\"\nfile = \"a.img\"\n";
+    let (config, mistakes) = crate::config::Config::parse(&folder.path().join("vm.toml"), disk);
+    let daemon = crate::daemon::Daemon::start(&config, mistakes).unwrap();
+    let new = |id: &str| NewExport {
+        id: id.into(),
+        target: "disk".into(),
+        name: id.into(),
+        description: String::new(),
+        writable: true,
+        writethrough: false,
+        bitmaps: Vec::new(),
+        allocation_depth: false,
+        tls: None,
+        allow_inactive: false,
+        thread: None,
+    };
+    let locks = || {
+        let nodes = daemon.graph().nodes();
+        let file = nodes.iter().find(|view| view.node.driver_name() == "file").unwrap();
+        file.node.open_node().details()["locks"].clone()
+    };
+    let before = locks();
+    // In the order of their addresses: the first one listens by the time that the second cannot.
+    let (good, bad) = (folder.path().join("a.sock"), folder.path().join("nowhere/b.sock"));
+    daemon.engine().block_on_local(|| async {
+        let exports = &daemon.inner().exports;
+        let both = vec![(Address::Unix(good.clone()), new("a")), (Address::Unix(bad), new("b"))];
+        let refused = exports.start(both).await.unwrap_err().to_string();
+        assert!(refused.contains("nowhere/b.sock"), "{refused}");
+        assert!(exports.list().is_empty());
+        assert_eq!(locks(), before, "nobody writes any more");
+        let users = daemon.graph().edges();
+        assert!(!users.iter().any(|edge| format!("{:?}", edge.parent).contains("export")), "{users:?}");
+        assert!(!good.exists());
+        exports.start(vec![(Address::Unix(good.clone()), new("a"))]).await.unwrap();
+    });
+    daemon.stop().unwrap();
+}
