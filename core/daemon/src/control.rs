@@ -168,6 +168,12 @@ impl Control for Program {
         Box::pin(async move { Ok(self.inner()?.stores.release(node).await?) })
     }
 
+    fn node_stays(&self, node: &str) {
+        if let Ok(inner) = self.inner() {
+            inner.stores.stays(node);
+        }
+    }
+
     fn apply<'a>(&'a self, file: &'a Path, wish: ApplyWish) -> BoxFuture<'a, Result<Applied>> {
         Box::pin(async move { self.inner()?.apply(file, wish).await })
     }

@@ -204,10 +204,11 @@ pub(crate) struct BlockdevSetActive {
 
 /// Bitmaps that an image keeps go into it before another program may have it, and come out of it when it is ours again.
 pub(crate) async fn blockdev_set_active(monitor: &Monitor, set: BlockdevSetActive) -> Result<Done> {
+    let all = || monitor.graph().nodes().into_iter().map(|view| view.node.name().to_owned()).collect();
+    let names: Vec<String> = set.node_name.clone().map_or_else(all, |name| vec![name]);
     let going = async {
-        let all = || monitor.graph().nodes().into_iter().map(|view| view.node.name().to_owned()).collect();
-        for name in set.node_name.clone().map_or_else(all, |name| vec![name]) {
-            monitor.control().node_going(&name).await?;
+        for name in &names {
+            monitor.control().node_going(name).await?;
         }
         Ok::<(), Error>(())
     };
@@ -216,6 +217,8 @@ pub(crate) async fn blockdev_set_active(monitor: &Monitor, set: BlockdevSetActiv
         Ok(()) => set_active(monitor, &set).await,
         Err(error) => Err(error),
     };
+    // What is inactive now is not looked at, and what stayed active is.
+    names.iter().for_each(|name| monitor.control().node_stays(name));
     monitor.control().nodes_added().await;
     done
 }

@@ -92,10 +92,15 @@ pub trait Control: Send + Sync + 'static {
     }
 
     /// A node is about to be removed: its persistent bitmaps are put into its image, and taken off it. If it stays after all,
-    /// [`Control::nodes_added`] finds them again.
+    /// [`Control::node_stays`] and then [`Control::nodes_added`] find them again.
     fn node_going<'a>(&'a self, node: &'a str) -> BoxFuture<'a, Result<()>> {
         let _ = node;
         Box::pin(async { Ok(()) })
+    }
+
+    /// A node that was about to be removed stays, or will be used again. Until this is said nobody looks for its bitmaps.
+    fn node_stays(&self, node: &str) {
+        let _ = node;
     }
 
     /// Changes the running graph to what a configuration file says, as one, or says what would be done.

@@ -90,6 +90,7 @@ pub(crate) async fn blockdev_del(monitor: &Monitor, del: NodeName) -> Result<Don
     monitor.control().node_going(&name).await?;
     let removed = remove_node(monitor, &name).await;
     if removed.is_err() {
+        monitor.control().node_stays(&name);
         monitor.control().nodes_added().await;
     }
     removed.map(|()| Done {})

@@ -39,7 +39,14 @@ impl Inner {
         let mut change = self.graph.change().await;
         change.set_directory(&config.directory);
         let staged = stage(&self.graph, &mut change, plan, before).await;
-        change.commit_if(staged).await?;
+        if let Err(error) = change.commit_if(staged).await {
+            for step in &plan.steps {
+                if let Step::Close(name, _) = step {
+                    self.stores.stays(name);
+                }
+            }
+            return Err(error);
+        }
         self.stores.find_added().await;
         for step in &plan.steps {
             match step {

@@ -213,7 +213,8 @@ impl Stores {
         change.commit().await
     }
 
-    /// Puts the bitmaps of an image into it, and takes them off its node, which is about to be removed.
+    /// Puts the bitmaps of an image into it, and takes them off its node, which is about to be removed. Nobody finds them again
+    /// meanwhile: see [`Stores::stays`].
     pub(crate) async fn release(&self, node: &str) -> Result<()> {
         // Else what follows might tell the image in between that its bitmaps are in use, beside it.
         let _turn = self.turn.lock().await;
@@ -242,8 +243,17 @@ impl Stores {
             change.detach_bitmap(node, bitmap.name().as_str())?;
         }
         change.commit().await?;
-        self.state.lock().seen.remove(&view.node.id());
+        self.state.lock().going.insert(view.node.id());
         Ok(())
+    }
+
+    /// A node that was released is not removed after all: who looks for bitmaps may look there again.
+    pub(crate) fn stays(&self, node: &str) {
+        let Ok(node) = self.graph.node(node) else { return };
+        let mut state = self.state.lock();
+        if state.going.remove(&node.id()) {
+            state.seen.remove(&node.id());
+        }
     }
 
     /// Moves a drive's bitmaps to a place that somebody names. It does not follow the drive any more then.

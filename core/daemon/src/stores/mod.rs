@@ -69,6 +69,8 @@ struct State {
     closing: bool,
     /// Images whose bitmaps were looked for.
     seen: BTreeSet<NodeId>,
+    /// Those of them that are about to go: nobody looks there, unless they stay after all.
+    going: BTreeSet<NodeId>,
 }
 
 /// Whose bitmaps a store keeps.

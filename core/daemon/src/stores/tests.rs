@@ -61,3 +61,33 @@ fn a_flush_waits_for_the_change_that_is_being_made() {
     drop(change);
     flush.now_or_never().expect("nothing is in its way").unwrap();
 }
+
+/// Between the moment when an image had its bitmaps back and the removal of its node, another monitor that added a node looked for
+/// bitmaps, and found these again: then the node could not be removed, or the image was left with bitmaps that are in use.
+#[test]
+fn bitmaps_that_were_released_are_not_found_again_before_their_node_goes() {
+    let directory = tempfile::tempdir().unwrap();
+    let image = directory.path().join("a.qcow2");
+    let options = driveline_drivers::qcow2::CreateOptions::new(1 << 20);
+    driveline_drivers::qcow2::create_file(&image, &options).unwrap();
+    let text = "[node.image]\ndriver = \"qcow2\"\nfile = \"a.qcow2\"\n";
+    let (config, mistakes) = crate::config::Config::parse(&directory.path().join("vm.toml"), text);
+    let daemon = crate::daemon::Daemon::start(&config, mistakes).unwrap();
+    let add = serde_json::json!({ "node": "image", "name": "daily", "persistent": true });
+    daemon.execute("block-dirty-bitmap-add", add).unwrap();
+    let has = || daemon.graph().bitmap("image", "daily").is_ok();
+    daemon.engine().block_on_local(|| async {
+        let stores = &daemon.inner().stores;
+        stores.release("image").await.unwrap();
+        assert!(!has());
+        // Somebody else adds a node.
+        stores.find_added().await;
+        assert!(!has(), "it is about to go");
+        // It could not be removed after all.
+        stores.stays("image");
+        stores.find_added().await;
+        assert!(has());
+    });
+    daemon.execute("blockdev-del", serde_json::json!({ "node-name": "image" })).unwrap();
+    daemon.stop().unwrap();
+}
