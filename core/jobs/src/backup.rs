@@ -272,6 +272,10 @@ impl Work for Backup {
         })
     }
 
+    fn own_nodes(&self) -> Vec<Arc<str>> {
+        vec![self.filter.clone()]
+    }
+
     fn ended(&self, end: End) {
         *self.root.lock() = None;
         let Some(frozen) = self.frozen.lock().take() else { return };

@@ -284,6 +284,10 @@ impl Work for Commit {
         self.faults.take()
     }
 
+    fn own_nodes(&self) -> Vec<Arc<str>> {
+        self.holder.iter().map(|holder| holder.node().clone()).collect()
+    }
+
     fn ended(&self, _: End) {
         *self.state.lock() = Roots { top: None, base: None };
     }

@@ -19,10 +19,15 @@ use crate::{
     record::Phase,
     state::{JobStatus, Verb},
 };
-use driveline_graph::{BoxFuture, Change, Result};
+use driveline_graph::{BoxFuture, Change, Error, Result};
 use event_listener::Event;
 use parking_lot::Mutex;
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
+
+/// The first pause between two tries of cleaning up after a job; each is twice as long as the one before.
+const CLEAN_UP_PAUSE: Duration = Duration::from_millis(50);
+/// The longest: about three seconds in all.
+const CLEAN_UP_PAUSE_MAX: Duration = Duration::from_millis(1600);
 
 /// The work of one kind of job.
 pub(crate) trait Work: Send + Sync + 'static {
@@ -41,6 +46,11 @@ pub(crate) trait Work: Send + Sync + 'static {
     /// What of its own work kept the change from being made. Its policy decides whether that is tried again.
     fn take_fault(&self) -> Option<PieceError> {
         None
+    }
+
+    /// Nodes that the job put into the graph, and that its end takes out again.
+    fn own_nodes(&self) -> Vec<Arc<str>> {
+        Vec::new()
     }
 
     /// The change was made.
@@ -173,7 +183,7 @@ impl Jobs {
             Ok(()) => self.settle(group, at).await,
             Err(stopped) => Err(stopped),
         };
-        let was_cancelled = matches!(result, Err(Stopped::Cancelled));
+        let mut was_cancelled = matches!(result, Err(Stopped::Cancelled));
         if let Err(stopped) = result {
             job.set_error(match stopped {
                 Stopped::Failed(error) => error,
@@ -181,7 +191,12 @@ impl Jobs {
             });
             group.break_up();
             job.set_status(JobStatus::Aborting);
-            self.abort(&group.members[at]).await;
+            if let Err(error) = self.abort(&group.members[at]).await {
+                tracing::error!(job = job.common.id, "{error}");
+                // It is not as if it never was, so nobody is told so.
+                was_cancelled = false;
+                job.add_error(error);
+            }
         }
         // Whoever hears that it is over finds nothing of it after a restart.
         if let Some(kept) = job.kept.get() {
@@ -259,13 +274,30 @@ impl Jobs {
         }
     }
 
-    async fn abort(&self, member: &Member) {
-        let member = std::slice::from_ref(member);
-        let job = &member[0].job;
-        let Err(error) = self.end(member, End::Abort).await else { return };
-        tracing::error!(job = job.common.id, "cleaning up after a job: {error}");
-        if let Err(error) = self.end(member, End::AbortWritable).await {
+    /// Makes the graph what it was before a job. What stands in the way may pass, so it is tried for some seconds.
+    ///
+    /// Errors: why some of it stays, and what.
+    async fn abort(&self, member: &Member) -> Result<()> {
+        let (job, member) = (&member.job, std::slice::from_ref(member));
+        let mut pause = CLEAN_UP_PAUSE;
+        loop {
+            let Err(error) = self.end(member, End::Abort).await else { return Ok(()) };
             tracing::error!(job = job.common.id, "cleaning up after a job: {error}");
+            let Err(error) = self.end(member, End::AbortWritable).await else { return Ok(()) };
+            if pause > CLEAN_UP_PAUSE_MAX {
+                let layout = self.0.graph.layout();
+                let mut stay = member[0].work.own_nodes();
+                stay.retain(|node| layout.node(node).is_ok());
+                let named: Vec<String> = stay.iter().map(|node| format!("'{node}'")).collect();
+                let left = match named.is_empty() {
+                    true => "none of its nodes stays".to_owned(),
+                    false => format!("its nodes stay: {}", named.join(", ")),
+                };
+                let text = format_args!("cleaning up after it failed: {}; {left}", error.message());
+                return Err(Error::new(error.kind(), text));
+            }
+            self.0.runtime.sleep(pause).await;
+            pause *= 2;
         }
     }
 

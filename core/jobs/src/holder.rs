@@ -32,6 +32,13 @@ pub(crate) struct UsedHolder {
     inserted: Arc<str>,
 }
 
+impl UsedHolder {
+    /// Its node.
+    pub(crate) fn node(&self) -> &Arc<str> {
+        &self.inserted
+    }
+}
+
 impl Holders {
     /// Adds to a change: a holder above the drive's root, with the drive's bitmaps on it. Nothing, if the drive
     /// has no bitmaps of its own, or if they live on a holder for good.

@@ -338,6 +338,15 @@ impl Job {
         self.state.lock().error = Some(error);
     }
 
+    /// One more error, of what came after the first.
+    pub(crate) fn add_error(&self, more: Error) {
+        let mut state = self.state.lock();
+        state.error = Some(match state.error.take() {
+            Some(first) => Error::new(first.kind(), format_args!("{first}; {}", more.message())),
+            None => more,
+        });
+    }
+
     pub(crate) fn is_cancelled(&self) -> bool {
         self.state.lock().cancel.is_some()
     }

@@ -205,6 +205,10 @@ impl Work for Stream {
         })
     }
 
+    fn own_nodes(&self) -> Vec<Arc<str>> {
+        self.holder.iter().map(|holder| holder.node().clone()).collect()
+    }
+
     fn ended(&self, _: End) {
         *self.root.lock() = None;
     }

@@ -433,6 +433,11 @@ impl Work for Mirror {
         self.faults.take()
     }
 
+    fn own_nodes(&self) -> Vec<Arc<str>> {
+        let holder = self.holder.iter().map(|holder| holder.node().clone());
+        std::iter::once(self.top.clone()).chain(holder).collect()
+    }
+
     fn ended(&self, _: End) {
         *self.roots.lock() = None;
         *self.bitmap.lock() = None;
