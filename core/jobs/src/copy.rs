@@ -147,7 +147,11 @@ impl Flight<'_> {
         let mut limit = RateLimit::default();
         let (in_flight_max, bytes_max) = (source.in_flight_max(), source.task_bytes_max());
         loop {
-            if job.is_cancelled() || job.wants_pause() {
+            if job.is_cancelled() {
+                // What is gathered is not begun any more.
+                return Err(Stopped::Cancelled);
+            }
+            if job.wants_pause() {
                 self.start(false);
                 while let Some(landed) = self.flying.next().await {
                     self.settle(landed)?;
@@ -312,3 +316,6 @@ impl Flight<'_> {
         self.launch(flush, || Err(Error::IO), Landed::Flush);
     }
 }
+
+#[cfg(test)]
+mod tests;
