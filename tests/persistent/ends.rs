@@ -161,3 +161,32 @@ fn a_raw_image_that_was_changed_from_outside_makes_its_bitmap_all_dirty() {
     assert_eq!(world.dirty("daily"), written, "and then it is exact again");
     drop(daemon);
 }
+
+/// A start that failed took away the mark that nobody else had written to the image: after the next one everything was dirty.
+#[test]
+fn a_start_that_fails_after_a_crash_costs_no_bitmap_its_exactness() {
+    if !have("persistent", &["nbdinfo", "qemu-img"]) {
+        return;
+    }
+    let world = World::qcow2();
+    let daemon = world.start();
+    let mut written = world.write(&[1, 2, 40]);
+    daemon.kill();
+    // It is opened last.
+    let broken = format!("{}\n[node.zz]\ndriver = \"qcow2\"\nfile = \"nowhere.qcow2\"\n", world.toml);
+    let file = world.path("broken.toml");
+    std::fs::write(&file, broken).unwrap();
+    for _ in 0..2 {
+        let run = std::process::Command::new(Daemon::program()).arg("run").arg(&file).output().unwrap();
+        let said = String::from_utf8_lossy(&run.stderr);
+        assert!(!run.status.success() && said.contains("nowhere.qcow2"), "{said}");
+    }
+    let daemon = world.start();
+    assert_eq!(recovered(&mut daemon.qmp()), [("daily".to_owned(), "exact".to_owned())]);
+    assert_eq!(world.dirty("daily"), written);
+    written.extend(world.write(&[7]));
+    daemon.kill();
+    let daemon = world.start();
+    assert_eq!(world.dirty("daily"), written);
+    assert!(daemon.terminate().success());
+}

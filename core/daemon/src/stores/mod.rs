@@ -10,7 +10,8 @@
 //! ```
 //!
 //! An image whose bitmaps are in such a file says that they are in use, as the format demands, and has a witness mark that
-//! every program takes away that opens it for writing: so a change from outside is noticed.
+//! every other program takes away that opens it for writing: so a change from outside is noticed. This one does so with the
+//! first write that is not recorded in such a file.
 
 mod find;
 mod follow;

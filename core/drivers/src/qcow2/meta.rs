@@ -224,6 +224,7 @@ impl Qcow2 {
         self.map.lock().protected = header.metadata();
         *self.header.lock() = header;
         self.header_unsure.store(false, Relaxed);
+        self.bitmaps.header_written();
         Ok(())
     }
 

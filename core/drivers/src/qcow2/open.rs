@@ -6,7 +6,7 @@ use super::{
     check::check,
     epoch::Epoch,
     event,
-    header::{AUTOCLEAR_RAW_EXTERNAL, Compression, Header, LAZY_REFCOUNTS, incompatible},
+    header::{AUTOCLEAR_RAW_EXTERNAL, AUTOCLEAR_WITNESS, Compression, Header, LAZY_REFCOUNTS, incompatible},
     io::{DATA, FILE, File, Io},
     layout::decode_words,
     map::Map,
@@ -94,7 +94,8 @@ async fn repair_dirty(io: &mut Io<'_, '_>, file: &File, header: Header) -> Resul
 
 impl Qcow2 {
     /// Opens the image in child `FILE`; its data is in child `DATA`, if the header says that it is elsewhere. Unless
-    /// `read_only`, it is repaired if it is dirty, and the autoclear bits of what is not kept up are cleared.
+    /// `read_only`, it is repaired if it is dirty, and the autoclear bits of what is not kept up are cleared; the witness when
+    /// something is written.
     pub(crate) async fn open(io: &mut Io<'_, '_>, cache_bytes: u64, read_only: bool) -> Result<Self> {
         let mut header = read_header(io).await?;
         let file = File::of(io, FILE);
@@ -154,7 +155,10 @@ impl Qcow2 {
 
     /// Reads everything anew, while nothing is in flight and nothing is held back.
     pub(crate) async fn reload(&self, io: &mut Io<'_, '_>, header: Header) -> Result<()> {
-        let loaded = Loaded::read(io, &self.file, header, self.cache_bytes).await?;
+        let mut loaded = Loaded::read(io, &self.file, header, self.cache_bytes).await?;
+        if self.bitmaps.witness_lingers() {
+            self.drop_witness(&mut loaded.header);
+        }
         self.bitmaps.reload(io, &self.file, &loaded.header).await;
         *self.meta.lock().await = loaded.meta;
         *self.map.lock() = loaded.map;
@@ -171,12 +175,23 @@ impl Qcow2 {
     /// Prepares an image for writes that passed all checks.
     async fn begin_writing(&self, io: &mut Io<'_, '_>) -> Result<()> {
         let kept = self.begin_bitmaps(io).await? | AUTOCLEAR_RAW_EXTERNAL;
+        // The witness is ours, and speaks of what is written. As long as nothing is, it stays as true as it was: who opens an
+        // image and fails to start leaves it behind.
+        self.drop_witness(&mut self.header.lock());
         // Whoever understands such a feature must be able to see that it was not kept up.
         let autoclear = self.header.lock().autoclear;
         if autoclear & !kept != 0 {
             self.change_header(io, |header| header.autoclear &= kept).await?;
         }
         Ok(())
+    }
+
+    /// Takes the witness out of a header that was read: see [`Bitmaps::let_witness_linger`].
+    fn drop_witness(&self, header: &mut Header) {
+        if header.autoclear & AUTOCLEAR_WITNESS != 0 {
+            header.autoclear &= !AUTOCLEAR_WITNESS;
+            self.bitmaps.let_witness_linger();
+        }
     }
 
     /// Writes what is held back; no write is to come.

@@ -24,7 +24,8 @@ impl Qcow2 {
     /// see [`Qcow2::flag_bitmaps`]. Returns the bits of `autoclear` that are kept up from now on.
     pub(crate) async fn begin_bitmaps(&self, io: &mut Io<'_, '_>) -> driveline_op::Result<u64> {
         let header = self.header.lock().clone();
-        self.bitmaps.witness_at_open.store(header.autoclear & AUTOCLEAR_WITNESS != 0, Relaxed);
+        let witness = header.autoclear & AUTOCLEAR_WITNESS != 0 || self.bitmaps.witness_lingers();
+        self.bitmaps.witness_at_open.store(witness, Relaxed);
         if self.bitmaps.state.lock().unread {
             let state = State::read(io, &self.file, &header).await?;
             *self.bitmaps.state.lock() = state;
@@ -44,7 +45,8 @@ impl Qcow2 {
         self.bitmaps.unwritten.load(Acquire)
     }
 
-    /// Data is about to be written: no bitmap in the image looks valid when this returns.
+    /// Data is about to be written: no bitmap in the image looks valid when this returns, and there is no witness but one that we
+    /// have set.
     #[cold]
     pub(crate) async fn flag_bitmaps(&self, io: &mut Io<'_, '_>) -> driveline_op::Result<()> {
         let _meta = self.lock(io).await?;
@@ -54,6 +56,9 @@ impl Qcow2 {
             if state.place.is_some() { stored.map(|(i, _)| i).collect() } else { Vec::new() }
         };
         self.flip(io, true, &flagged).await?;
+        if self.bitmaps.witness_lingers() {
+            self.change_header(io, |_| {}).await?;
+        }
         self.bitmaps.unwritten.store(false, Release);
         Ok(())
     }
@@ -148,7 +153,8 @@ impl Qcow2 {
         }
         let _meta = self.lock(io).await?;
         let bit = if set { AUTOCLEAR_WITNESS } else { 0 };
-        if self.header.lock().autoclear & AUTOCLEAR_WITNESS != bit {
+        let differs = self.header.lock().autoclear & AUTOCLEAR_WITNESS != bit;
+        if differs || self.bitmaps.witness_lingers() {
             let change = |header: &mut crate::qcow2::Header| {
                 header.autoclear = header.autoclear & !AUTOCLEAR_WITNESS | bit;
             };

@@ -48,6 +48,8 @@ pub(crate) struct Bitmaps {
     unwritten: AtomicBool,
     /// The witness was there when the image was opened, or last became writable.
     witness_at_open: AtomicBool,
+    /// It is still there, because nothing was written since. The header as we have it, and as we would write it, has it no more.
+    witness_lingers: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -151,6 +153,7 @@ impl Bitmaps {
             state: Mutex::new(State::read_or_remember(io, file, header).await),
             unwritten: AtomicBool::new(false),
             witness_at_open: AtomicBool::new(header.autoclear & AUTOCLEAR_WITNESS != 0),
+            witness_lingers: AtomicBool::new(false),
         }
     }
 
@@ -158,6 +161,7 @@ impl Bitmaps {
     pub(crate) async fn refresh(&self, io: &mut Io<'_, '_>, file: &File, header: &Header) {
         let found = State::read_or_remember(io, file, header).await;
         *self.state.lock() = found;
+        self.witness_lingers.store(false, Relaxed);
         self.unwritten.store(true, Release);
     }
 
@@ -199,6 +203,22 @@ impl Bitmaps {
         for stored in &mut self.state.lock().stored {
             stored.fault.get_or_insert_with(|| "the disk was resized since it was stored".into());
         }
+    }
+
+    /// What is written from now on, and not recorded beside the image, takes the witness away first.
+    pub(crate) fn let_witness_linger(&self) {
+        self.witness_lingers.store(true, Relaxed);
+        self.unwritten.store(true, Release);
+    }
+
+    /// Is there a witness in the file that our header does not have?
+    pub(crate) fn witness_lingers(&self) -> bool {
+        self.witness_lingers.load(Relaxed)
+    }
+
+    /// Our header is in the file.
+    pub(crate) fn header_written(&self) {
+        self.witness_lingers.store(false, Relaxed);
     }
 
     pub(crate) fn witness_at_open(&self) -> bool {

@@ -29,7 +29,7 @@ fn refused_images_are_not_changed() {
         let mut bytes = good.clone();
         bytes[at] = byte;
         // An unknown autoclear bit would be cleared, had it been opened.
-        bytes[88] = 0x80;
+        bytes[88] = 0x40;
         let leaf = leaf(bytes.clone());
         let error = World::on(leaf.clone(), None, false, serde_json::json!({})).err().unwrap();
         assert!(error.to_string().contains(word), "{error}");
@@ -42,7 +42,7 @@ fn refused_images_are_not_changed() {
 #[test]
 fn unknown_autoclear_bits_are_cleared_by_the_first_writer_only() {
     let mut bytes = image(&CreateOptions::new(1 << 20));
-    bytes[88] = 0x80;
+    bytes[88] = 0x40;
     let reader = World::open(bytes.clone(), None, true).unwrap();
     reader.close().unwrap();
     assert!(reader.bytes() == bytes);

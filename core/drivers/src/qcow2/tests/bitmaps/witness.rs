@@ -35,6 +35,41 @@ fn a_writer_knows_of_the_witness_and_takes_it_away() {
     assert_eq!(witness(&last), (false, false));
 }
 
+/// A program that opened an image after a crash and could not start took the witness away with it: nobody could tell any more
+/// that the bitmaps beside the image were exact.
+#[test]
+fn an_image_that_was_opened_and_not_written_keeps_its_witness() {
+    let first = World::open(image(1 << 20, 65536), None, false).unwrap();
+    set(&first, true).unwrap();
+    let bytes = first.bytes();
+    type Change = fn(&World);
+    let changes: [(&str, Change); 6] = [
+        ("write", |world| world.write(0, &[1; 512])),
+        ("flag", |world| drop(world.store(&[kept("b", Bits::new(granularity(65536), 1 << 20))]))),
+        ("resize", |world| block_on(world.node.resize(&world.children, 2 << 20)).unwrap()),
+        ("backing", |world| block_on(world.node.set_backing_file(&world.children, None)).unwrap()),
+        ("snapshot", |world| drop(block_on(world.node.take_snapshot(&world.children, "s")).unwrap())),
+        ("no witness", |world| set(world, false).unwrap()),
+    ];
+    for (name, change) in changes {
+        let opened = World::open(bytes.clone(), None, false).unwrap();
+        assert_eq!(witness(&opened), (true, false), "{name}");
+        assert!(opened.bytes() == bytes, "opening writes nothing");
+        // Nor do a flush, and an end in good order.
+        block_on(opened.node.set_read_only(&opened.children, true)).unwrap();
+        block_on(opened.node.set_read_only(&opened.children, false)).unwrap();
+        assert_eq!(witness(&opened), (true, false), "{name}");
+        assert!(opened.bytes() == bytes);
+        change(&opened);
+        let after = World::open(opened.bytes(), None, true).unwrap();
+        assert_eq!(witness(&after), (false, false), "{name}: it was changed, and nobody has recorded that");
+    }
+    let again = World::open(bytes.clone(), None, false).unwrap();
+    set(&again, true).unwrap();
+    again.write(0, &[1; 512]);
+    assert_eq!(witness(&World::open(again.bytes(), None, true).unwrap()), (true, true));
+}
+
 #[test]
 fn the_witness_stays_through_changes_of_ours_and_a_crash() {
     let world = World::open(image(1 << 20, 512), None, false).unwrap();
