@@ -28,6 +28,15 @@ impl Daemon {
                 let target = std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().to_owned();
                 let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("Cargo.toml");
                 let mut cargo = Command::new(env!("CARGO"));
+                // What cargo says of this crate to its tests is nothing for build scripts, which would run again for it: half of
+                // everything was built anew each time that somebody built and then tested.
+                let of_this_crate =
+                    |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+                for (name, _) in
+                    std::env::vars_os().filter(|(name, _)| of_this_crate(&name.to_string_lossy()))
+                {
+                    cargo.env_remove(name);
+                }
                 cargo.args([
                     "build",
                     "--quiet",
