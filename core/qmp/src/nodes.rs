@@ -9,10 +9,12 @@ use crate::{
     transaction::{Action, alone},
     translate::Translator,
 };
-use driveline_graph::{BoxFuture, Kind, Options};
+use driveline_bitmap::{Bitmap, View};
+use driveline_graph::{BoxFuture, Change, Graph, Kind, Options};
 use driveline_jobs::Start;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::sync::Arc;
 
 pub(crate) async fn query_block(monitor: &Monitor, _: Nothing) -> Result<Vec<BlockInfo>> {
     Ok(image::drives(monitor.graph()))
@@ -68,10 +70,10 @@ pub(crate) async fn blockdev_add(monitor: &Monitor, add: BlockdevOptions) -> Res
 pub(crate) struct BlockdevDel(pub(crate) NodeName);
 
 impl Action for BlockdevDel {
-    fn stage<'a>(&'a mut self, _: &'a Monitor, start: &'a mut Start) -> BoxFuture<'a, Result<()>> {
+    fn stage<'a>(&'a mut self, monitor: &'a Monitor, start: &'a mut Start) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
             let name = &self.0.node_name;
-            start.change().remove_node(name).map_err(|error| match error.kind() {
+            take_out(monitor.graph(), start.change(), name).map_err(|error| match error.kind() {
                 Kind::NotFound => not_found(name),
                 _ => error.into(),
             })
@@ -98,11 +100,23 @@ pub(crate) async fn blockdev_del(monitor: &Monitor, del: NodeName) -> Result<Don
 
 async fn remove_node(monitor: &Monitor, name: &str) -> Result<()> {
     let mut change = monitor.graph().change().await;
-    change.remove_node(name).map_err(|error| match error.kind() {
+    take_out(monitor.graph(), &mut change, name).map_err(|error| match error.kind() {
         Kind::NotFound => Error::generic(format_args!("Failed to find node with node-name='{name}'")),
         _ => error.into(),
     })?;
     Ok(change.commit().await?)
+}
+
+/// Takes a node out, and its own bitmaps with it that are in memory, as in QEMU. Those of a drive are to outlive its nodes, and
+/// persistent ones were put away before: a node that still has such stays.
+fn take_out(graph: &Graph, change: &mut Change, name: &str) -> driveline_graph::Result<()> {
+    let bitmaps = graph.view_node(name).map(|view| view.bitmaps).unwrap_or_default();
+    let is_own = |bitmap: &Arc<Bitmap>| bitmap.view() == View::Node && !bitmap.is_persistent();
+    if bitmaps.is_empty() || !bitmaps.iter().all(is_own) {
+        return change.remove_node(name);
+    }
+    bitmaps.iter().try_for_each(|bitmap| change.remove_bitmap(name, bitmap.name().as_str()))?;
+    change.remove_emptied_node(name)
 }
 
 #[derive(Deserialize)]

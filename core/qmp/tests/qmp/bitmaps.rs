@@ -197,3 +197,23 @@ fn a_bitmap_on_a_node_that_goes_in_the_same_transaction_undoes_all_of_it() {
     let actions = json!([{ "type": "blockdev-del", "data": { "node-name": "goes" } }]);
     client.ok("transaction", json!({ "actions": actions }));
 }
+
+/// A backup program takes the node away that it put bitmaps on, as QEMU lets it: it was told to remove them first.
+#[test]
+fn a_node_goes_with_its_own_bitmaps_in_memory_and_not_with_those_of_a_drive() {
+    let (_world, mut client) = World::with_disk();
+    let node = json!({ "driver": "null-co", "node-name": "n", "size": 65536 });
+    client.ok("blockdev-add", node.clone());
+    client.ok("block-dirty-bitmap-add", json!({ "node": "n", "name": "mine" }));
+    client.ok("blockdev-del", json!({ "node-name": "n" }));
+    client.ok("blockdev-add", node);
+    assert_eq!(bitmaps(&mut client, "n"), []);
+    client.ok(
+        "block-dirty-bitmap-add",
+        json!({ "node": "n", "name": "a drive's", "x-driveline-view": "drive" }),
+    );
+    client.ok("block-dirty-bitmap-add", json!({ "node": "n", "name": "mine" }));
+    let refused = client.wrong("blockdev-del", json!({ "node-name": "n" }));
+    assert!(refused.contains("it has bitmaps ('a drive's', 'mine')"), "{refused}");
+    assert_eq!(bitmaps(&mut client, "n").len(), 2, "none is gone");
+}
