@@ -1,12 +1,11 @@
 //! The two programs, as one who talks QMP sees them.
 
-use crate::harness::{Daemon, Qmp, run};
+use crate::harness::{Daemon, Qmp, StorageDaemon, run};
 use serde_json::{Map, Value, json};
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    time::{Duration, Instant},
+    process::{Command, Stdio},
 };
 
 /// Makes the images that sequences are about: a chain of three, a raw one, and some that are empty.
@@ -48,17 +47,7 @@ pub(super) const CRASH: &str = "crash";
 
 enum Program {
     Driveline(Daemon),
-    Qemu(Qemu),
-}
-
-/// A process that does not outlive its test.
-struct Qemu(Child);
-
-impl Drop for Qemu {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+    Qemu(StorageDaemon),
 }
 
 /// One of the two.
@@ -78,21 +67,8 @@ impl Side {
     }
 
     pub(super) fn qemu(folder: &Path) -> Self {
-        let chardev = format!("socket,id=c,server=on,wait=off,path={}", folder.join("qmp.sock").display());
-        let ready = folder.join("qemu.pid");
-        let qemu = Command::new("qemu-storage-daemon")
-            .args(["--chardev", &chardev, "--monitor", "chardev=c", "--pidfile", ready.to_str().unwrap()])
-            .stdin(Stdio::null())
-            .spawn()
-            .map(Qemu)
-            .unwrap();
-        // It writes the file when all of it is there. Who comes between its socket and its monitor may never be answered.
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while !ready.exists() {
-            assert!(Instant::now() < deadline, "qemu-storage-daemon starts");
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        let qmp = Qmp::connect(&folder.join("qmp.sock"));
+        let qemu = StorageDaemon::start(StorageDaemon::qemu(), folder, &[]);
+        let qmp = qemu.qmp();
         Self { program: Program::Qemu(qemu), qmp, folder: folder.to_owned(), gone: BTreeSet::new() }
     }
 
@@ -230,7 +206,7 @@ impl Side {
                     std::thread::sleep(std::time::Duration::from_millis(5));
                 }
             }
-            Program::Qemu(mut qemu) => drop(qemu.0.wait()),
+            Program::Qemu(qemu) => drop(qemu.wait()),
         }
     }
 }

@@ -9,6 +9,16 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// What follows the nodes in a configuration: the drive `vda`, writable for guests at `nbd.sock`, and a monitor at `qmp.sock`.
+/// `more` is said of the drive.
+pub(crate) fn serve(root: &str, more: &str) -> String {
+    format!(
+        "[drive.vda]\nroot = \"{root}\"\n{more}\n\
+         [export.vda]\ntype = \"nbd\"\ndrive = \"vda\"\nsocket = \"nbd.sock\"\nwritable = true\n\
+         [monitor]\nqmp = \"qmp.sock\"\n"
+    )
+}
+
 /// A running `driveline run FILE`.
 pub(crate) struct Daemon {
     child: Child,

@@ -1,7 +1,7 @@
 //! What becomes of jobs that do not go on by themselves: by their user's wish, or because they cannot.
 
 use super::{TOOLS, keep, qcow2_target, raw_target, world::*};
-use crate::harness::{Daemon, Guest, Qmp, have, run};
+use crate::harness::{Guest, StorageDaemon, have, run};
 use serde_json::{Value, json};
 
 fn begin(world: &mut World, command: &str, mut arguments: Value) {
@@ -298,16 +298,14 @@ fn a_job_of_the_storage_daemon_goes_on_with_the_same_command_line() {
     std::fs::write(path("disk.raw"), vec![0x11; SIZE as usize]).unwrap();
     let blockdev = format!("raw,node-name=top,file.driver=file,file.filename={}", path("disk.raw"));
     let server = format!("addr.type=unix,addr.path={}", path("nbd.sock"));
-    let chardev = format!("socket,id=c,path={},server=on,wait=off", path("qmp.sock"));
     let start = || {
-        let _ = std::fs::remove_file(path("qmp.sock"));
-        let mut command = std::process::Command::new(Daemon::program());
-        command.arg("storage-daemon").args(["--blockdev", &blockdev, "--nbd-server", &server]);
-        command.args(["--export", "nbd,id=top,node-name=top,writable=on", "--chardev", &chardev]);
-        let child = command.args(["--monitor", "chardev=c"]).spawn().unwrap();
-        (child, Qmp::connect(&directory.path().join("qmp.sock")))
+        let arguments = ["--blockdev", &blockdev, "--nbd-server", &server];
+        let arguments = [&arguments, &["--export", "nbd,id=top,node-name=top,writable=on"][..]].concat();
+        let daemon = StorageDaemon::start(StorageDaemon::driveline(), directory.path(), &arguments);
+        let qmp = daemon.qmp();
+        (daemon, qmp)
     };
-    let (mut child, mut qmp) = start();
+    let (daemon, mut qmp) = start();
     let arguments = json!({
         "device": "top", "target": path("copy.qcow2"), "sync": "full", "format": "qcow2", "job-id": "work",
         "speed": SPEED,
@@ -318,9 +316,8 @@ fn a_job_of_the_storage_daemon_goes_on_with_the_same_command_line() {
     for at in (0..SIZE / 2).step_by(GRANULE as usize) {
         guest.write(at, &[1; 4096]).unwrap();
     }
-    child.kill().unwrap();
-    child.wait().unwrap();
-    let (mut child, mut qmp) = start();
+    daemon.kill();
+    let (daemon, mut qmp) = start();
     let jobs = qmp.run("x-driveline-query-interrupted-jobs", json!({}));
     assert_eq!((&jobs[0]["id"], &jobs[0]["outcome"]), (&json!("work"), &json!("resumed")), "{jobs}");
     assert!(jobs[0]["left"].as_u64().unwrap() <= SIZE / 2, "what was overwritten was copied before");
@@ -328,7 +325,7 @@ fn a_job_of_the_storage_daemon_goes_on_with_the_same_command_line() {
         qmp.wait_event("BLOCK_JOB_COMPLETED", "work");
     }
     qmp.run("quit", json!({}));
-    assert!(child.wait().unwrap().success());
+    assert!(daemon.wait().success());
     std::fs::write(path("was.raw"), vec![0x11; SIZE as usize]).unwrap();
     run("qemu-img", &["compare", "-f", "qcow2", "-F", "raw", &path("copy.qcow2"), &path("was.raw")]);
 }
