@@ -10,6 +10,7 @@ mod filters;
 mod guest_os;
 mod harness;
 mod kills;
+mod machine;
 mod memory;
 mod mends;
 mod offline;
