@@ -1,12 +1,28 @@
 //! Checkpoints of drives in use: a view of each is what the guest had at that moment, whatever it writes meanwhile, and says what
 //! changed since an earlier one.
 
-use crate::harness::{Daemon, Guest, have, run};
+use crate::harness::{Daemon, Guest, Qmp, have, run};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
+use tempfile::TempDir;
 
 const SIZE: usize = 8 << 20;
 const GRANULE: usize = 65536;
+
+/// Two empty drives that are served. `None`: tools are missing.
+fn begin(test: &str, tools: &[&str]) -> Option<(TempDir, Daemon, Qmp)> {
+    if !have(test, &[&["qemu-img"], tools].concat()) {
+        return None;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    for image in ["a.qcow2", "b.qcow2"] {
+        let path = folder.path().join(image);
+        run("qemu-img", &["create", "-q", "-f", "qcow2", path.to_str().unwrap(), &SIZE.to_string()]);
+    }
+    let daemon = Daemon::start(folder.path(), &configuration());
+    let qmp = daemon.qmp();
+    Some((folder, daemon, qmp))
+}
 
 struct Drive {
     guest: Guest,
@@ -71,16 +87,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 #[test]
 fn a_view_is_the_moment_of_all_drives_and_knows_what_changed() {
     let name = "a_view_is_the_moment_of_all_drives_and_knows_what_changed";
-    if !have(name, &["qemu-img", "nbdcopy", "nbdinfo"]) {
-        return;
-    }
-    let folder = tempfile::tempdir().unwrap();
-    for image in ["a.qcow2", "b.qcow2"] {
-        let path = folder.path().join(image);
-        run("qemu-img", &["create", "-q", "-f", "qcow2", path.to_str().unwrap(), &SIZE.to_string()]);
-    }
-    let daemon = Daemon::start(folder.path(), &configuration());
-    let mut qmp = daemon.qmp();
+    let Some((folder, _daemon, mut qmp)) = begin(name, &["nbdcopy", "nbdinfo"]) else { return };
     let mut drives = ["vda", "vdb"].map(|name| Drive {
         guest: Guest::connect(&folder.path().join("nbd.sock"), name),
         bytes: vec![0; SIZE],
@@ -135,16 +142,7 @@ fn a_view_is_the_moment_of_all_drives_and_knows_what_changed() {
 #[test]
 fn a_view_that_cannot_be_served_leaves_nothing() {
     let name = "a_view_that_cannot_be_served_leaves_nothing";
-    if !have(name, &["qemu-img"]) {
-        return;
-    }
-    let folder = tempfile::tempdir().unwrap();
-    for image in ["a.qcow2", "b.qcow2"] {
-        let path = folder.path().join(image);
-        run("qemu-img", &["create", "-q", "-f", "qcow2", path.to_str().unwrap(), &SIZE.to_string()]);
-    }
-    let daemon = Daemon::start(folder.path(), &configuration());
-    let mut qmp = daemon.qmp();
+    let Some((folder, daemon, mut qmp)) = begin(name, &[]) else { return };
     let before = qmp.run("query-named-block-nodes", json!({ "flat": true }));
     let mut refused = |view: Value, expected: &str| {
         let wish = json!({ "name": "monday", "drives": ["vda", "vdb"], "view": view });
@@ -166,16 +164,7 @@ fn a_view_that_cannot_be_served_leaves_nothing() {
 #[test]
 fn a_checkpoint_after_one_that_is_kept_is_kept_as_well() {
     let name = "a_checkpoint_after_one_that_is_kept_is_kept_as_well";
-    if !have(name, &["qemu-img"]) {
-        return;
-    }
-    let folder = tempfile::tempdir().unwrap();
-    for image in ["a.qcow2", "b.qcow2"] {
-        let path = folder.path().join(image);
-        run("qemu-img", &["create", "-q", "-f", "qcow2", path.to_str().unwrap(), &SIZE.to_string()]);
-    }
-    let daemon = Daemon::start(folder.path(), &configuration());
-    let mut qmp = daemon.qmp();
+    let Some((folder, daemon, mut qmp)) = begin(name, &[]) else { return };
     let mut drive =
         Drive { guest: Guest::connect(&folder.path().join("nbd.sock"), "vda"), bytes: vec![0; SIZE] };
     let create = |name: &str| json!({ "name": name, "drives": ["vda"] });

@@ -1,7 +1,7 @@
 //! Backups that a client pulls, with the commands that libvirt sends for one (its `backup-begin` in pull mode): a scratch image on the
 //! disk's node takes what is written over, a job with `sync=none` fills it, and an export of it is the moment of the transaction.
 
-use crate::harness::{Daemon, Guest, dirty, have, run};
+use crate::harness::{Daemon, Guest, dirty, have, run, serve};
 use serde_json::json;
 use std::{
     collections::BTreeSet,
@@ -11,23 +11,7 @@ use std::{
 const GRANULE: u64 = 64 << 10;
 const GRANULES: u64 = 256;
 
-const CONFIGURATION: &str = r#"
-[node.disk]
-driver = "qcow2"
-file = "disk.qcow2"
-
-[drive.vda]
-root = "disk"
-
-[export.vda]
-type = "nbd"
-drive = "vda"
-socket = "nbd.sock"
-writable = true
-
-[monitor]
-qmp = "qmp.sock"
-"#;
+const NODE: &str = "[node.disk]\ndriver = \"qcow2\"\nfile = \"disk.qcow2\"\n";
 
 fn write(guest: &mut Guest, granules: &[u64], byte: u8) {
     granules.iter().for_each(|at| guest.write(at * GRANULE, &vec![byte; GRANULE as usize]).unwrap());
@@ -43,7 +27,7 @@ fn a_backup_as_libvirt_pulls_it_is_its_moment_and_knows_what_changed() {
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let size = (GRANULES * GRANULE).to_string();
     run("qemu-img", &["create", "-q", "-f", "qcow2", &path("disk.qcow2"), &size]);
-    let daemon = Daemon::start(folder.path(), CONFIGURATION);
+    let daemon = Daemon::start(folder.path(), &(NODE.to_owned() + &serve("disk", "")));
     let mut qmp = daemon.qmp();
     let socket = folder.path().join("nbd.sock");
     let uri = |export: &str| format!("nbd+unix:///{export}?socket={}", socket.display());

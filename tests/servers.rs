@@ -1,6 +1,6 @@
 //! Jobs over a server of somebody else's that fails and dawdles: nbdkit with its filters.
 
-use crate::harness::{Daemon, Guest, Qmp, have, run};
+use crate::harness::{Daemon, Guest, Qmp, have, run, serve};
 use serde_json::{Value, json};
 use std::{
     path::{Path, PathBuf},
@@ -12,24 +12,8 @@ use tempfile::TempDir;
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 8 * MIB;
 
-const CONFIGURATION: &str = r#"
-[node.disk]
-driver = "raw"
-file = "disk.raw"
-
-[drive.vda]
-root = "disk"
-bitmaps = [{ name = "daily", granularity = "64KiB" }]
-
-[export.vda]
-type = "nbd"
-drive = "vda"
-socket = "nbd.sock"
-writable = true
-
-[monitor]
-qmp = "qmp.sock"
-"#;
+const NODE: &str = "[node.disk]\ndriver = \"raw\"\nfile = \"disk.raw\"\n";
+const BITMAPS: &str = "bitmaps = [{ name = \"daily\", granularity = \"64KiB\" }]";
 
 /// nbdkit, until the test is over.
 struct Kit(Child);
@@ -66,7 +50,7 @@ impl World {
             assert!(Instant::now() < deadline, "nbdkit starts");
             std::thread::sleep(Duration::from_millis(5));
         }
-        let daemon = Daemon::start(folder.path(), CONFIGURATION);
+        let daemon = Daemon::start(folder.path(), &(NODE.to_owned() + &serve("disk", BITMAPS)));
         let mut guest = Guest::connect(&folder.path().join("nbd.sock"), "vda");
         for at in 0..SIZE / MIB {
             guest.write(at * MIB, &vec![at as u8 + 1; MIB as usize]).unwrap();

@@ -155,6 +155,25 @@ def measure_durability(given, directory):
             path.unlink()
 
 
+def side_by_side(given, of, measure, kinds, against, digits, fewer_is_better):
+    """Driveline and qemu-storage-daemon take turns at each of `of`; `measure` gives a value for each of its `kinds`."""
+    rows = []
+    images.touch_free_memory()
+    for one in of:
+        measured = {kind: {name: [] for name in against} for kind in kinds(one)}
+        for turn in range(given.rounds):
+            for name in sorted(against, reverse=turn % 2 == 1):
+                for kind, value in zip(measured, measure(one, against[name])):
+                    measured[kind][name].append(value)
+                    print(f"{one} {name} {kind}: {value:.{digits}f}", file=sys.stderr)
+                os.sync()
+        for kind, values in measured.items():
+            medians = [f"{statistics.median(values[name]):.{digits}f}" for name in against]
+            over, under = ("qsd", "driveline") if fewer_is_better else ("driveline", "qsd")
+            rows.append([f"{one}, {kind}", *medians, ratio(median_ratio(values[over], values[under]))])
+    return rows
+
+
 def measure_jobs(given, directory):
     length = given.job_size << 20
     against = {
@@ -162,20 +181,11 @@ def measure_jobs(given, directory):
         "qsd": lambda paths: jobs.storage_daemon(directory, paths),
     }
     print(f"### Jobs, {given.job_size} MiB, qcow2 to qcow2\n")
-    rows = []
-    images.touch_free_memory()
-    for job in wanted(given, jobs.JOBS):
-        what = ("copied, MiB/s", "completed, MiB/s", "processor time, µs for each MiB")
-        measured = {kind: {name: [] for name in against} for kind in what}
-        for turn in range(given.rounds):
-            for name in sorted(against, reverse=turn % 2 == 1):
-                for kind, value in zip(what, jobs.measure(job, directory, length, against[name])):
-                    measured[kind][name].append(value)
-                    print(f"{job} {name} {kind}: {value:.0f}", file=sys.stderr)
-                os.sync()
-        for kind, of in measured.items():
-            medians = [f"{statistics.median(of[name]):.0f}" for name in against]
-            rows.append([f"{job}, {kind}", *medians, ratio(median_ratio(of["driveline"], of["qsd"]))])
+    kinds = ("copied, MiB/s", "completed, MiB/s", "processor time, µs for each MiB")
+    rows = side_by_side(
+        given, wanted(given, jobs.JOBS), lambda job, start: jobs.measure(job, directory, length, start),
+        lambda _: kinds, against, digits=0, fewer_is_better=False,
+    )
     table(["job", *against, "driveline ÷ qsd"], rows)
 
 
@@ -184,20 +194,10 @@ def measure_copies(given, directory):
     length = given.size << 20
     against = {"driveline": [given.program, "storage-daemon"], "qsd": ["qemu-storage-daemon"]}
     print(f"### Copies: {given.size} MiB of raw; 1 % of a sparse qcow2 image of 64 GiB\n")
-    rows = []
-    images.touch_free_memory()
-    for copy in wanted(given, copies.COPIES):
-        what = copies.kinds(copy)
-        measured = {kind: {name: [] for name in against} for kind in what}
-        for turn in range(given.rounds):
-            for name in sorted(against, reverse=turn % 2 == 1):
-                for kind, value in zip(what, copies.measure(copy, against[name], directory, length)):
-                    measured[kind][name].append(value)
-                    print(f"{copy} {name} {kind}: {value:.3f}", file=sys.stderr)
-                os.sync()
-        for kind, of in measured.items():
-            medians = [f"{statistics.median(of[name]):.3f}" for name in against]
-            rows.append([f"{copy}, {kind}", *medians, ratio(median_ratio(of["qsd"], of["driveline"]))])
+    rows = side_by_side(
+        given, wanted(given, copies.COPIES), lambda copy, program: copies.measure(copy, program, directory, length),
+        copies.kinds, against, digits=3, fewer_is_better=True,
+    )
     table(["copy", *against, "qsd ÷ driveline"], rows)
 
 

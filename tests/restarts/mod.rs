@@ -182,25 +182,24 @@ fn backup(mut world: World, arguments: Value, format: &str) {
     world.end();
 }
 
-#[test]
-fn a_backup_keeps_its_point_in_time_through_kills() {
+fn backup_in_full(world: fn() -> World, make_target: impl FnOnce(&mut World), format: &str) {
     if !have("restarts", &TOOLS) {
         return;
     }
-    let mut world = World::raw(7);
-    raw_target(&mut world);
-    backup(world, json!({ "device": "vda", "target": "copy", "sync": "full" }), "raw");
+    let mut world = world();
+    make_target(&mut world);
+    backup(world, json!({ "device": "vda", "target": "copy", "sync": "full" }), format);
+}
+
+#[test]
+fn a_backup_keeps_its_point_in_time_through_kills() {
+    backup_in_full(|| World::raw(7), raw_target, "raw");
 }
 
 /// The old data of what the guest overwrites is in tables of the target that are held back until a flush.
 #[test]
 fn a_backup_into_a_qcow2_image_keeps_its_point_in_time_through_kills() {
-    if !have("restarts", &TOOLS) {
-        return;
-    }
-    let mut world = World::chain(8, 12);
-    qcow2_target(&mut world, &[]);
-    backup(world, json!({ "device": "vda", "target": "copy", "sync": "full" }), "qcow2");
+    backup_in_full(|| World::chain(8, 12), |world| qcow2_target(world, &[]), "qcow2");
 }
 
 /// The bitmap is frozen when the program is killed, and afterwards says what was written since the backup began.
