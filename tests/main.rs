@@ -8,6 +8,7 @@ mod ctl;
 mod differential;
 mod filters;
 mod guest_os;
+mod handover;
 mod harness;
 mod kills;
 mod machine;
