@@ -1,18 +1,27 @@
 //! Random worlds, with nothing pretended: the program as a process, qcow2 images on files, the shipped filters as
 //! plugins, guests over NBD and a monitor over QMP. Guests write while filters come and go (some make writes fail),
-//! streams and commits run, are paused, cancelled and completed, the drive grows, and bitmaps are added, cleared,
-//! merged and renamed. After each step the drive's content and its bitmaps equal an oracle, to the granule; at the
-//! end QEMU's tools say that every image is clean and that the one on top holds what the guests wrote.
+//! streams, commits and backups run, are paused, cancelled and completed, the drive grows, bitmaps are added, cleared,
+//! merged and renamed, and moments are kept, served and forgotten. After each step the drive's content, its bitmaps, what
+//! changed between its checkpoints and what copies of its moments hold equal an oracle, to the granule; at the end QEMU's
+//! tools say that every image is clean and that the one on top holds what the guests wrote.
 //!
-//! `PROGRAM_WORLDS_SEED=n` replays one world (as far as threads let themselves be replayed), `PROGRAM_WORLDS=n` runs
-//! so many, `PROGRAM_WORLDS_STEPS=n` makes them so long.
+//! `PROGRAM_WORLDS_SEED=n` replays one world, `PROGRAM_WORLDS=n` runs so many, `PROGRAM_WORLDS_STEPS=n` makes them so long.
+//! Each step has a seed of its own: if a job or a thread is a little later in one run than in another, what is tried after
+//! that stays the same.
 
-use crate::harness::{Daemon, Guest, Qmp, dirty, have, output, run};
+mod bitmaps;
+mod copies;
+mod moments;
+mod oracle;
+
+use crate::harness::{Daemon, Guest, Qmp, have, output, run};
+use copies::Copy;
+use moments::View;
+use oracle::Oracle;
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 use serde_json::{Value, json};
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    ops::Range,
+    collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     path::{Path, PathBuf},
     sync::{
@@ -53,45 +62,20 @@ fn configuration() -> String {
     IMAGES.iter().enumerate().map(image).collect::<String>() + DRIVE
 }
 
-/// What the drive's user knows: its content, where that is known, and what each bitmap must say.
-struct Oracle {
-    /// By sector; `None` after a change that failed, or that leaves the content open.
-    content: Vec<Option<u8>>,
-    bitmaps: BTreeMap<String, Expected>,
-}
-
-#[derive(Clone)]
-struct Expected {
-    granularity: u64,
-    recording: bool,
-    dirty: BTreeSet<u64>,
-    /// What failed changes addressed: one that a filter above refused never came to the bitmap.
-    maybe: BTreeSet<u64>,
-}
-
-impl Oracle {
-    fn mark(&mut self, range: Range<u64>, failed: bool) {
-        for bitmap in self.bitmaps.values_mut().filter(|bitmap| bitmap.recording) {
-            let granules = range.start / bitmap.granularity..range.end.div_ceil(bitmap.granularity);
-            if failed { bitmap.maybe.extend(granules) } else { bitmap.dirty.extend(granules) }
-        }
-    }
-
-    fn size(&self) -> u64 {
-        self.content.len() as u64 * SECTOR
-    }
-}
-
 struct World {
+    seed: u64,
+    /// The step, from 1 on.
+    step: u64,
     rng: SmallRng,
     directory: PathBuf,
     daemon: Daemon,
     qmp: Qmp,
-    guests: Vec<(Guest, SmallRng)>,
+    guests: Vec<Guest>,
     oracle: Arc<Mutex<Oracle>>,
     /// Filters that were inserted, and whether they make writes fail.
     filters: BTreeMap<String, bool>,
-    names: u64,
+    copies: Vec<Copy>,
+    views: Vec<View>,
     /// At some time writes failed, so that clusters may have leaked.
     failed: bool,
     log: Vec<String>,
@@ -135,18 +119,28 @@ impl World {
         let daemon = Daemon::start(directory, &configuration());
         let qmp = daemon.qmp();
         let socket = directory.join("vda.sock");
-        let guest = |number: usize| {
-            (Guest::connect(&socket, "vda"), SmallRng::seed_from_u64(seed * 10 + 1 + number as u64))
-        };
-        let guests = (0..GUESTS).map(guest).collect();
-        let oracle = Arc::new(Mutex::new(Oracle { content, bitmaps: BTreeMap::new() }));
-        let (directory, filters, log) = (directory.to_owned(), BTreeMap::new(), Vec::new());
-        Self { rng, directory, daemon, qmp, guests, oracle, filters, names: 0, failed: false, log }
+        let guests = (0..GUESTS).map(|_| Guest::connect(&socket, "vda")).collect();
+        let oracle = Oracle { content, bitmaps: BTreeMap::new(), epochs: Vec::new() };
+        Self {
+            seed,
+            step: 0,
+            rng,
+            directory: directory.to_owned(),
+            daemon,
+            qmp,
+            guests,
+            oracle: Arc::new(Mutex::new(oracle)),
+            filters: BTreeMap::new(),
+            copies: Vec::new(),
+            views: Vec::new(),
+            failed: false,
+            log: Vec::new(),
+        }
     }
 
-    fn name(&mut self, kind: &str) -> String {
-        self.names += 1;
-        format!("{kind}{}", self.names)
+    /// A name for something of this step. There is but one of a kind.
+    fn name(&self, kind: &str) -> String {
+        format!("{kind}{}", self.step)
     }
 
     fn pick<T: Clone>(&mut self, from: &[T]) -> T {
@@ -164,10 +158,21 @@ impl World {
         result
     }
 
+    /// Random numbers of this step, and of one of its guests.
+    fn random(&self, guest: u64) -> SmallRng {
+        SmallRng::seed_from_u64(self.seed << 20 | self.step << 4 | guest)
+    }
+
     fn step(&mut self) {
+        self.step += 1;
+        self.rng = self.random(0);
         // Bitmaps are changed while guests rest, so that the oracle knows which write came first.
-        if self.rng.random_ratio(1, 3) {
-            self.change_bitmaps();
+        if self.rng.random_ratio(2, 5) {
+            match self.rng.random_range(0..8) {
+                0 if self.copies.len() < 2 => self.begin_copy(),
+                1..=3 => self.change_moments(),
+                _ => self.change_bitmaps(),
+            }
         } else {
             // A filter that fails writes may come within this step, and does its work until it is gone.
             let faults = self.rng.random_ratio(1, 4) || self.filters.values().any(|faulty| *faulty);
@@ -175,9 +180,9 @@ impl World {
             let mut guests = std::mem::take(&mut self.guests);
             let oracle = self.oracle.clone();
             std::thread::scope(|scope| {
-                for (number, (guest, rng)) in guests.iter_mut().enumerate() {
-                    let oracle = &*oracle;
-                    scope.spawn(move || burst(guest, rng, number as u64, oracle, faults));
+                for (number, guest) in guests.iter_mut().enumerate() {
+                    let (oracle, mut rng) = (&*oracle, self.random(1 + number as u64));
+                    scope.spawn(move || burst(guest, &mut rng, number as u64, oracle, faults));
                 }
                 self.change_graph(faults);
             });
@@ -185,16 +190,20 @@ impl World {
             if self.rng.random_ratio(1, 8) {
                 // One leaves, and comes again to a drive that may have grown.
                 let number = self.rng.random_range(0..GUESTS);
-                self.guests[number].0 = Guest::connect(&self.directory.join("vda.sock"), "vda");
+                self.guests[number] = Guest::connect(&self.directory.join("vda.sock"), "vda");
             }
         }
         self.check();
     }
 
+    /// Nodes of the drive, in one order: images, their files, and filters that were put between them.
     fn nodes(&mut self) -> Vec<String> {
         let nodes = self.qmp.run("query-named-block-nodes", json!({ "flat": true }));
         let name = |node: &Value| node["node-name"].as_str().unwrap().to_owned();
-        nodes.as_array().unwrap().iter().map(name).filter(|name| !name.starts_with('#')).collect()
+        let names = nodes.as_array().unwrap().iter().map(name);
+        let mut nodes: Vec<String> = names.filter(|name| name.starts_with(['i', 'f'])).collect();
+        nodes.sort();
+        nodes
     }
 
     fn images(&mut self) -> Vec<String> {
@@ -249,7 +258,7 @@ impl World {
             _ => {
                 let op = self.pick(&["write", "write", "write-zeroes", "flush", "discard"]);
                 let errno = self.pick(&["EIO", "ENOSPC"]);
-                let rule = json!({ "op": op, "errno": errno, "probability": 0.3, "seed": self.names });
+                let rule = json!({ "op": op, "errno": errno, "probability": 0.3, "seed": self.step });
                 json!({ "driver": "blkdebug", "rules": [rule] })
             }
         };
@@ -281,14 +290,17 @@ impl World {
 
     fn steer_job(&mut self) {
         let jobs = self.qmp.run("query-jobs", json!({}));
-        let jobs = jobs.as_array().unwrap();
+        let mut jobs = jobs.as_array().unwrap().clone();
         if jobs.is_empty() {
             return;
         }
-        let job = self.pick(jobs);
+        jobs.sort_by_key(|job| job["id"].to_string());
+        let job = self.pick(&jobs);
         let verb = match (self.rng.random_range(0..6), job["status"].as_str().unwrap()) {
             (0, _) => "job-pause",
             (1, "ready") => "job-cancel",
+            // Its target is an overlay of its own, and is to stay one.
+            (_, "ready") if job["id"].as_str().unwrap().starts_with("mirror") => "job-cancel",
             (_, "ready") => "job-complete",
             (1, _) => "job-cancel",
             (2..=4, _) => "job-resume",
@@ -300,125 +312,18 @@ impl World {
         };
     }
 
-    fn change_bitmaps(&mut self) {
-        let names: Vec<String> = self.oracle.lock().unwrap().bitmaps.keys().cloned().collect();
-        if names.is_empty() || (names.len() < 3 && self.rng.random_ratio(1, 3)) {
-            let (name, granularity) = (self.name("bitmap"), 512 << self.rng.random_range(0..8));
-            let arguments = json!({ "node": "vda", "name": name, "granularity": granularity });
-            self.command("block-dirty-bitmap-add", arguments).unwrap();
-            let expected =
-                Expected { granularity, recording: true, dirty: BTreeSet::new(), maybe: BTreeSet::new() };
-            self.oracle.lock().unwrap().bitmaps.insert(name, expected);
-            return;
-        }
-        let name = self.pick(&names);
-        let bitmap = json!({ "node": "vda", "name": name });
-        match self.rng.random_range(0..6) {
-            0 => {
-                self.command("block-dirty-bitmap-remove", bitmap).unwrap();
-                self.oracle.lock().unwrap().bitmaps.remove(&name);
-            }
-            1 => {
-                self.command("block-dirty-bitmap-clear", bitmap).unwrap();
-                self.oracle.lock().unwrap().bitmaps.get_mut(&name).unwrap().dirty.clear();
-            }
-            2 => {
-                let recording = self.rng.random_ratio(1, 2);
-                let verb = if recording { "enable" } else { "disable" };
-                self.command(&format!("block-dirty-bitmap-{verb}"), bitmap).unwrap();
-                self.oracle.lock().unwrap().bitmaps.get_mut(&name).unwrap().recording = recording;
-            }
-            3 => {
-                let new = self.name("renamed");
-                let arguments = json!({ "node": "vda", "name": name, "new-name": new });
-                self.command("x-driveline-block-dirty-bitmap-rename", arguments).unwrap();
-                let mut oracle = self.oracle.lock().unwrap();
-                let expected = oracle.bitmaps.remove(&name).unwrap();
-                oracle.bitmaps.insert(new, expected);
-            }
-            4 => {
-                let source = self.pick(&names);
-                if source == name {
-                    return;
-                }
-                let arguments = json!({ "node": "vda", "target": name, "bitmaps": [source] });
-                self.command("block-dirty-bitmap-merge", arguments).unwrap();
-                let mut oracle = self.oracle.lock().unwrap();
-                let (size, from) = (oracle.size(), oracle.bitmaps[&source].clone());
-                let target = oracle.bitmaps.get_mut(&name).unwrap();
-                for granule in from.dirty {
-                    let range = granule * from.granularity..((granule + 1) * from.granularity).min(size);
-                    target
-                        .dirty
-                        .extend(range.start / target.granularity..range.end.div_ceil(target.granularity));
-                }
-            }
-            _ => {
-                // Whose last step cannot be done leaves nothing of the others.
-                let actions = json!([
-                    { "type": "block-dirty-bitmap-add", "data": { "node": "vda", "name": "never" } },
-                    { "type": "block-dirty-bitmap-clear", "data": bitmap },
-                    { "type": "block-dirty-bitmap-remove", "data": { "node": "vda", "name": "not there" } },
-                ]);
-                self.command("transaction", json!({ "actions": actions })).unwrap_err();
-            }
-        }
-    }
-
     /// The drive and its bitmaps, as a client sees them who comes now, equal the oracle.
     fn check(&mut self) {
+        self.check_copies();
         let mut oracle = self.oracle.lock().unwrap();
         let mut guest = Guest::connect(&self.directory.join("vda.sock"), "vda");
         assert_eq!(guest.size, oracle.size());
         let content = guest.read(0, oracle.size() as u32).unwrap();
-        for (sector, expected) in oracle.content.iter_mut().enumerate() {
-            let found = &content[sector * SECTOR as usize..][..SECTOR as usize];
-            match expected {
-                Some(byte) => {
-                    assert!(found.iter().all(|b| b == byte), "sector {sector}: {byte}, but {}", found[0]);
-                }
-                // From now on it stays as it is.
-                None if found.iter().all(|b| *b == found[0]) => *expected = Some(found[0]),
-                None => {}
-            }
-        }
-        let drives = self.qmp.run("query-block", json!({}));
-        let drive = drives.as_array().unwrap().iter().find(|drive| drive["device"] == "vda").unwrap();
-        let mut bitmaps = drive["inserted"]["dirty-bitmaps"].as_array().cloned().unwrap_or_default();
-        // A commit has one of its own.
-        bitmaps.retain(|bitmap| !bitmap["name"].as_str().unwrap().starts_with('#'));
-        let names: BTreeSet<String> =
-            bitmaps.iter().map(|bitmap| bitmap["name"].as_str().unwrap().to_owned()).collect();
-        assert_eq!(names, oracle.bitmaps.keys().cloned().collect(), "the drive's bitmaps");
-        if names.is_empty() {
-            return;
-        }
-        // An export of all of them, for nbdinfo.
-        let list: Vec<&String> = names.iter().collect();
-        let export =
-            json!({ "type": "nbd", "id": "check", "node-name": "vda", "name": "check", "bitmaps": list });
-        self.qmp.run("block-export-add", export);
-        let uri = format!("nbd+unix:///check?socket={}", self.directory.join("vda.sock").display());
-        let size = oracle.size();
-        for bitmap in &bitmaps {
-            let name = bitmap["name"].as_str().unwrap();
-            let expected = oracle.bitmaps.get_mut(name).unwrap();
-            assert_eq!(bitmap["recording"], expected.recording, "{name}");
-            assert_eq!(bitmap["granularity"], expected.granularity, "{name}");
-            let found = dirty(&uri, name, expected.granularity);
-            expected.dirty.extend(expected.maybe.intersection(&found));
-            expected.maybe.clear();
-            assert_eq!(found, expected.dirty, "bitmap {name}");
-            let bytes = |granule: &u64| {
-                ((granule + 1) * expected.granularity).min(size) - granule * expected.granularity
-            };
-            let count: u64 = found.iter().map(bytes).sum();
-            assert!(
-                bitmap["count"].as_u64().unwrap().abs_diff(count) < expected.granularity,
-                "{name}: {bitmap}"
-            );
-        }
-        self.qmp.run("block-export-del", json!({ "id": "check", "mode": "hard" }));
+        assert_content(&mut oracle.content, &content, "the drive");
+        drop(oracle);
+        self.check_mirrors();
+        self.check_bitmaps();
+        self.check_moments();
     }
 
     /// The image that the drive's filters lead to.
@@ -444,6 +349,8 @@ impl World {
             }
             std::thread::sleep(Duration::from_millis(2));
         }
+        self.check();
+        self.forget_moments();
         // Filters at the root hold the drive's bitmaps: those go to the image on top.
         let top = self.top_image();
         for name in self.oracle.lock().unwrap().bitmaps.keys() {
@@ -473,6 +380,7 @@ impl World {
         assert!(self.daemon.terminate().success());
         for name in IMAGES {
             let image = self.directory.join(format!("{name}.qcow2"));
+            name_backing(&image);
             let checked = output("qemu-img", &["check", "-q", image.to_str().unwrap()]);
             let clean = match checked.status.code() {
                 Some(3) => self.failed, // leaked clusters, after failed writes
@@ -484,6 +392,36 @@ impl World {
             "qemu-img",
             &["compare", "-q", "-f", "raw", "-F", "qcow2", raw.to_str().unwrap(), file.to_str().unwrap()],
         );
+    }
+}
+
+/// A job wrote into an image what is below it, with a filter that is there: in words that others do not read. They are told again,
+/// without it.
+fn name_backing(image: &Path) {
+    let image = image.to_str().unwrap();
+    let bare = json!({ "driver": "qcow2", "file": { "driver": "file", "filename": image }, "backing": null });
+    let info = run("qemu-img", &["info", "--output=json", &format!("json:{bare}")]);
+    let info: Value = serde_json::from_str(&info).unwrap();
+    let backing = info["backing-filename"].as_str().unwrap_or_default();
+    if backing.starts_with("json:") {
+        let file = |name: &&str| format!("{name}.qcow2");
+        let below = IMAGES.iter().rev().map(file).find(|file| backing.contains(&**file)).unwrap();
+        run("qemu-img", &["rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", &below, image]);
+    }
+}
+
+/// What was read is what is expected, where that is known. What was not is known from now on.
+fn assert_content(expected: &mut [Option<u8>], found: &[u8], what: &str) {
+    assert_eq!(found.len() as u64, expected.len() as u64 * SECTOR, "{what}");
+    for (sector, (expected, found)) in expected.iter_mut().zip(found.chunks(SECTOR as usize)).enumerate() {
+        let is_one = found.iter().all(|byte| *byte == found[0]);
+        match expected {
+            Some(byte) => {
+                assert!(is_one && found[0] == *byte, "{what}: sector {sector}: {byte}, but {}", found[0]);
+            }
+            None if is_one => *expected = Some(found[0]),
+            None => {}
+        }
     }
 }
 
@@ -544,8 +482,8 @@ fn number(variable: &str, default: u64) -> u64 {
     std::env::var(variable).map_or(default, |text| text.parse().expect("a number"))
 }
 
-/// Seeds of worlds that have found something: a resize that failed when it was done, bitmaps that did not come home.
-const ONCE_FAILED: [u64; 2] = [28, 30];
+/// Seeds of worlds that were more than the others: overlays through which a moment is read while all else goes on.
+const MORE: [u64; 2] = [4, 9];
 
 #[test]
 fn a_drive_and_its_bitmaps_are_exact_in_random_worlds() {
@@ -564,9 +502,7 @@ fn a_drive_and_its_bitmaps_are_exact_in_random_worlds() {
                 loop {
                     match next.fetch_add(1, SeqCst) {
                         at if at < last => world(at, steps),
-                        at if at < last + ONCE_FAILED.len() as u64 => {
-                            world(ONCE_FAILED[(at - last) as usize], steps)
-                        }
+                        at if at < last + MORE.len() as u64 => world(MORE[(at - last) as usize], steps),
                         _ => return,
                     }
                 }
