@@ -581,6 +581,10 @@ impl Run {
 }
 
 fn world(seed: u64, steps: usize) -> Seen {
+    lived(seed, steps).seen.clone()
+}
+
+fn lived(seed: u64, steps: usize) -> Run {
     let mut run = Run::new(seed);
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         for _ in 0..steps {
@@ -589,7 +593,7 @@ fn world(seed: u64, steps: usize) -> Seen {
         run.end();
     }));
     run.judge(seed, result);
-    run.seen.clone()
+    run
 }
 
 /// Two drives, whose jobs start together and end together.
@@ -674,4 +678,15 @@ fn drive_bitmaps_content_and_copies_are_exact_in_random_worlds() {
 #[test]
 fn two_drives_stay_exact_while_their_jobs_start_and_end_together() {
     each_seed(20, two_drives);
+}
+
+/// Who replays a seed looks for what went wrong in it: it must go wrong again.
+#[test]
+fn a_seed_is_the_same_world_each_time() {
+    for seed in [3, 11] {
+        let (one, other) = (lived(seed, 40), lived(seed, 40));
+        let differs = one.log.iter().zip(&other.log).find(|(one, other)| one != other);
+        assert_eq!(differs, None, "world {seed}");
+        assert!(one.read_all() == other.read_all(), "world {seed}");
+    }
 }

@@ -79,13 +79,23 @@ impl Run {
         let modes = [BitmapMode::OnSuccess, BitmapMode::Never, BitmapMode::Always];
         let (sync, bitmap_mode) = match (&bitmap, below(4)) {
             (None, 0) => (BackupSync::Top, None),
+            (None, 1) => (BackupSync::None, None),
             (None, _) => (BackupSync::Full, None),
             (Some(_), 0) => (BackupSync::Incremental, None),
             (Some(_), 1) => (BackupSync::Full, Some([modes[0], modes[2]][below(2) as usize])),
             (Some(_), _) => (BackupSync::Bitmap, Some(modes[below(3) as usize])),
         };
         let size = self.guest.info().size_bytes;
-        let mut nodes = vec![serde_json::json!({ "driver": "cow", "node-name": image, "size": size })];
+        let mut node = serde_json::json!({ "driver": "cow", "node-name": image, "size": size });
+        let mut sync = sync;
+        if sync == BackupSync::None {
+            // Only what is written over goes there, and the moment is seen through it.
+            match self.graph.chain(self.drive).unwrap()[0].name() {
+                root if root.starts_with('#') => sync = BackupSync::Full,
+                root => node["backing"] = root.into(),
+            }
+        }
+        let mut nodes = vec![node];
         let mut target = image.clone();
         if below(2) == 0 {
             target = format!("{image}-fault");
@@ -159,6 +169,16 @@ impl Run {
 
     /// Looks at backups that are over, and takes their images away.
     pub(super) fn check_copies(&mut self) {
+        for copy in self.copies.iter().filter(|copy| copy.sync == BackupSync::None) {
+            let status = self.jobs.get(&copy.id).map(|job| job.status);
+            if status.is_ok_and(|status| [JobStatus::Running, JobStatus::Paused].contains(&status)) {
+                let read = self.read_node(copy.nodes.last().unwrap());
+                for (sector, found) in read.chunks(SECTOR as usize).enumerate() {
+                    let is = copy.content[sector].is_none_or(|byte| found.iter().all(|found| *found == byte));
+                    assert!(is, "{}: sector {sector}: {:?}, {}", copy.id, copy.content[sector], found[0]);
+                }
+            }
+        }
         let is_over =
             |copy: &Copy| self.jobs.get(&copy.id).map_or(true, |job| job.status == JobStatus::Concluded);
         let (over, left) = std::mem::take(&mut self.copies).into_iter().partition(is_over);
@@ -181,6 +201,10 @@ impl Run {
     }
 
     fn check_copy(&mut self, copy: &Copy, done: bool) {
+        if copy.sync == BackupSync::None {
+            // What is written over is not kept any more, and who reads it would read the drive under its guest.
+            return;
+        }
         let read = self.read_node(copy.nodes.last().unwrap());
         let equal = |sectors: std::ops::Range<u64>| {
             sectors.into_iter().all(|sector| {
