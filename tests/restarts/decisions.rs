@@ -1,7 +1,7 @@
 //! What becomes of jobs that do not go on by themselves: by their user's wish, or because they cannot.
 
 use super::{TOOLS, keep, qcow2_target, raw_target, world::*};
-use crate::harness::{Guest, StorageDaemon, have, run};
+use crate::harness::{Daemon, Guest, Qmp, StorageDaemon, have, output, run};
 use serde_json::{Value, json};
 
 fn begin(world: &mut World, command: &str, mut arguments: Value) {
@@ -76,6 +76,58 @@ fn a_mirror_whose_target_is_missing_waits_for_it_and_its_drive_is_served() {
     world.qmp.run("block-job-cancel", json!({ "device": "work" }));
     world.wait_completed("work");
     run("cmp", &[&copy, &kept]);
+    world.end();
+}
+
+/// Only QMP could decide about such a job, with names that nobody guesses; and what became of it was printed twice.
+#[test]
+fn a_person_tries_again_or_gives_up_what_was_interrupted_and_is_told_of_it_once() {
+    if !have("restarts", &TOOLS) {
+        return;
+    }
+    let mut world = World::raw(16);
+    raw_target(&mut world);
+    begin(&mut world, "blockdev-mirror", json!({ "device": "vda", "target": "copy", "sync": "full" }));
+    world.kill_midway("work");
+    let (copy, away) = (world.path("copy.raw"), world.path("away"));
+    std::fs::rename(&copy, &away).unwrap();
+    assert_eq!(world.start()[0]["outcome"], "failed");
+    let of_job = |line: &&String| line.contains("was interrupted");
+    let log = world.daemon().wait_log(|lines| lines.iter().any(|line| line.contains("was interrupted")));
+    assert_eq!(log.iter().filter(of_job).count(), 1, "{log:#?}");
+    assert!(log.iter().any(|line| line.starts_with("driveline: job 'work' (mirror) was interrupted: ")));
+
+    let ctl = |world: &World, words: &[&str]| {
+        let socket = world.path("qmp.sock");
+        let words = [&["ctl", "--socket", &socket], words].concat();
+        output(Daemon::program().to_str().unwrap(), &words)
+    };
+    let says = |world: &World, words: &[&str]| {
+        let output = ctl(world, words);
+        assert!(output.status.success(), "{words:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let listed = says(&world, &["jobs"]);
+    assert!(listed.contains("`driveline ctl job resume work` tries again"), "{listed}");
+    let still = ctl(&world, &["job", "resume", "work"]);
+    assert_eq!(still.status.code(), Some(1), "{still:?}");
+    assert!(String::from_utf8_lossy(&still.stderr).contains("copy.raw"), "{still:?}");
+    std::fs::rename(&away, &copy).unwrap();
+    assert_eq!(says(&world, &["job", "resume", "work"]), "work: resumed\n");
+    assert!(world.job("work").is_some());
+    // Of one that lives it means what it always did.
+    says(&world, &["job", "pause", "work"]);
+    assert_eq!(says(&world, &["job", "resume", "work"]), "");
+
+    world.kill();
+    std::fs::rename(&copy, &away).unwrap();
+    assert_eq!(world.start()[0]["outcome"], "failed");
+    let dropped: Value = serde_json::from_str(&says(&world, &["--json", "job", "drop", "work"])).unwrap();
+    assert_eq!((&dropped["id"], &dropped["outcome"]), (&json!("work"), &json!("dropped")));
+    assert_eq!(world.journals(), [""; 0]);
+    let known: Value = serde_json::from_str(&says(&world, &["--json", "interrupted"])).unwrap();
+    assert_eq!(known[0]["outcome"], "dropped");
+    assert_eq!(ctl(&world, &["job", "drop", "work"]).status.code(), Some(1), "it is decided");
     world.end();
 }
 

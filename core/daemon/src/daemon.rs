@@ -169,6 +169,11 @@ impl Daemon {
         self.inner.stores.reports()
     }
 
+    /// Those that were found after a crash, for whoever started the program to tell people. What is found later goes to the log.
+    pub(crate) fn to_tell(&self) -> Vec<Recovered> {
+        self.inner.stores.to_tell()
+    }
+
     /// What became of the jobs that were interrupted when the program ended the last time.
     pub fn interrupted(&self) -> Vec<Interrupted> {
         self.inner.journals.interrupted()

@@ -47,8 +47,10 @@ pub enum Command {
     /// Change a bitmap.
     #[command(subcommand)]
     Bitmap(Bitmap),
-    /// List the jobs.
+    /// List the jobs, and below them those that were interrupted when the daemon ended the last time.
     Jobs,
+    /// List what became of jobs that were interrupted when the daemon ended the last time.
+    Interrupted,
     /// Steer a job.
     #[command(subcommand)]
     Job(Job),
@@ -331,8 +333,10 @@ pub enum Checkpoint {
 pub enum Job {
     /// Stop it for a while.
     Pause(OneJob),
-    /// Go on.
-    Resume(OneJob),
+    /// Go on: with a job that is paused, or try again with one that was interrupted and could not go on.
+    Resume(WaitingJob),
+    /// Give up a job that was interrupted and could not go on; its target stays as it is.
+    Drop(WaitingJob),
     /// End it without its result; a mirror that is ready ends with a consistent copy, unless forced.
     Cancel {
         /// The job.
@@ -366,6 +370,14 @@ pub enum Job {
 pub struct OneJob {
     /// Its id.
     #[arg(value_name = "JOB", add = Complete::new(names::jobs))]
+    pub id: String,
+}
+
+/// A job that waits for its user.
+#[derive(Args, Debug)]
+pub struct WaitingJob {
+    /// Its id.
+    #[arg(value_name = "JOB", add = Complete::new(names::waiting_jobs))]
     pub id: String,
 }
 

@@ -40,9 +40,7 @@ pub fn run(file: &Path) -> ExitCode {
         drop(daemon.stop());
         return fail(error);
     }
-    for report in daemon.recovered().iter().filter(|report| report.crashed) {
-        say(report);
-    }
+    daemon.to_tell().iter().for_each(say);
     daemon.interrupted().iter().for_each(say);
     let lines: String =
         daemon.exports().iter().map(|export| format!("{}: {}\n", export.id, export.uri)).collect();

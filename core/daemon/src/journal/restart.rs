@@ -65,12 +65,8 @@ impl Journals {
         for (.., paths) in groups {
             reports.extend(self.restart(jobs, &paths, false).await);
         }
-        for report in &reports {
-            match report.outcome {
-                Outcome::Resumed | Outcome::Finished => tracing::info!("{report}"),
-                Outcome::Dropped | Outcome::Failed => tracing::warn!("{report}"),
-            }
-        }
+        // Whoever starts the program tells of them.
+        reports.iter().for_each(|report| tracing::info!("{report}"));
         self.interrupted.lock().extend(reports.clone());
         reports
     }

@@ -140,9 +140,7 @@ fn start_and_serve(program: &str, arguments: Vec<OsString>) -> Result<ExitCode, 
     };
     let mut code = ExitCode::SUCCESS;
     if done == Done::All {
-        for report in daemon.recovered().iter().filter(|report| report.crashed) {
-            say(report);
-        }
+        daemon.to_tell().iter().for_each(say);
         daemon.engine().block_on_local(|| daemon.inner().restart_jobs());
         daemon.interrupted().iter().for_each(say);
         let served = daemon.inner().exports.let_in().map_err(|error| error.to_string());

@@ -336,6 +336,8 @@ impl Stores {
         let report = Recovered { owner: kept.owner.name().to_owned(), name: name.to_owned(), trust, crashed };
         match &report.trust {
             Trust::Exact => tracing::info!("{report}"),
+            // Whoever starts the program tells of it.
+            _ if crashed && !self.state.lock().told => tracing::info!("{report}"),
             _ => tracing::warn!("{report}"),
         }
         self.reports.lock().push(report);

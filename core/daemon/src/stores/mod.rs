@@ -72,6 +72,8 @@ struct State {
     seen: BTreeSet<NodeId>,
     /// Those of them that are about to go: nobody looks there, unless they stay after all.
     going: BTreeSet<NodeId>,
+    /// What was found at the start has been told to people. What is found later goes to the log.
+    told: bool,
 }
 
 /// Whose bitmaps a store keeps.
@@ -159,6 +161,12 @@ impl Stores {
     /// What became of the bitmaps that were found.
     pub(crate) fn reports(&self) -> Vec<Recovered> {
         self.reports.lock().clone()
+    }
+
+    /// What was found after a crash when the program started, for whoever started it to tell.
+    pub(crate) fn to_tell(&self) -> Vec<Recovered> {
+        self.state.lock().told = true;
+        self.reports().into_iter().filter(|report| report.crashed).collect()
     }
 
     /// Which boot this is.

@@ -13,6 +13,9 @@ use std::{io::IsTerminal, process::ExitCode, time::Duration};
 /// How often progress is asked for.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
+/// The command that tells what became of jobs that were interrupted.
+const INTERRUPTED: &str = "x-driveline-query-interrupted-jobs";
+
 /// What becomes of a job that is ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AtReady {
@@ -25,14 +28,50 @@ pub(super) enum AtReady {
 impl Talk {
     pub(super) fn jobs(&mut self) -> Result<ExitCode> {
         let answer = self.client.run("query-jobs", json!({}))?;
-        let interrupted = self.client.run("x-driveline-query-interrupted-jobs", json!({}))?;
-        self.answer(&answer, |answer| jobs(answer) + &shown_interrupted(&interrupted))
+        let known = self.client.run(INTERRUPTED, json!({}))?;
+        let below = match list(&known).is_empty() {
+            true => String::new(),
+            false => format!("\n{}", interrupted(&known)),
+        };
+        self.answer(&answer, |answer| jobs(answer) + &below)
+    }
+
+    pub(super) fn interrupted(&mut self) -> Result<ExitCode> {
+        let answer = self.client.run(INTERRUPTED, json!({}))?;
+        self.answer(&answer, |answer| match list(answer).is_empty() {
+            true => "no jobs were interrupted\n".to_owned(),
+            false => interrupted(answer),
+        })
+    }
+
+    /// Goes on with a job that lives; if there is none of that id, with one that was interrupted.
+    fn resume(&mut self, id: &str) -> Result<ExitCode> {
+        let lives = find(&self.client.run("query-jobs", json!({}))?, id).is_some();
+        match !lives && self.waits(id)? {
+            true => self.decide("x-driveline-interrupted-job-resume", id),
+            false => self.simple("job-resume", json!({ "id": id })),
+        }
+    }
+
+    /// Was it interrupted, and does it wait for a decision?
+    fn waits(&mut self, id: &str) -> Result<bool> {
+        let known = self.client.run(INTERRUPTED, json!({}))?;
+        Ok(list(&known).iter().any(|job| job["id"] == id && job["outcome"] == "failed"))
+    }
+
+    /// Decides about a job that was interrupted, and says what became of it.
+    fn decide(&mut self, command: &str, id: &str) -> Result<ExitCode> {
+        self.client.run(command, json!({ "id": id }))?;
+        let known = self.client.run(INTERRUPTED, json!({}))?;
+        let job = list(&known).iter().rfind(|job| job["id"] == id).cloned().unwrap_or_default();
+        self.answer(&job, |job| format!("{id}: {}\n", text(&job["outcome"])))
     }
 
     pub(super) fn steer(&mut self, verb: Job) -> Result<ExitCode> {
         match verb {
             Job::Pause(job) => self.simple("job-pause", json!({ "id": job.id })),
-            Job::Resume(job) => self.simple("job-resume", json!({ "id": job.id })),
+            Job::Resume(job) => self.resume(&job.id),
+            Job::Drop(job) => self.decide("x-driveline-interrupted-job-drop", &job.id),
             Job::Cancel { job, force } => {
                 self.simple("block-job-cancel", json!({ "device": job.id, "force": force }))
             }
@@ -211,14 +250,10 @@ fn jobs(answer: &Value) -> String {
     table.text("no jobs")
 }
 
-/// Those that were interrupted when the daemon ended the last time, if there are any.
-fn shown_interrupted(answer: &Value) -> String {
-    let interrupted = list(answer);
-    if interrupted.is_empty() {
-        return String::new();
-    }
+/// Those that were interrupted when the daemon ended the last time, and what can be done with those that wait.
+fn interrupted(answer: &Value) -> String {
     let mut table = Table::new(&["interrupted", "type", "drive", "and then", "left", "why"], &[4]);
-    for job in interrupted {
+    for job in list(answer) {
         table.row([
             text(&job["id"]).escape_debug().to_string(),
             text(&job["type"]).to_owned(),
@@ -228,7 +263,14 @@ fn shown_interrupted(answer: &Value) -> String {
             text(&job["reason"]).to_owned(),
         ]);
     }
-    format!("\n{}", table.text(""))
+    let mut out = table.text("");
+    if let Some(waits) = list(answer).iter().find(|job| job["outcome"] == "failed") {
+        let id = text(&waits["id"]);
+        out += &format!(
+            "\nWhat failed waits: `driveline ctl job resume {id}` tries again, `job drop {id}` gives it up\n"
+        );
+    }
+    out
 }
 
 #[cfg(test)]
@@ -252,12 +294,13 @@ vda  stream  running  512 KiB  1 MiB
             { "id": "m", "type": "mirror", "device": "vda", "outcome": "resumed", "left": 1048576 },
             { "id": "top.qcow2.x", "outcome": "failed", "reason": "it is cut off" },
         ]);
-        let expected = "
+        let expected = "\
 interrupted  type    drive  and then   left  why
 m            mirror  vda    resumed   1 MiB
 top.qcow2.x                 failed           it is cut off
+
+What failed waits: `driveline ctl job resume top.qcow2.x` tries again, `job drop top.qcow2.x` gives it up
 ";
-        assert_eq!(shown_interrupted(&answer), expected);
-        assert_eq!(shown_interrupted(&json!([])), "");
+        assert_eq!(interrupted(&answer), expected);
     }
 }

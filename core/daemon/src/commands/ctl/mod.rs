@@ -92,6 +92,7 @@ impl Talk {
             Command::Bitmaps { target } => self.bitmaps(target.as_deref()),
             Command::Bitmap(change) => self.change_bitmap(change),
             Command::Jobs => self.jobs(),
+            Command::Interrupted => self.interrupted(),
             Command::Job(verb) => self.steer(verb),
             Command::Stream { drive, base, run } => {
                 let arguments = given([("base-node", base.into())]);

@@ -50,6 +50,17 @@ pub fn jobs(typed: &OsStr) -> Vec<CompletionCandidate> {
     offer(typed, "query-jobs", |answer| each(answer, "id"))
 }
 
+/// Jobs that are there, and those that were interrupted and wait for a decision.
+pub fn waiting_jobs(typed: &OsStr) -> Vec<CompletionCandidate> {
+    let mut found = offer(typed, "x-driveline-query-interrupted-jobs", |answer| {
+        let jobs = answer.as_array().map(Vec::as_slice).unwrap_or_default();
+        let waiting = jobs.iter().filter(|job| job["outcome"] == "failed");
+        waiting.filter_map(|job| job["id"].as_str()).map(str::to_owned).collect()
+    });
+    found.extend(jobs(typed));
+    found
+}
+
 /// Exports.
 pub fn exports(typed: &OsStr) -> Vec<CompletionCandidate> {
     offer(typed, "query-block-exports", |answer| each(answer, "id"))
