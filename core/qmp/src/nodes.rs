@@ -10,7 +10,7 @@ use crate::{
     translate::Translator,
 };
 use driveline_bitmap::{Bitmap, View};
-use driveline_graph::{BoxFuture, Change, Graph, Kind, Options};
+use driveline_graph::{BoxFuture, Change, Graph, Kind, Layout, Options, Role};
 use driveline_jobs::Start;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -172,19 +172,49 @@ impl Action for InsertFilter {
     }
 }
 
-/// Takes a filter out.
+/// Takes a filter out. Bitmaps that a drive has there go to what the filter was put above: they are the drive's, and it still
+/// shows that.
 pub(crate) struct RemoveFilter(pub(crate) NodeName);
 
 impl Action for RemoveFilter {
     fn stage<'a>(&'a mut self, _: &'a Monitor, start: &'a mut Start) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
             let name = &self.0.node_name;
-            start.change().remove_filter(name).map_err(|error| match error.kind() {
+            let change = start.change();
+            let layout = change.layout();
+            let of_drive: Vec<_> = match below_in_drive(&layout, name) {
+                Some(below) => {
+                    let there = layout.view_node(name).map(|view| view.bitmaps).unwrap_or_default();
+                    let of_drive = there.into_iter().filter(|bitmap| bitmap.view() == View::Drive);
+                    of_drive.map(|bitmap| (bitmap, below.clone())).collect()
+                }
+                None => Vec::new(),
+            };
+            let is_emptied = !of_drive.is_empty();
+            for (bitmap, below) in of_drive {
+                change.move_bitmap(name, bitmap.name().as_str(), &below)?;
+            }
+            let removed =
+                if is_emptied { change.remove_emptied_filter(name) } else { change.remove_filter(name) };
+            removed.map_err(|error| match error.kind() {
                 Kind::NotFound => Error::generic(format_args!("Failed to find node with node-name='{name}'")),
                 _ => error.into(),
             })
         })
     }
+}
+
+/// What is below a filter that is between a drive and its data.
+fn below_in_drive(layout: &Layout, filter: &str) -> Option<String> {
+    let below = |node: &str| {
+        let view = layout.view_node(node).ok()?;
+        let child = view.children.iter().find(|child| child.role == Role::Filtered)?;
+        Some(child.node.to_string())
+    };
+    let roots = layout.drives().into_iter().map(|drive| drive.root.to_string());
+    let is_on_path =
+        |root: String| std::iter::successors(Some(root), |node| below(node)).any(|node| node == filter);
+    roots.into_iter().any(is_on_path).then(|| below(filter)).flatten()
 }
 
 pub(crate) async fn insert_filter(monitor: &Monitor, mut insert: InsertFilter) -> Result<Inserted> {
