@@ -51,6 +51,13 @@ pub enum Event {
         /// The offset that was set.
         threshold: u64,
     },
+    /// Data was overwritten that could not be kept, so the point in time that a node showed is lost.
+    PastLost {
+        /// The node.
+        node: Arc<str>,
+        /// Why it could not be kept.
+        message: String,
+    },
     /// A change of the graph has taken effect.
     Changed,
 }
@@ -76,6 +83,11 @@ pub enum NodeEvent {
         message: String,
         /// Nothing is written to it any more.
         fatal: bool,
+    },
+    /// See [`Event::PastLost`].
+    PastLost {
+        /// Why it could not be kept.
+        message: String,
     },
     /// See [`Event::QuorumFailure`].
     QuorumFailure {

@@ -326,6 +326,10 @@ impl Graph {
                 let (drive, node) = (drive().unwrap_or_default(), placed.node.name.clone());
                 self.emit(&Event::ImageCorrupted { drive, node, message: message.clone(), fatal: *fatal });
             }
+            NodeEvent::PastLost { message } => {
+                let (node, message) = (placed.node.name.clone(), message.clone());
+                self.emit(&Event::PastLost { node, message });
+            }
             NodeEvent::QuorumBad { child, operation, error, range } => {
                 let Some(child) = placed.children.get(*child) else { return };
                 let (operation, error, range) = (*operation, *error, range.clone());

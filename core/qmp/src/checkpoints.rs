@@ -1,7 +1,9 @@
 //! Commands on checkpoints: moments of drives that are kept by name, and what changed between them.
 
+mod lost;
 mod view;
 
+pub(crate) use lost::past_lost;
 pub(crate) use view::Views;
 
 use self::view::{View, ViewOptions};
@@ -188,7 +190,7 @@ pub(crate) async fn query(monitor: &Monitor, query: Query) -> Result<Vec<Shown>>
             view: views
                 .get(&epoch.checkpoint)
                 .and_then(|views| views.iter().find(|view| view.is_of(&drive)))
-                .cloned(),
+                .map(|view| lost::looked_at(graph, view)),
         })
     };
     Ok(drives.into_iter().flat_map(shown).collect())

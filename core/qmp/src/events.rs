@@ -36,6 +36,19 @@ pub enum Event {
     },
     /// A bitmap was found in an image, and can be used as far as this says.
     BitmapRecovered(RecoveredBitmap),
+    /// A guest overwrote what could not be kept, so a view of a checkpoint shows nothing any more.
+    ViewLost {
+        /// The checkpoint.
+        checkpoint: String,
+        /// The drive.
+        drive: String,
+        /// The node that showed the moment.
+        node: String,
+        /// The export of it.
+        export: Option<String>,
+        /// Why it could not be kept.
+        reason: String,
+    },
     /// A job was interrupted when the program ended the last time.
     JobInterrupted(InterruptedJob),
 }
@@ -70,6 +83,7 @@ impl Event {
             Event::WriteThreshold { .. } => "BLOCK_WRITE_THRESHOLD",
             Event::NodeFailed { .. } => "X_DRIVELINE_NODE_FAILED",
             Event::BitmapRecovered(_) => "X_DRIVELINE_BITMAP_RECOVERED",
+            Event::ViewLost { .. } => "X_DRIVELINE_CHECKPOINT_VIEW_LOST",
             Event::JobInterrupted(_) => "X_DRIVELINE_JOB_INTERRUPTED",
         }
     }
@@ -85,6 +99,14 @@ impl Event {
             }),
             Event::NodeFailed { node, message } => json!({ "node-name": node, "message": message }),
             Event::BitmapRecovered(bitmap) => stores::recovered(bitmap),
+            Event::ViewLost { checkpoint, drive, node, export, reason } => {
+                let mut data =
+                    json!({ "checkpoint": checkpoint, "drive": drive, "node-name": node, "reason": reason });
+                if let Some(export) = export {
+                    data["export"] = export.as_str().into();
+                }
+                data
+            }
             Event::JobInterrupted(job) => interrupted::shown(job),
         }
     }

@@ -16,11 +16,11 @@
 //! | `block-dirty-bitmap-add` with `x-driveline-durability` | `volatile`, `process` (the default) or `power`: what a `persistent` one survives |
 //! | `x-driveline-block-dirty-bitmap-adopt` `node` `name` | makes a bitmap whose contents are lost usable, all of it dirty |
 //! | `x-driveline-block-dirty-bitmap-store` `node` `store` `flush` | says where persistent bitmaps are kept; moves them to `store` (`qcow2:NODE` or `file:PATH`) first, and brings them to stable storage |
-//! | `x-driveline-apply` `file` `dry-run` `prune-bitmaps` | changes the running graph to what a configuration file says, as one; returns the `steps`, and what takes a `restart` |
+//! | `x-driveline-apply` `file` `dry-run` `prune-bitmaps` | changes the running graph to what a configuration file says, as one; returns the `steps`, what is `kept` although no file has it, and what takes a `restart` |
 //! | `x-driveline-checkpoint-create` `name` `drives` `granularity` `persistent` `durability` `view` | keeps this moment of several drives by a name, the same for all; it can be an action, unless it has a `view`: the data as they are now, and what changed since `base`, on an NBD export of each drive; what is written over meanwhile is kept in the directory `scratch` |
 //! | `x-driveline-checkpoint-release` `name` | ends the view of a checkpoint, which is kept |
 //! | `x-driveline-checkpoint-delete` `name` `drives` | forgets it; what changed between others does not change |
-//! | `x-driveline-query-checkpoints` `drive` | those that are kept, the oldest of a drive first |
+//! | `x-driveline-query-checkpoints` `drive` | those that are kept, the oldest of a drive first; a `view` says whether it is `serving` or `lost`, and the `reason` |
 //! | `x-driveline-checkpoint-delta` `drive` `from` `to` `bitmap` `start` | what changed between two of them, or since one: `count`, `areas`, and `next` if there are more; as a bitmap of the drive, too, if one is named |
 //! | `blockdev-mirror` and `drive-mirror` with `sync` `incremental` or `bitmap`, `bitmap` and `bitmap-mode` | only what a bitmap says is copied at first; the arguments are those of `blockdev-backup` |
 //! | `block-job-change` to `background` | a mirror's copy mode can be changed both ways |
@@ -33,6 +33,7 @@
 //! | `x-driveline-interrupted-job-resume` `id` | tries once more with one that has `failed` |
 //! | `x-driveline-interrupted-job-drop` `id` | gives it up; its target stays as it is |
 //! | event `X_DRIVELINE_JOB_INTERRUPTED` | the same as the query, for each of them, for the first client that connects |
+//! | event `X_DRIVELINE_CHECKPOINT_VIEW_LOST` `checkpoint` `drive` `node-name` `export` `reason` | a guest overwrote what could not be kept, so the view shows nothing any more: reading it fails with `EIO`; releasing it is left |
 //! | event `X_DRIVELINE_NODE_FAILED` `node-name` `message` | an operation of a filter panicked |
 //!
 //! What can be an action of a `transaction` is the table in `transaction.rs`: those that change bitmaps, filters, snapshots, exports,

@@ -1,7 +1,7 @@
 //! All monitors together: what they control, where they connect, and what they all hear of.
 
 use crate::{
-    checkpoints::Views,
+    checkpoints::{self, Views},
     command::{self, Done, Nothing},
     control::Control,
     error::Result,
@@ -100,6 +100,11 @@ impl Monitor {
         let monitor = Self(Arc::new(inner));
         let weak = Arc::downgrade(&monitor.0);
         monitor.0.graph.on_event(move |event| {
+            if let driveline_graph::Event::PastLost { node, message } = event
+                && let Some(monitor) = Self::upgrade(&weak)
+            {
+                checkpoints::past_lost(&monitor, node, message);
+            }
             if let Some(message) = events::of_graph(event)
                 && let Some(monitor) = Self::upgrade(&weak)
             {

@@ -16,8 +16,8 @@
 //!
 //! The point in time is when the node began to get the writes of its parents. A write waits until what it overwrites is
 //! copied and the target has acknowledged it; what is copied already costs it a look at a bit. Writes that do not change the data
-//! ([`flag::UNCHANGED`]) pass. Reading the point in time fails with `EACCES` outside of the bitmap, where it was discarded, and
-//! everywhere once it is lost.
+//! ([`flag::UNCHANGED`]) pass. Reading the point in time fails with `EACCES` outside of the bitmap and where it was discarded, and
+//! with `EIO` everywhere once it is lost, which [`NodeEvent::PastLost`](driveline_graph::NodeEvent::PastLost) tells of.
 //!
 //! A copy that takes longer than `cbw-timeout` is not given up: it goes on by itself, because nobody can take back what a disk
 //! or a server was asked for. Its write is answered, and who drains or closes the node waits for the copy.
@@ -28,6 +28,7 @@
 //! 10.0.2 with an assertion; here 1 GiB can be used, and more is refused.
 
 mod copy;
+mod lost;
 mod past;
 mod safe;
 mod state;
@@ -272,7 +273,7 @@ fn open(args: &OpenArgs<'_>, settings: Settings) -> Result<Arc<CopyBeforeWrite>>
         let text = format_args!("what was copied is known in clusters of {found} bytes; expected {cluster}");
         return Err(Error::new(Kind::Invalid, text).key("target"));
     }
-    Ok(Arc::new(CopyBeforeWrite::new(settings, granularity, size, target_cluster, safe)))
+    Ok(Arc::new(CopyBeforeWrite::new(args.cookie, settings, granularity, size, target_cluster, safe)))
 }
 
 /// An open node.
@@ -328,12 +329,16 @@ impl OpenNode for CbwNode {
     fn details(&self) -> serde_json::Value {
         let state = &self.present.driver.state;
         let Copied { by_writes, by_order } = state.copied();
-        serde_json::json!({
+        let mut details = serde_json::json!({
             "cluster-size": state.cluster_bytes(),
             "copied-before-writes": by_writes,
             "copied-by-order": by_order,
             "broken": state.is_broken(),
-        })
+        });
+        if let Some(why) = state.why_lost() {
+            details["broken-because"] = why.into();
+        }
+        details
     }
 }
 
@@ -400,9 +405,7 @@ impl Present {
             (Ok(()), _) => Ok(()),
             (Err(Failure(_, error)), OnCopyError::BreakGuestWrite) => Err(error),
             (Err(Failure(side, error)), OnCopyError::BreakSnapshot) => {
-                if state.lose() {
-                    tracing::warn!(?side, "a point in time is lost, because a copy failed: {error}");
-                }
+                state.lose(side, &error);
                 Ok(())
             }
         }

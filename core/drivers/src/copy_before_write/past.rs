@@ -2,7 +2,7 @@
 
 use super::{
     copy::Failure,
-    state::{CopyBeforeWrite, NOT_IN_IT, SOURCE, TARGET},
+    state::{CopyBeforeWrite, LOST, NOT_IN_IT, SOURCE, TARGET},
 };
 use driveline_op::{
     BlockStatusRequest, CacheRequest, DiscardRequest, Error, FlushRequest, Next, OpTable, ReadRequest,
@@ -28,7 +28,10 @@ impl Past {
         let state = &self.0;
         // Beyond the end that the node had then there is nothing.
         let Some(denied) = state.denied.extents(range.clone()).next() else { return Err(NOT_IN_IT) };
-        if denied.dirty || state.is_broken() {
+        if state.is_broken() {
+            return Err(LOST);
+        }
+        if denied.dirty {
             return Err(NOT_IN_IT);
         }
         let Some(run) = state.finished.extents(denied.range).next() else { return Err(NOT_IN_IT) };
@@ -58,7 +61,7 @@ impl Past {
             at = run.end;
         }
         // If it was lost meanwhile, what was read from the source may have been overwritten already.
-        if self.0.is_broken() { Err(NOT_IN_IT) } else { Ok(()) }
+        if self.0.is_broken() { Err(LOST) } else { Ok(()) }
     }
 
     async fn block_status(&self, next: &mut Next<'_>, request: &BlockStatusRequest<'_>) -> Result<()> {
@@ -103,7 +106,7 @@ impl Past {
     async fn cache(&self, next: &mut Next<'_>, request: &CacheRequest<'_>) -> Result<()> {
         let state = &self.0;
         if state.is_broken() {
-            return Err(NOT_IN_IT);
+            return Err(LOST);
         }
         let range = state.whole(&request.range());
         match state.copy(next, range.clone()).await {

@@ -15,11 +15,8 @@ use std::{
     ops::Range,
     pin::pin,
     sync::{
-        Arc,
-        atomic::{
-            AtomicBool, AtomicU64,
-            Ordering::{Relaxed, SeqCst},
-        },
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -46,6 +43,9 @@ pub(super) const TARGET: usize = 1;
 
 /// Reading what is not, or not any more, part of the point in time: `EACCES`.
 pub(super) const NOT_IN_IT: Error = Error::errno(13);
+
+/// Reading a point in time that is lost: `EIO`. Nobody is refused what he could get otherwise: it is gone.
+pub(super) const LOST: Error = Error::IO;
 
 /// What becomes of a write when what it overwrites cannot be copied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -123,9 +123,13 @@ pub struct CopyBeforeWrite {
     /// Copies hold their clusters alone; who reads the past from the source shares them.
     pub(super) safe: Option<Safe>,
     pub(super) claims: Arc<Ranges>,
-    broken: AtomicBool,
+    pub(super) broken: AtomicBool,
+    /// Why it is.
+    pub(super) why_lost: OnceLock<String>,
     /// Tells of it.
-    lost: Event,
+    pub(super) lost: Event,
+    /// The node's, to tell of it.
+    pub(super) cookie: u64,
     /// The target could not be flushed once. What it had answered until then may be lost, whatever later flushes say.
     pub(super) unflushed: AtomicBool,
     /// One permit for each copy that has a buffer.
@@ -145,6 +149,7 @@ impl fmt::Debug for CopyBeforeWrite {
 
 impl CopyBeforeWrite {
     pub(super) fn new(
+        cookie: u64,
         settings: Settings,
         cluster: Granularity,
         size_bytes: u64,
@@ -169,6 +174,8 @@ impl CopyBeforeWrite {
             unflushed: AtomicBool::new(false),
             room: Semaphore::new((ROOM_BYTES / piece_bytes(cluster.bytes())).max(1) as usize),
             lost: Event::new(),
+            why_lost: OnceLock::new(),
+            cookie,
             buffers: Mutex::default(),
             by_writes: AtomicU64::new(0),
             by_order: AtomicU64::new(0),
@@ -247,28 +254,13 @@ impl CopyBeforeWrite {
         flushed
     }
 
-    /// The point in time is lost for good. Returns whether that is new.
-    pub(super) fn lose(&self) -> bool {
-        let is_new = !self.broken.swap(true, SeqCst);
-        self.lost.notify(usize::MAX);
-        is_new
-    }
-
-    /// Is ready when the point in time is lost.
-    pub(super) async fn lost(&self) {
-        let lost = self.lost.listen();
-        if !self.broken.load(SeqCst) {
-            lost.await;
-        }
-    }
-
     /// Shares a range of the source with others who read it; nobody overwrites it meanwhile.
     ///
     /// Errors: the point in time is lost. Who holds the range then may be a copy that never ends.
     pub(super) async fn share(&self, range: Range<u64>) -> driveline_op::Result<Hold> {
         match select(pin!(self.claims.hold(range, false)), pin!(self.lost())).await {
             Either::Left((hold, _)) => Ok(hold),
-            Either::Right(_) => Err(NOT_IN_IT),
+            Either::Right(_) => Err(LOST),
         }
     }
 

@@ -67,7 +67,7 @@ fn a_reopen_keeps_the_point_in_time_or_is_refused() {
 fn long_clusters_do_not_take_more_memory_than_short_ones() {
     for (cluster, copies) in [(64 << 10, 512), (32 << 20, 4), (1 << 30, 1)] {
         let granularity = Granularity::new(cluster).unwrap();
-        let state = CopyBeforeWrite::new(Settings::default(), granularity, 4 << 30, 0, None);
+        let state = CopyBeforeWrite::new(0, Settings::default(), granularity, 4 << 30, 0, None);
         let held: Vec<_> = std::iter::from_fn(|| state.room.try_acquire()).take(1000).collect();
         assert_eq!(held.len(), copies, "of {cluster} bytes each");
         state.give_buffer(state.take_buffer(cluster.min(4 << 20)));

@@ -45,19 +45,26 @@ pub(crate) struct ViewOptions {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) struct View {
-    drive: String,
+    pub(super) drive: String,
     /// The node that shows the moment.
-    node_name: String,
+    pub(super) node_name: String,
     /// The id of its export, which is its name for clients as well.
     #[serde(skip_serializing_if = "Option::is_none")]
-    export: Option<String>,
+    pub(super) export: Option<String>,
     /// The bitmap of what changed.
     #[serde(skip_serializing_if = "Option::is_none")]
     bitmap: Option<String>,
+    /// Can the moment still be read?
+    pub(super) state: ViewState,
+    /// Why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) reason: Option<String>,
     #[serde(skip)]
-    filter: String,
+    pub(super) filter: String,
     #[serde(skip)]
     scratch: String,
+    #[serde(skip)]
+    pub(super) scratch_directory: PathBuf,
 }
 
 impl View {
@@ -65,6 +72,17 @@ impl View {
     pub(super) fn is_of(&self, drive: &str) -> bool {
         self.drive == drive
     }
+}
+
+/// What a view is good for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum ViewState {
+    /// It shows its moment.
+    #[default]
+    Serving,
+    /// What a guest overwrote could not be kept, so nothing can be read of it any more.
+    Lost,
 }
 
 /// Views that are there, by checkpoint. Those that are being made or ended have none in the list.
@@ -226,6 +244,7 @@ impl WithView {
     async fn stage_one(&mut self, graph: &Graph, start: &mut Start, drive: &str) -> Result<View> {
         let layout = start.layout();
         let path = scratch_path(self.options.scratch.as_deref(), graph, drive, &self.create.name)?;
+        let scratch_directory = path.parent().map(Path::to_owned).unwrap_or_default();
         let path = path.to_string_lossy().into_owned();
         if Path::new(&path).exists() {
             return Err(Error::generic(format_args!("the scratch file '{path}' is there already")));
@@ -242,8 +261,17 @@ impl WithView {
         let filter = change.insert_filter(filter, drive).await?.name().to_owned();
         let node = object(json!({ "driver": "snapshot-access", "file": filter }));
         let node = change.add_node(parse_beside(graph, node, &[&filter])?).await?.name().to_owned();
-        let mut view =
-            View { drive: drive.to_owned(), node_name: node, export: None, bitmap: None, filter, scratch };
+        let mut view = View {
+            drive: drive.to_owned(),
+            node_name: node,
+            export: None,
+            bitmap: None,
+            state: ViewState::Serving,
+            reason: None,
+            filter,
+            scratch,
+            scratch_directory,
+        };
         if let Some(base) = &self.options.base {
             let bitmap = format!("since-{base}");
             // Until now, which is this checkpoint: its own epoch is in the making.
@@ -323,8 +351,11 @@ mod tests {
             node_name: "node".into(),
             export: None,
             bitmap: None,
+            state: ViewState::Serving,
+            reason: None,
             filter: "filter".into(),
             scratch: "scratch".into(),
+            scratch_directory: PathBuf::new(),
         };
         Reserved::new(&all, "monday").expect("the first one failed").keep(vec![view]);
         assert!(Reserved::new(&all, "monday").is_none());

@@ -81,6 +81,9 @@ shapes! {
     struct BitmapRecovered {
         node: String, name: String, verdict: Verdict, extents: Option<u64>, bytes: Option<u64>, reason: Option<String>,
     }
+    struct ViewLost {
+        checkpoint: String, drive: String, node_name: String, export: Option<String>, reason: String,
+    }
     struct InterruptedJob {
         id: String, r#type: Option<JobType>, device: Option<String>, outcome: Outcome, reason: Option<String>,
         left: Option<u64>,
@@ -100,7 +103,7 @@ shapes! {
 }
 
 /// All events.
-pub(super) fn all() -> [(&'static str, Shape); 16] {
+pub(super) fn all() -> [(&'static str, Shape); 17] {
     [
         ("JOB_STATUS_CHANGE", trace::<JobStatusChange>()),
         ("BLOCK_JOB_COMPLETED", trace::<BlockJobCompleted>()),
@@ -116,6 +119,7 @@ pub(super) fn all() -> [(&'static str, Shape); 16] {
         ("QUORUM_REPORT_BAD", trace::<QuorumReportBad>()),
         ("SHUTDOWN", trace::<Shutdown>()),
         ("X_DRIVELINE_BITMAP_RECOVERED", trace::<BitmapRecovered>()),
+        ("X_DRIVELINE_CHECKPOINT_VIEW_LOST", trace::<ViewLost>()),
         ("X_DRIVELINE_JOB_INTERRUPTED", trace::<InterruptedJob>()),
         ("X_DRIVELINE_NODE_FAILED", trace::<NodeFailed>()),
     ]
