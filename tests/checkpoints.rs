@@ -189,3 +189,74 @@ fn a_checkpoint_after_one_that_is_kept_is_kept_as_well() {
     drop(qmp);
     assert!(daemon.terminate().success());
 }
+
+/// The scratch of a view was full: reads said that they were not permitted, nothing but a line on stderr told of it, and that
+/// named neither the view nor the drive.
+#[test]
+fn a_view_that_is_lost_says_so_wherever_somebody_looks() {
+    let name = "a_view_that_is_lost_says_so_wherever_somebody_looks";
+    if !have(name, &["qemu-img"]) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    for image in ["a.qcow2", "b.qcow2"] {
+        let path = folder.path().join(image);
+        run("qemu-img", &["create", "-q", "-f", "qcow2", path.to_str().unwrap(), &SIZE.to_string()]);
+    }
+    let daemon = Daemon::start(folder.path(), &configuration());
+    let mut qmp = daemon.qmp();
+    let mut drive =
+        Drive { guest: Guest::connect(&folder.path().join("nbd.sock"), "vda"), bytes: vec![0; SIZE] };
+    drive.write(3, 1);
+    let names = |qmp: &mut Qmp| -> Vec<String> {
+        let nodes = qmp.run("query-named-block-nodes", json!({ "flat": true }));
+        let files = nodes.as_array().unwrap().iter().filter(|node| node["drv"] == "file");
+        files.map(|node| node["node-name"].as_str().unwrap().to_owned()).collect()
+    };
+    let before = names(&mut qmp);
+    let wish = json!({ "name": "monday", "drives": ["vda"], "view": {} });
+    qmp.run("x-driveline-checkpoint-create", wish);
+    let scratch = names(&mut qmp).into_iter().find(|name| !before.contains(name)).unwrap();
+    let view = |qmp: &mut Qmp| qmp.run("x-driveline-query-checkpoints", json!({}))[0]["view"].take();
+    assert_eq!(view(&mut qmp)["state"], "serving");
+    let mut past = Guest::connect(&folder.path().join("nbd.sock"), "monday-vda");
+    assert_eq!(past.read(3 * GRANULE as u64, 4096).unwrap(), [1; 4096]);
+
+    let full =
+        json!({ "driver": "blkdebug", "node-name": "full", "rules": [{ "op": "write", "errno": "ENOSPC" }] });
+    qmp.run("x-driveline-blockdev-insert-filter", json!({ "above": scratch, "options": full }));
+    drive.write(3, 2);
+    assert_eq!(drive.guest.read(3 * GRANULE as u64, 4096).unwrap(), [2; 4096], "the guest goes on");
+    let error = past.read(0, 4096).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(5), "{error}");
+    let lost = view(&mut qmp);
+    assert_eq!(lost["state"], "lost");
+    let reason = lost["reason"].as_str().unwrap();
+    assert!(reason.contains("No space left on device"), "{reason}");
+    assert!(reason.contains(folder.path().to_str().unwrap()), "{reason}");
+    let told = qmp.take_events(|event| event["event"] == "X_DRIVELINE_CHECKPOINT_VIEW_LOST");
+    let expected = json!({ "checkpoint": "monday", "drive": "vda", "node-name": lost["node-name"],
+        "export": "monday-vda", "reason": reason });
+    assert_eq!(told.iter().map(|event| &event["data"]).collect::<Vec<_>>(), [&expected]);
+    let said = "checkpoint 'monday': the view 'monday-vda' of drive 'vda' is lost: ";
+    daemon.wait_log(|lines| lines.iter().any(|line| line.contains(said)));
+    let ctl = |words: &[&str]| {
+        let socket = folder.path().join("qmp.sock");
+        let words = [&["ctl", "--socket", socket.to_str().unwrap()], words].concat();
+        run(Daemon::program().to_str().unwrap(), &words)
+    };
+    let listed = ctl(&["checkpoints"]);
+    assert!(listed.lines().any(|line| line.ends_with("monday-vda  lost")), "{listed}");
+    assert!(listed.contains("The view of vda at monday is lost: what a write overwrites"), "{listed}");
+    let exports = ctl(&["exports"]);
+    assert!(
+        exports.lines().any(|line| line.starts_with("monday-vda") && line.ends_with("lost")),
+        "{exports}"
+    );
+
+    drop(past);
+    ctl(&["remove", "full"]);
+    ctl(&["checkpoint", "release", "monday"]);
+    assert_eq!(qmp.run("x-driveline-query-checkpoints", json!({}))[0]["view"], Value::Null);
+    assert_eq!(names(&mut qmp), before);
+}

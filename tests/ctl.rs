@@ -1,7 +1,7 @@
 //! `driveline ctl` against a running daemon, as a person at a terminal has it.
 
-use crate::harness::{Daemon, have, run};
-use serde_json::Value;
+use crate::harness::{Daemon, Guest, have, run};
+use serde_json::{Value, json};
 use std::process::{Command, Output};
 
 const CONFIGURATION: &str = r#"
@@ -131,7 +131,8 @@ fn checkpoints_are_made_looked_at_and_compared() {
     let listed = world.says(&["checkpoint", "list"]);
     let lines: Vec<&str> = listed.lines().collect();
     assert_eq!(lines[1], "vda    monday                         0 B  closed");
-    assert_eq!(lines[2], "vda    tuesday                        0 B  recording  tuesday-vda");
+    assert_eq!(lines[2], "vda    tuesday                        0 B  recording  tuesday-vda  serving");
+    assert_eq!(world.says(&["checkpoints", "vda"]), listed);
     assert_eq!(world.says(&["checkpoint", "delta", "vda", "monday"]), "0 B changed\n");
     assert_eq!(world.json(&["--json", "checkpoint", "delta", "vda", "monday", "tuesday"])["count"], 0);
     assert_eq!(world.says(&["checkpoint", "release", "tuesday"]), "");
@@ -209,4 +210,82 @@ fn the_shell_completes_names_of_the_running_daemon() {
     assert_eq!(complete(&["driveline", "ctl", "bitmap", "clear", "vda", "d"]).trim(), "daily");
     let script = Command::new(Daemon::program()).args(["completions", "bash"]).output().unwrap();
     assert!(String::from_utf8_lossy(&script.stdout).contains("COMPLETE"));
+}
+
+/// It was removed by `apply`, but not by hand once the drive had got a bitmap meanwhile.
+#[test]
+fn a_filter_goes_although_its_drive_got_a_bitmap_meanwhile_which_goes_home() {
+    let Some(world) = World::new() else { return };
+    world.says(&["insert", "delay", "--above", "vda", "--name", "slow", "read=1ms"]);
+    world.says(&["bitmap", "add", "vda", "weekly"]);
+    let mut guest = Guest::connect(&world.folder.path().join("vda.sock"), "vda");
+    guest.write(0, &[1; 4096]).unwrap();
+    assert_eq!(world.says(&["remove", "slow"]), "");
+    guest.write(1 << 20, &[1; 4096]).unwrap();
+    let weekly = &world.json(&["bitmaps", "vda", "--json"])[1];
+    assert_eq!((&weekly["name"], &weekly["count"]), (&json!("weekly"), &json!(131072)));
+    assert_eq!(world.says(&["bitmaps"]).matches("weekly").count(), 1);
+    // One that somebody has put onto the filter itself is not moved by the way.
+    world.says(&["insert", "delay", "--above", "vda", "--name", "slow", "read=1ms"]);
+    world.says(&["bitmap", "add", "slow", "own"]);
+    let refused = world.ctl(&["remove", "slow"]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("'own'"), "{refused:?}");
+    world.says(&["bitmap", "remove", "slow", "own"]);
+    world.says(&["remove", "slow"]);
+}
+
+/// A bitmap on its holder was listed at the drive, at its home and at the holder, and epochs of checkpoints by their raw names.
+#[test]
+fn bitmaps_are_listed_at_their_drive_once_while_a_job_has_them_on_a_holder() {
+    let Some(world) = World::new() else { return };
+    world.says(&["checkpoint", "create", "monday", "vda"]);
+    world.says(&["stream", "vda", "--speed", "64KiB", "--detach"]);
+    let nodes = world.says(&["nodes"]);
+    assert!(nodes.contains("bitmap-holder"), "{nodes}");
+    let listed = world.says(&["bitmaps"]);
+    let of: Vec<&str> = listed.lines().skip(1).map(|line| line.split("   ").next().unwrap()).collect();
+    assert_eq!(of.len(), 2, "{listed}");
+    assert!(listed.contains("vda  daily") && listed.contains("vda  (checkpoint monday)"), "{listed}");
+    let graph = world.says(&["graph"]);
+    assert_eq!(graph.matches("bitmap daily").count(), 1, "{graph}");
+    assert!(graph.lines().any(|line| line.contains("drive vda  bitmap daily")), "{graph}");
+    world.says(&["job", "cancel", "vda", "--force"]);
+}
+
+#[test]
+fn what_is_refused_says_what_to_do() {
+    let Some(world) = World::new() else { return };
+    let refused = |arguments: &[&str]| {
+        let output = world.ctl(arguments);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let text = refused(&["insert", "dela", "--above", "vda"]);
+    assert!(text.contains("does not accept value 'dela'; did you mean 'delay'?"), "{text}");
+    world.says(&["stream", "vda", "--speed", "64KiB", "--detach"]);
+    let text = refused(&["backup", "vda", "copy.qcow2"]);
+    assert!(text.contains("`--job-id` gives this one another"), "{text}");
+    world.says(&["job", "cancel", "vda", "--force"]);
+    while world.says(&["jobs"]) != "no jobs\n" {}
+    // A target that fills up: the job's own text is QEMU's, which names nothing.
+    let target = world.folder.path().join("copy.raw");
+    std::fs::File::create(&target).unwrap().set_len(8 << 20).unwrap();
+    let path = target.to_str().unwrap();
+    world.says(&[
+        "qmp",
+        "blockdev-add",
+        &json!({ "driver": "raw", "node-name": "copy", "file": { "driver": "file", "filename": path } })
+            .to_string(),
+    ]);
+    world.says(&[
+        "insert",
+        "blkdebug",
+        "--above",
+        "copy",
+        "--name",
+        "full",
+        "rules=[{\"op\": \"write\", \"errno\": \"ENOSPC\"}]",
+    ]);
+    let text = refused(&["backup", "vda", "--to-node", "full"]);
+    assert_eq!(text, "driveline: job vda: No space left on device (it copied to full)\n");
 }

@@ -198,6 +198,23 @@ fn a_second_signal_ends_it_at_once() {
     assert!(start.elapsed() < Duration::from_millis(1500), "it does not wait for the client");
 }
 
+/// It waited without a word, as if it served something.
+#[test]
+fn who_serves_nothing_says_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("empty.toml");
+    let says = |text: &str| {
+        fs::write(&file, text).unwrap();
+        let mut child = Command::new(program()).arg("run").arg(&file).stderr(Stdio::piped()).spawn().unwrap();
+        let line = BufReader::new(child.stderr.take().unwrap()).lines().next().unwrap().unwrap();
+        drop(Running { child, lines: Vec::new() });
+        line
+    };
+    assert!(says("").contains("it has no [export.NAME], so nothing is served; it has no [monitor] either"));
+    let monitor = says("[monitor]\nqmp = \"qmp.sock\"\n");
+    assert!(monitor.contains("until somebody says so on the control socket"), "{monitor}");
+}
+
 #[test]
 fn a_plugin_path_that_is_not_there_is_a_mistake() {
     let directory = tempfile::tempdir().unwrap();

@@ -59,8 +59,13 @@ impl std::error::Error for Error {}
 /// an error of the system.
 pub(crate) fn plain(error: &driveline_graph::Error) -> String {
     let text = error.node().map_or_else(|| error.message().to_owned(), |_| error.to_string());
+    without_number(&text).to_owned()
+}
+
+/// A text without the number of an error of the system at its end.
+pub(crate) fn without_number(text: &str) -> &str {
     let number = text.rfind(" (os error ").filter(|_| text.ends_with(')'));
-    number.map_or(text.clone(), |at| text[..at].to_owned())
+    number.map_or(text, |at| &text[..at])
 }
 
 impl From<driveline_graph::Error> for Error {

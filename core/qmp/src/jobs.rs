@@ -3,7 +3,7 @@
 
 use crate::{
     command::{Done, Nothing},
-    error::{Class, Error, Result},
+    error::{Class, Error, Result, without_number},
     events,
     interrupted::OnRestartName,
     monitor::Monitor,
@@ -368,7 +368,7 @@ pub(crate) async fn query_block_jobs(monitor: &Monitor, _: Nothing) -> Result<Va
 
 fn add_error(info: &mut Value, error: Option<String>) {
     if let (Some(error), Some(info)) = (error, info.as_object_mut()) {
-        info.insert("error".into(), error.into());
+        info.insert("error".into(), without_number(&error).into());
     }
 }
 

@@ -10,7 +10,7 @@ use crate::{
 };
 use driveline_graph::{
     COMMON_OPTIONS, Change, ChildSpec, Description, Driver, DriverKind, Graph, Node, Options, Role,
-    check_name, nested,
+    check_name, nearest, nested,
 };
 use serde_json::Value;
 use std::sync::Arc;
@@ -76,7 +76,14 @@ impl<'g> Translator<'g> {
             Some(_) => return Err(wrong_type(&parameter("driver"), "string")),
         };
         let Ok(found) = self.graph.driver(&driver) else {
-            return Err(not_accepted(&parameter("driver"), &driver));
+            let refused = not_accepted(&parameter("driver"), &driver);
+            // A command of our own helps where QEMU's have texts of theirs.
+            let filters = self.graph.drivers().into_iter().filter(|driver| driver.kind == DriverKind::Filter);
+            let filters: Vec<_> = filters.map(|driver| driver.name).collect();
+            return Err(match nearest(&driver, filters.iter().map(|name| &**name)).filter(|_| put_above) {
+                Some(nearest) => Error::generic(format_args!("{refused}; did you mean '{nearest}'?")),
+                None => refused,
+            });
         };
         let description = found.description();
         if let Some(name) = string(&options, "node-name", at)? {

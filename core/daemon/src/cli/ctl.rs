@@ -157,6 +157,12 @@ Examples:
         #[arg(value_name = "NODE", add = Complete::new(names::nodes))]
         node: String,
     },
+    /// List the checkpoints, of all drives or of one.
+    Checkpoints {
+        /// The drive, or a node.
+        #[arg(value_name = "DRIVE", add = Complete::new(names::targets))]
+        drive: Option<String>,
+    },
     /// Keep moments of drives by name, look at one, and ask what changed between two.
     #[command(subcommand)]
     Checkpoint(Checkpoint),

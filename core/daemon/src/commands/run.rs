@@ -2,6 +2,7 @@
 
 use super::{fail, print, read, say};
 use crate::{
+    config::Address,
     daemon::{Daemon, StartError},
     notify,
 };
@@ -45,9 +46,21 @@ pub fn run(file: &Path) -> ExitCode {
     let lines: String =
         daemon.exports().iter().map(|export| format!("{}: {}\n", export.id, export.uri)).collect();
     print(&lines);
+    if lines.is_empty() {
+        say(nothing_served(file, config.monitor.as_ref().map(|monitor| monitor.get_ref())));
+    }
     tracing::info!("serving");
     notify::tell("READY=1");
     until_the_end(daemon, &mut signals)
+}
+
+/// What a program says that serves nothing.
+fn nothing_served(file: &Path, monitor: Option<&Address>) -> String {
+    let begin = format!("{}: it has no [export.NAME], so nothing is served", file.display());
+    match monitor {
+        Some(address) => format!("{begin} until somebody says so on the control socket {address}"),
+        None => format!("{begin}; it has no [monitor] either, so that stays so until a signal ends this"),
+    }
 }
 
 /// Serves until a signal or a monitor's quit, and ends everything in order.

@@ -331,10 +331,11 @@ fn read_export(
     let target = match (section.string("drive"), section.string("node")) {
         (Some(drive), None) => Some(ExportTarget::Drive(drive)),
         (None, Some(node)) => Some(ExportTarget::Node(node)),
-        (Some(_), Some(node)) => {
+        (Some(drive), Some(node)) => {
             let message = format_args!("{} serves a drive or a node, not both", section.what);
             section.mistakes.add(Mistake::new(node.span(), message));
-            None
+            // What else is wrong is told as well.
+            Some(ExportTarget::Drive(drive))
         }
         (None, None) => {
             if !section.has("drive") && !section.has("node") {
@@ -403,10 +404,13 @@ fn address(
             }
             Some(Spanned::new(listen.span(), Address::Tcp(listen.into_inner())))
         }
-        (Some(_), Some(listen)) => {
+        (Some(path), Some(listen)) => {
             let message = format_args!("{} has '{key}' or 'listen', not both", section.what);
             section.mistakes.add(Mistake::new(listen.span(), message));
-            None
+            // What else is wrong is told as well.
+            let full = directory.join(path.get_ref());
+            check_socket_path(&full, path.span(), section);
+            Some(Spanned::new(path.span(), Address::Unix(full)))
         }
         (None, None) => {
             if !section.has(key) && !section.has("listen") {

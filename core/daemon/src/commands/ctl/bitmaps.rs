@@ -2,18 +2,20 @@
 
 use super::{
     Result, Talk, given, is, list, number,
+    paths::{of_drives, shown},
     table::{Table, amount},
     text,
 };
 use crate::cli::ctl::{Bitmap, OneBitmap};
 use serde_json::{Value, json};
-use std::process::ExitCode;
+use std::{collections::BTreeMap, process::ExitCode};
 
 impl Talk {
     pub(super) fn bitmaps(&mut self, target: Option<&str>) -> Result<ExitCode> {
         let drives = self.client.run("query-block", json!({}))?;
         let nodes = self.client.run("query-named-block-nodes", json!({ "flat": true }))?;
-        let found = found(&drives, &nodes, target);
+        let edges = self.client.run("x-debug-query-block-graph", json!({}))?;
+        let found = found(&drives, &nodes, &of_drives(&edges, &nodes, &drives), target);
         self.answer(&found, bitmaps)
     }
 
@@ -72,8 +74,9 @@ impl Talk {
     }
 }
 
-/// The bitmaps of a drive, or of a node, or all: each with `of`, the drive or node that it is listed at.
-fn found(drives: &Value, nodes: &Value, target: Option<&str>) -> Value {
+/// The bitmaps of a drive, or of a node, or all: each with `of`, the drive or node that it is listed at. `paths` are the nodes
+/// that show drives.
+fn found(drives: &Value, nodes: &Value, paths: &BTreeMap<String, String>, target: Option<&str>) -> Value {
     let listed = |of: &Value, bitmaps: &Value| -> Vec<Value> {
         let with = |bitmap: &Value| {
             let mut bitmap = bitmap.clone();
@@ -83,19 +86,16 @@ fn found(drives: &Value, nodes: &Value, target: Option<&str>) -> Value {
         list(bitmaps).iter().map(with).collect()
     };
     let mut all = Vec::new();
-    let mut shown = Vec::new();
     for drive in list(drives).iter().filter(|drive| !text(&drive["device"]).is_empty()) {
         if target.is_none_or(|target| drive["device"] == target) {
-            let root = &drive["inserted"];
-            all.extend(listed(&drive["device"], &root["dirty-bitmaps"]));
-            shown.push(root["node-name"].clone());
+            all.extend(listed(&drive["device"], &drive["inserted"]["dirty-bitmaps"]));
         }
     }
     for node in list(nodes) {
-        // With all drives, what is at their roots has been listed.
+        // With all drives, what is on the nodes that show them has been listed.
         let wanted = match target {
             Some(target) => node["node-name"] == target,
-            None => !shown.contains(&node["node-name"]),
+            None => !paths.contains_key(text(&node["node-name"])),
         };
         if wanted {
             all.extend(listed(&node["node-name"], &node["dirty-bitmaps"]));
@@ -113,7 +113,7 @@ fn bitmaps(found: &Value) -> String {
         let state: Vec<&str> = [Some(recording)].into_iter().chain(more).flatten().collect();
         table.row([
             text(&bitmap["of"]).to_owned(),
-            text(&bitmap["name"]).escape_debug().to_string(),
+            shown(text(&bitmap["name"])),
             amount(number(&bitmap["granularity"])),
             if is(&bitmap["inconsistent"]) { "?".to_owned() } else { amount(number(&bitmap["count"])) },
             state.join(", "),
@@ -149,19 +149,32 @@ mod tests {
             json!({ "name": name, "granularity": 65536, "count": 131072, "recording": true, "busy": false,
                 "persistent": name == "daily" })
         };
-        let drives = json!([{ "device": "vda", "inserted": { "node-name": "active", "dirty-bitmaps": [bitmap("daily")] } }]);
+        let epoch = bitmap("checkpoint:1:0:1700000000:monday");
+        let drives = json!([{ "device": "vda",
+            "inserted": { "node-name": "#holder", "dirty-bitmaps": [bitmap("daily"), epoch] } }]);
+        // A job is at work: the bitmap is on a holder, and found at its home as well.
         let nodes = json!([
-            { "node-name": "active", "dirty-bitmaps": [bitmap("daily")] },
-            { "node-name": "base", "dirty-bitmaps": [bitmap("own")] },
-            { "node-name": "file" },
+            { "node-name": "#holder", "drv": "bitmap-holder", "dirty-bitmaps": [bitmap("daily"), epoch] },
+            { "node-name": "active", "drv": "qcow2", "dirty-bitmaps": [bitmap("daily"), epoch] },
+            { "node-name": "base", "drv": "qcow2", "dirty-bitmaps": [bitmap("own")] },
+            { "node-name": "file", "drv": "file" },
         ]);
+        let node = |id: u64, name: &str| json!({ "id": id, "type": "block-driver", "name": name });
+        let edge =
+            |parent: u64, name: &str, child: u64| json!({ "parent": parent, "child": child, "name": name });
+        let edges = json!({
+            "nodes": [node(1, "#holder"), node(2, "active"), node(3, "base"), node(4, "file")],
+            "edges": [edge(1, "child", 2), edge(2, "file", 4), edge(2, "backing", 3)],
+        });
+        let paths = of_drives(&edges, &nodes, &drives);
         let expected = "\
-of    bitmap  granularity    dirty  state
-vda   daily        64 KiB  128 KiB  recording, persistent
-base  own          64 KiB  128 KiB  recording
+of    bitmap               granularity    dirty  state
+vda   daily                     64 KiB  128 KiB  recording, persistent
+vda   (checkpoint monday)       64 KiB  128 KiB  recording
+base  own                       64 KiB  128 KiB  recording
 ";
-        assert_eq!(bitmaps(&found(&drives, &nodes, None)), expected);
-        let of = |target| list(&found(&drives, &nodes, Some(target))).len();
-        assert_eq!((of("vda"), of("active"), of("base"), of("file")), (1, 1, 1, 0));
+        assert_eq!(bitmaps(&found(&drives, &nodes, &paths, None)), expected);
+        let of = |target| list(&found(&drives, &nodes, &paths, Some(target))).len();
+        assert_eq!((of("vda"), of("active"), of("base"), of("file")), (2, 2, 1, 0));
     }
 }

@@ -76,15 +76,28 @@ fn views(answer: &Value) -> String {
 }
 
 fn checkpoints(answer: &Value) -> String {
-    let mut table = Table::new(&["drive", "checkpoint", "changed until the next", "state", "view"], &[2]);
+    let mut table =
+        Table::new(&["drive", "checkpoint", "changed until the next", "state", "view", "which is"], &[2]);
+    let mut lost = String::new();
     for kept in list(answer) {
+        let view = &kept["view"];
+        let name = text(&kept["name"]).escape_debug().to_string();
+        if view["state"] == "lost" {
+            let _ = writeln!(
+                lost,
+                "\nThe view of {} at {name} is lost: {}\n`driveline ctl checkpoint release {name}` ends it; the checkpoint stays",
+                text(&kept["drive"]),
+                text(&view["reason"])
+            );
+        }
         table.row([
             text(&kept["drive"]).to_owned(),
-            text(&kept["name"]).escape_debug().to_string(),
+            name,
             amount(number(&kept["count"])),
             if is(&kept["recording"]) { "recording" } else { "closed" }.to_owned(),
-            text(&kept["view"]["export"]).to_owned(),
+            text(if view["export"].is_null() { &view["node-name"] } else { &view["export"] }).to_owned(),
+            text(&view["state"]).to_owned(),
         ]);
     }
-    table.text("no checkpoints")
+    table.text("no checkpoints") + &lost
 }

@@ -8,7 +8,13 @@ use std::process::ExitCode;
 impl Talk {
     pub(super) fn exports(&mut self) -> Result<ExitCode> {
         let answer = self.client.run("query-block-exports", json!({}))?;
-        self.answer(&answer, exports)
+        let kept = self.client.run("x-driveline-query-checkpoints", json!({}))?;
+        let lost: Vec<&str> = list(&kept)
+            .iter()
+            .filter(|kept| kept["view"]["state"] == "lost")
+            .map(|kept| text(&kept["view"]["export"]))
+            .collect();
+        self.answer(&answer, |answer| exports(answer, &lost))
     }
 
     pub(super) fn change_export(&mut self, change: Export) -> Result<ExitCode> {
@@ -34,14 +40,20 @@ impl Talk {
     }
 }
 
-fn exports(answer: &Value) -> String {
+/// `lost`: views of checkpoints that show nothing any more.
+fn exports(answer: &Value, lost: &[&str]) -> String {
     let mut table = Table::new(&["export", "type", "shows", "state"], &[]);
     for export in list(answer) {
         table.row([
             text(&export["id"]).to_owned(),
             text(&export["type"]).to_owned(),
             text(&export["node-name"]).to_owned(),
-            if is(&export["shutting-down"]) { "ending" } else { "serving" }.to_owned(),
+            match is(&export["shutting-down"]) {
+                true => "ending",
+                false if lost.contains(&text(&export["id"])) => "lost",
+                false => "serving",
+            }
+            .to_owned(),
         ]);
     }
     table.text("no exports")

@@ -1,7 +1,9 @@
 //! Nodes, drives, and the picture of them.
 
 use super::{
-    Result, Talk, is, list, number, print,
+    Result, Talk, is, list, number,
+    paths::{of_drives, shown},
+    print,
     table::{Table, amount},
     text,
 };
@@ -64,7 +66,8 @@ fn drives(answer: &Value) -> String {
     let mut table = Table::new(&["drive", "root", "size", "access", "bitmaps"], &[2]);
     for drive in list(answer).iter().filter(|drive| !text(&drive["device"]).is_empty()) {
         let root = &drive["inserted"];
-        let bitmaps: Vec<&str> = list(&root["dirty-bitmaps"]).iter().map(|b| text(&b["name"])).collect();
+        let bitmaps: Vec<String> =
+            list(&root["dirty-bitmaps"]).iter().map(|bitmap| shown(text(&bitmap["name"]))).collect();
         table.row([
             text(&drive["device"]).to_owned(),
             text(&root["node-name"]).to_owned(),
@@ -79,6 +82,11 @@ fn drives(answer: &Value) -> String {
 /// Boxes for what there is, and lines for what the daemon says leads where.
 fn picture(edges: &Value, nodes: &Value, drives: &Value, exports: &Value) -> Picture {
     let mut picture = Picture::default();
+    let of_drives = of_drives(edges, nodes, drives);
+    let bitmaps = |of: &Value| -> Vec<String> {
+        let bitmaps = list(&of["dirty-bitmaps"]).iter();
+        bitmaps.map(|bitmap| format!("bitmap {}", shown(text(&bitmap["name"])))).collect()
+    };
     let mut places = BTreeMap::new();
     for node in list(nodes) {
         let name = text(&node["node-name"]);
@@ -87,8 +95,9 @@ fn picture(edges: &Value, nodes: &Value, drives: &Value, exports: &Value) -> Pic
             && ["file", "host_device"].contains(&text(&node["drv"]));
         details.extend(is_leaf.then(|| text(&node["file"]).to_owned()));
         details.extend(is(&node["ro"]).then(|| "read-only".to_owned()));
-        let bitmaps = list(&node["dirty-bitmaps"]).iter();
-        details.extend(bitmaps.map(|bitmap| format!("bitmap {}", text(&bitmap["name"]))));
+        if !of_drives.contains_key(name) {
+            details.extend(bitmaps(node));
+        }
         let (name, kind) = (name.to_owned(), text(&node["drv"]).to_owned());
         places.insert(name.clone(), picture.items.len());
         picture.items.push(Item { shape: Shape::Node, name, kind, details, below: Vec::new() });
@@ -108,7 +117,7 @@ fn picture(edges: &Value, nodes: &Value, drives: &Value, exports: &Value) -> Pic
         let name = text(&drive["device"]).to_owned();
         // An export is shown with the node that it leads to, which is the drive's if it is one of the drive.
         roots.insert(root.to_owned(), picture.items.len());
-        let (kind, details) = ("drive".to_owned(), Vec::new());
+        let (kind, details) = ("drive".to_owned(), bitmaps(&drive["inserted"]));
         picture.items.push(Item {
             shape: Shape::Drive,
             name,
@@ -170,8 +179,8 @@ f       file      1 MiB  writable           /a.qcow2
         let [edges, nodes, drives, exports] = world();
         let expected = "\
 export e (nbd)
-└─ drive vda
-   └─ active (qcow2)  bitmap daily
+└─ drive vda  bitmap daily
+   └─ active (qcow2)
       └─ f (file)  /a.qcow2
 ";
         assert_eq!(picture(&edges, &nodes, &drives, &exports).text(), expected);

@@ -119,6 +119,7 @@ impl Talk {
             arguments.extend(more);
         }
         let command = format!("{}-{kind}", if to_node { "blockdev" } else { "drive" });
+        self.target = copy.to_node.or_else(|| Some(text(&arguments["target"]).to_owned()));
         self.start(&command, &copy.drive, arguments, run, at_ready)
     }
 
@@ -142,7 +143,14 @@ impl Talk {
         if let (Some(arguments), Some(common)) = (arguments.as_object_mut(), common.as_object()) {
             arguments.extend(common.clone());
         }
-        self.client.run(command, arguments)?;
+        self.client.run(command, arguments).map_err(|failed| match failed {
+            Failed::Refused(text) if text.contains("Job ID") && text.contains("in use") => {
+                let hint =
+                    "`--job-id` gives this one another; `driveline ctl jobs` lists those that are there";
+                Failed::Refused(format!("{text}: {hint}"))
+            }
+            failed => failed,
+        })?;
         match run.detach {
             true => self.answer(&json!({ "id": id }), |_| format!("{id}\n")),
             false => self.wait(&id, at_ready),
@@ -206,7 +214,10 @@ impl Talk {
             print(&format!("{job:#}\n"));
         }
         match job["error"].as_str() {
-            Some(error) => Err(Failed::Refused(format!("job {id}: {error}"))),
+            Some(error) => {
+                let target = self.target.as_ref().map(|target| format!(" (it copied to {target})"));
+                Err(Failed::Refused(format!("job {id}: {error}{}", target.unwrap_or_default())))
+            }
             None => {
                 let done = amount(number(&job["current-progress"]));
                 Ok(if self.json { ExitCode::SUCCESS } else { print(&format!("{id}: done, {done}\n")) })

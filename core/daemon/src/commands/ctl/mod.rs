@@ -11,6 +11,7 @@ mod exports;
 mod graph;
 mod jobs;
 pub mod names;
+mod paths;
 mod table;
 mod watch;
 
@@ -19,7 +20,7 @@ pub use apply::apply;
 use self::client::{Client, Failed, Result, given};
 use super::{print, say};
 use crate::{
-    cli::ctl::{Command, Ctl},
+    cli::ctl::{Checkpoint, Command, Ctl},
     config::{Address, Config, Mistakes},
 };
 use serde_json::{Map, Value, json};
@@ -38,7 +39,7 @@ pub fn ctl(ctl: Ctl) -> ExitCode {
         Err(code) => return code,
     };
     let outcome = Client::connect(&socket).and_then(|client| {
-        let mut talk = Talk { client, json: ctl.json };
+        let mut talk = Talk { client, json: ctl.json, target: None };
         talk.run(ctl.command)
     });
     exit(outcome)
@@ -81,6 +82,8 @@ fn of_config(file: &Path, config: &Config, mistakes: &Mistakes) -> std::result::
 struct Talk {
     client: Client,
     json: bool,
+    /// Where a job copies to that was started here.
+    target: Option<String>,
 }
 
 impl Talk {
@@ -133,6 +136,7 @@ impl Talk {
             Command::Remove { node } => {
                 self.simple("x-driveline-blockdev-remove-filter", json!({ "node-name": node }))
             }
+            Command::Checkpoints { drive } => self.checkpoint(Checkpoint::List { drive }),
             Command::Checkpoint(command) => self.checkpoint(command),
             Command::Exports => self.exports(),
             Command::Export(change) => self.change_export(change),
