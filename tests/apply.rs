@@ -130,6 +130,61 @@ fn filters_bitmaps_and_exports_come_and_go_while_a_guest_writes() {
     assert_eq!((&daily["name"], &daily["count"]), (&json!("daily"), &json!(granules << 16)));
 }
 
+/// One that was put in without a name stayed, and `apply` said that there was nothing to change.
+#[test]
+fn a_filter_without_a_name_goes_and_one_that_a_view_needs_is_told_of() {
+    let Some(world) = World::new() else { return };
+    let mut qmp = world.daemon.qmp();
+    let file = [NODES, &drive("active", "{ name = \"daily\" }"), &export("vda", ""), MONITOR];
+    let delay = json!({ "above": "vda", "options": { "driver": "delay", "read": "1ms" } });
+    let inserted = qmp.run("x-driveline-blockdev-insert-filter", delay.clone());
+    let name = inserted["node-name"].as_str().unwrap();
+    // The drive's bitmaps are on its uppermost filter then.
+    qmp.run("block-dirty-bitmap-add", json!({ "node": "vda", "name": "weekly" }));
+    let below = json!({ "above": "base", "options": { "driver": "delay", "read": "1ms" } });
+    let lower = qmp.run("x-driveline-blockdev-insert-filter", below);
+    let lower = lower["node-name"].as_str().unwrap();
+    let done = world.apply(&file, &[]);
+    let gone = [
+        format!("  - node {name} (delay), which was put above vda"),
+        format!("  - node {lower} (delay), which was put above base"),
+    ];
+    let mut lines: Vec<&str> = done.lines().skip(1).collect();
+    lines.sort_unstable();
+    assert_eq!(lines, gone, "{done}");
+    assert_eq!(world.root(), "active");
+    let bitmaps = qmp.run("query-block", json!({}))[0]["inserted"]["dirty-bitmaps"].take();
+    assert_eq!(bitmaps.as_array().unwrap().len(), 2, "{bitmaps}");
+    assert_eq!(world.apply(&file, &[]), "nothing to change\n");
+
+    // If what follows fails, it is put in again.
+    qmp.run("x-driveline-blockdev-insert-filter", delay.clone());
+    let taken = "[export.second]\ntype = \"nbd\"\ndrive = \"vda\"\nsocket = \"no/such/folder.sock\"\n";
+    assert!(!world.try_apply(&[&file[..], &[taken]].concat(), &[]).status.success());
+    let root = world.root();
+    assert!(root.as_str().unwrap().starts_with('#'), "{root}");
+    world.apply(&file, &[]);
+
+    // A checkpoint's view would show what is written now.
+    qmp.run("x-driveline-checkpoint-create", json!({ "name": "monday", "drives": ["vda"], "view": {} }));
+    let above = world.root();
+    let done = world.apply(&file, &[]);
+    let expected =
+        format!("nothing to change\n  = node {} (copy-before-write) stays: node '", above.as_str().unwrap());
+    assert!(done.starts_with(&expected) && done.contains("export 'monday-vda'"), "{done}");
+    // Another root goes below it.
+    let limited = [NODES, LIMIT, &drive("limit", "{ name = \"daily\" }"), &export("vda", ""), MONITOR];
+    world.apply(&limited, &[]);
+    assert_eq!(world.root(), above);
+    let mut guest = Guest::connect(world.daemon.path("vda.sock").as_ref(), "vda");
+    guest.write(0, &[9; 4096]).unwrap();
+    let mut past = Guest::connect(world.daemon.path("vda.sock").as_ref(), "monday-vda");
+    assert_eq!(past.read(0, 4096).unwrap(), [0; 4096]);
+    drop(past);
+    qmp.run("x-driveline-checkpoint-release", json!({ "name": "monday" }));
+    assert_eq!(world.root(), "limit");
+}
+
 #[test]
 fn what_cannot_be_done_changes_nothing() {
     let Some(world) = World::new() else { return };

@@ -18,5 +18,5 @@ pub(crate) async fn apply(monitor: &Monitor, apply: Apply) -> Result<Value> {
         prune_bitmaps: apply.prune_bitmaps.unwrap_or(false),
     };
     let applied = monitor.control().apply(apply.file.as_ref(), wish).await?;
-    Ok(json!({ "steps": applied.steps, "restart": applied.restart }))
+    Ok(json!({ "steps": applied.steps, "kept": applied.kept, "restart": applied.restart }))
 }

@@ -134,6 +134,8 @@ pub struct ApplyWish {
 pub struct Applied {
     /// The steps, a line each: `+` comes, `-` goes, `~` changes.
     pub steps: Vec<String>,
+    /// What is in no file and stays all the same, and why.
+    pub kept: Vec<String>,
     /// What the file says and takes a restart.
     pub restart: Vec<String>,
 }

@@ -2,14 +2,14 @@
 
 use super::{
     plan::{Plan, Step},
-    state::{DriveShape, ExportShape, Shape, State, holder_of},
+    state::{ExportShape, Shape, State, holder_of},
 };
 use crate::{
     config::{Config, DriveSection},
     daemon::{Inner, new_bitmap},
     exports::NewExport,
 };
-use driveline_graph::{Change, Error, Graph, Kind, NewBitmap, Options, Result};
+use driveline_graph::{Change, Error, Graph, Kind, Layout, NewBitmap, Options, Result, Role};
 use driveline_jobs::HOLDER_DRIVER;
 use driveline_qmp::Event;
 use std::sync::Arc;
@@ -172,7 +172,11 @@ async fn stage_step(graph: &Graph, change: &mut Change, step: &Step, before: &St
             change.set_drive(name, &drive.root)?;
             if drive.permanent_holder { holder(change, name).await } else { Ok(()) }
         }
-        Step::Lead { drive, after, .. } => lead(graph, change, drive, after, &before.drives[drive]).await,
+        Step::TakeOut(name, _) => take_out(graph, change, name),
+        Step::PutBack(_, inserted) => {
+            change.insert_filter(inside(&inserted.shape), &inserted.above).await.map(drop)
+        }
+        Step::Lead { drive, before, after } => lead(graph, change, drive, before, after).await,
         Step::EndDrive(name) => end_drive(graph, change, name),
         Step::Holder { drive, permanent: true } => holder(change, drive).await,
         Step::Holder { drive, permanent: false } => {
@@ -202,9 +206,19 @@ async fn stage_step(graph: &Graph, change: &mut Change, step: &Step, before: &St
     }
 }
 
+/// A filter goes that has no name. Bitmaps that it has are those of the data below it.
+fn take_out(graph: &Graph, change: &mut Change, name: &str) -> Result<()> {
+    let data = graph.chain(name)?.remove(0);
+    for bitmap in graph.view_node(name)?.bitmaps {
+        change.move_bitmap(name, bitmap.name().as_str(), data.name())?;
+    }
+    change.remove_emptied_filter(name)
+}
+
 /// A drive leads to another node. Its bitmaps know what changed in the data that it had: so that has to stay, below
-/// other filters perhaps, and they go to the new root where their own node goes away.
-async fn lead(graph: &Graph, change: &mut Change, drive: &str, to: &str, before: &DriveShape) -> Result<()> {
+/// other filters perhaps, and they go to the new root where their own node goes away. What no file names and stays (a holder
+/// for good, the filter of a view) stays above that.
+async fn lead(graph: &Graph, change: &mut Change, drive: &str, from: &str, to: &str) -> Result<()> {
     let places = graph.bitmap_places(drive)?;
     let data = graph.chain(drive)?.remove(0);
     if !places.is_empty() && change.first_format(to)? != data.id() {
@@ -213,17 +227,35 @@ async fn lead(graph: &Graph, change: &mut Change, drive: &str, to: &str, before:
         );
         return Err(Error::new(Kind::Invalid, message));
     }
-    if before.permanent_holder {
-        let holder = holder_of(drive);
-        return change.set_child(&holder, "child", Some(to));
+    let stay = above(&change.layout(), drive, from);
+    match stay.last() {
+        Some((node, child)) => change.set_child(node, child, Some(to))?,
+        None => change.set_drive(drive, to)?,
     }
-    change.set_drive(drive, to)?;
     for (node, bitmap) in places {
-        if *node != *data.name() {
-            change.move_bitmap(&node, bitmap.name().as_str(), drive)?;
+        let stays = *node == *data.name() || stay.iter().any(|(name, _)| **name == *node);
+        // One of a filter that was taken out is on its way already.
+        if !stays && change.has_node(&node) {
+            change.move_bitmap(&node, bitmap.name().as_str(), to)?;
         }
     }
     Ok(())
+}
+
+/// The filters between a drive and a node, from the top down, each with the child that leads on.
+fn above(layout: &Layout, drive: &str, node: &str) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let root = layout.drives().into_iter().find(|view| *view.name == *drive).map(|view| view.root);
+    let mut at = root.map(|root| root.to_string()).filter(|root| root != node);
+    while let Some(name) = at {
+        let Ok(view) = layout.view_node(&name) else { return Vec::new() };
+        let Some(next) = view.children.iter().find(|child| child.role == Role::Filtered) else {
+            return Vec::new();
+        };
+        found.push((name, next.name.clone()));
+        at = Some(next.node.to_string()).filter(|below| below != node);
+    }
+    found
 }
 
 /// A drive's bitmaps end with it, so there must be none but those that are put away.

@@ -38,10 +38,17 @@ impl Inner {
         let steps = plan.steps.iter().map(ToString::to_string).collect();
         let restart = self.takes_restart(&config);
         if !wish.dry_run {
-            self.make(&plan, &config, &before).await?;
+            let made = self.make(&plan, &config, &before).await;
+            made.map_err(|error| match config.locate(&error) {
+                Some(mistake) => {
+                    mistakes.add(mistake);
+                    Error::generic(&mistakes)
+                }
+                None => error.into(),
+            })?;
             self.journals.configure(&config);
         }
-        Ok(Applied { steps, restart })
+        Ok(Applied { steps, kept: plan.kept, restart })
     }
 
     /// What runs, as far as a file could say it.

@@ -1,6 +1,6 @@
 //! From what runs to what a file says: the steps between them, as a list that can be read before anything is done.
 
-use super::state::{BitmapShape, Child, DriveShape, ExportShape, Shape, State};
+use super::state::{BitmapShape, Child, DriveShape, ExportShape, Inserted, Shape, State};
 use driveline_drivers::Bytes;
 use std::{collections::BTreeMap, fmt};
 
@@ -10,6 +10,8 @@ pub(crate) struct Plan {
     pub(crate) steps: Vec<Step>,
     /// What cannot be done while it runs, and why. A plan with one is not carried out.
     pub(crate) refused: Vec<Refused>,
+    /// What no file has and stays all the same, a line each.
+    pub(crate) kept: Vec<String>,
 }
 
 /// One step.
@@ -23,6 +25,10 @@ pub(crate) enum Step {
     Repoint { node: String, child: String, before: Option<String>, after: Option<String> },
     /// A node is closed.
     Close(String, String),
+    /// A filter that was put in without a name is taken out. What it is, and what it is above.
+    TakeOut(String, Inserted),
+    /// It is put in again, because the plan that took it out could not be carried out.
+    PutBack(String, Inserted),
     /// There is a new drive.
     NewDrive(String, DriveShape),
     /// A drive leads to another node.
@@ -72,6 +78,20 @@ pub(crate) fn plan(running: &State, wanted: &State, prune: bool) -> Plan {
             None => plan.steps.push(Step::Open(name.clone(), shape.clone())),
             Some(before) => plan.node(name, before, shape),
         }
+    }
+    for name in gone(&running.inserted, &wanted.inserted) {
+        let inserted = &running.inserted[name];
+        match &inserted.stays {
+            None => plan.steps.push(Step::TakeOut(name.clone(), inserted.clone())),
+            Some(why) => {
+                let driver = &inserted.shape.driver;
+                plan.kept.push(format!("= node {name} ({driver}) stays: {why}"));
+            }
+        }
+    }
+    // From the lowest to the uppermost, whose numbers are in that order.
+    for name in gone(&wanted.inserted, &running.inserted) {
+        plan.steps.push(Step::PutBack(name.clone(), wanted.inserted[name].clone()));
     }
     for (name, drive) in &wanted.drives {
         match running.drives.get(name) {
@@ -250,6 +270,7 @@ impl Step {
     pub(super) fn changes(&self) -> Option<&str> {
         match self {
             Step::Reopen(name, ..) | Step::Repoint { node: name, .. } | Step::Close(name, _) => Some(name),
+            Step::TakeOut(name, _) => Some(name),
             Step::Lead { drive, .. } | Step::EndDrive(drive) | Step::Holder { drive, .. } => Some(drive),
             Step::Store { drive, .. } | Step::EndBitmap { drive, .. } => Some(drive),
             _ => None,
@@ -280,6 +301,12 @@ impl fmt::Display for Step {
                 write!(f, "~ node {node}  {child}: {} -> {}", word(before), word(after))
             }
             Step::Close(name, driver) => write!(f, "- node {name} ({driver})"),
+            Step::TakeOut(name, inserted) => {
+                write!(f, "- node {name} ({}), which was put above {}", inserted.shape.driver, inserted.above)
+            }
+            Step::PutBack(_, inserted) => {
+                write!(f, "+ node ({}) above {}", inserted.shape.driver, inserted.above)
+            }
             Step::NewDrive(name, drive) => write!(f, "+ drive {name}  root {}", drive.root),
             Step::Lead { drive, before, after } => write!(f, "~ drive {drive}  root: {before} -> {after}"),
             Step::EndDrive(name) => write!(f, "- drive {name}"),

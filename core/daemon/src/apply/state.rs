@@ -5,9 +5,9 @@ use crate::{
     exports::NewExport,
 };
 use driveline_bitmap::{Bitmap, Durability, View};
-use driveline_graph::{ChildDefinition, Definition, Graph, NodeOptions, NodeView, Options, Result};
+use driveline_graph::{ChildDefinition, Definition, Graph, NodeOptions, NodeView, Options, Result, Role};
 use driveline_jobs::HOLDER_DRIVER;
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// Nodes, drives and exports by name.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -15,6 +15,19 @@ pub(crate) struct State {
     pub(crate) nodes: BTreeMap<String, Shape>,
     pub(crate) drives: BTreeMap<String, DriveShape>,
     pub(crate) exports: BTreeMap<String, ExportShape>,
+    /// Filters that somebody put in without a name: no file can have them.
+    pub(crate) inserted: BTreeMap<String, Inserted>,
+}
+
+/// A filter that was put in without a name.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Inserted {
+    /// Without what it was put above.
+    pub(crate) shape: Shape,
+    /// The node, or the drive at whose root it is.
+    pub(crate) above: String,
+    /// Why it cannot go, if it cannot.
+    pub(crate) stays: Option<String>,
 }
 
 /// A node without its name, unless it is one that is defined in place and given one.
@@ -90,6 +103,7 @@ impl State {
             nodes: nodes.collect(),
             drives: config.drives.iter().map(drive).collect(),
             exports: config.exports.iter().map(export).collect(),
+            inserted: BTreeMap::new(),
         })
     }
 
@@ -132,8 +146,52 @@ impl State {
             (drive.name.to_string(), shape)
         };
         let drives = graph.drives().into_iter().map(drive).collect();
-        Self { nodes: nodes.collect(), drives, exports }
+        let inserted = views.values().filter(|view| is_inserted(graph, view));
+        let inserted = inserted.map(|view| (view.node.name().to_owned(), Inserted::of(graph, view, &views)));
+        Self { nodes: nodes.collect(), drives, exports, inserted: inserted.collect() }
     }
+}
+
+impl Inserted {
+    fn of(graph: &Graph, view: &NodeView, views: &BTreeMap<String, NodeView>) -> Self {
+        let name = view.node.name();
+        let mut shape = Shape::running(view, views);
+        let filtered = view.children.iter().find(|child| child.role == Role::Filtered);
+        if let Some(child) = filtered {
+            shape.children.remove(&child.name);
+        }
+        // What is put above a drive has the drive alone as its parent.
+        let at_root = graph.drives().into_iter().find(|drive| {
+            let above = |node: &String| Some(views.get(node)?.children.first()?.node.to_string());
+            let path = std::iter::successors(Some(drive.root.to_string()), above);
+            path.take_while(|node| is_generated(node)).any(|node| node == name)
+        });
+        let below = || filtered.map(|child| child.node.to_string()).unwrap_or_default();
+        let above = at_root.map_or_else(below, |drive| drive.name.to_string());
+        let looks = |view: &&NodeView| {
+            view.children.iter().any(|child| child.role == Role::PointInTime && *child.node == *name)
+        };
+        let stays = views.values().find(looks).map(|looking| {
+            let users: Vec<&str> = looking.parents.iter().map(String::as_str).collect();
+            let users = if users.is_empty() { String::new() } else { format!(" for {}", users.join(", ")) };
+            format!("node '{}' shows what it keeps{users}", looking.node.name())
+        });
+        Self { shape, above, stays }
+    }
+}
+
+/// Did somebody put this filter in without giving it a name? Those of jobs are their own: holders, and drivers that are not
+/// registered.
+fn is_inserted(graph: &Graph, view: &NodeView) -> bool {
+    let is_registered = |name: &str| {
+        let own = Arc::as_ptr(view.node.driver()).cast::<()>();
+        graph.driver(name).is_ok_and(|registered| Arc::as_ptr(&registered).cast::<()>() == own)
+    };
+    view.is_filter()
+        && is_generated(view.node.name())
+        && !view.implicit
+        && !is_holder(view)
+        && is_registered(view.node.driver_name())
 }
 
 /// The permanent holder of a drive.
@@ -171,8 +229,16 @@ impl Shape {
 
     fn running(view: &NodeView, views: &BTreeMap<String, NodeView>) -> Self {
         let child = |of: &driveline_graph::ChildView| {
-            let below = &views[&*of.node];
-            let name = of.node.to_string();
+            let mut below = &views[&*of.node];
+            // A filter that somebody put in between is no part of the node.
+            while !below.implicit
+                && is_generated(below.node.name())
+                && below.is_filter()
+                && let Some(next) = below.children.iter().find(|child| child.role == Role::Filtered)
+            {
+                below = &views[&*next.node];
+            }
+            let name = below.node.name().to_owned();
             let child = if below.implicit {
                 let name = (!is_generated(&name)).then_some(name);
                 Child::Inside(Box::new(Self { name, ..Self::running(below, views) }))

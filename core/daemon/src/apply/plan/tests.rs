@@ -83,6 +83,8 @@ fn make(state: &mut State, plan: &Plan) {
                 state.nodes.get_mut(&node).unwrap().children.insert(child, of);
             }
             Step::Close(name, _) => drop(state.nodes.remove(&name).unwrap()),
+            Step::TakeOut(name, _) => drop(state.inserted.remove(&name).unwrap()),
+            Step::PutBack(name, inserted) => drop(state.inserted.insert(name, inserted)),
             Step::NewDrive(name, shape) => drop(state.drives.insert(name, shape)),
             Step::EndDrive(name) => drop(state.drives.remove(&name).unwrap()),
             Step::NewExport(id, shape) | Step::ChangeExport(id, shape, _) => {

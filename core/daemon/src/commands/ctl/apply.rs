@@ -37,11 +37,11 @@ pub fn apply(file: &Path, wish: ApplyWish, socket: Option<PathBuf>, json: bool) 
 fn shown(answer: &Value, wish: ApplyWish) -> String {
     let lines =
         |key: &str| list(&answer[key]).iter().map(|line| format!("  {}\n", text(line))).collect::<String>();
-    let (steps, restart) = (lines("steps"), lines("restart"));
+    let (steps, rest) = (lines("steps"), lines("kept") + &lines("restart"));
     let head = match (steps.is_empty(), wish.dry_run) {
         (true, _) => "nothing to change\n",
         (false, true) => "would change:\n",
         (false, false) => "changed:\n",
     };
-    format!("{head}{steps}{restart}")
+    format!("{head}{steps}{rest}")
 }
