@@ -210,6 +210,13 @@ fn what_cannot_be_done_changes_nothing() {
         "another granularity",
     );
     refused(&[NODES, &drive("activ", bitmap), &export, MONITOR], "did you mean");
+    // Another backing file: where that is said, which nothing told.
+    let path = |name: &str| world.folder.path().join(name).to_str().unwrap().to_owned();
+    let nodes = NODES.replace("base.qcow2", "absent.qcow2");
+    refused(&[&nodes, &drive("active", bitmap), &export, MONITOR], "drive.toml:4: 'file' of node 'base': ");
+    run("qemu-img", &["create", "-q", "-f", "qcow2", &path("small.qcow2"), "1M"]);
+    let nodes = NODES.replace("base.qcow2", "small.qcow2");
+    world.apply(&[&nodes, &drive("active", bitmap), &export, MONITOR], &["--dry-run"]);
     // A socket that cannot be had: what the graph had become by then is taken back.
     let taken = "[export.second]\ntype = \"nbd\"\ndrive = \"vda\"\nsocket = \"no/such/folder.sock\"\n";
     refused(&[NODES, LIMIT, &drive("limit", bitmap), &export, taken, MONITOR], "folder.sock");

@@ -14,6 +14,7 @@ mod kills;
 mod machine;
 mod memory;
 mod mends;
+mod moved;
 mod offline;
 mod path_of_a_write;
 mod persistent;

@@ -1,7 +1,7 @@
 //! What becomes of jobs that do not go on by themselves: by their user's wish, or because they cannot.
 
 use super::{TOOLS, keep, qcow2_target, raw_target, world::*};
-use crate::harness::{Daemon, Guest, Qmp, StorageDaemon, have, output, run};
+use crate::harness::{Daemon, Guest, StorageDaemon, have, output, run};
 use serde_json::{Value, json};
 
 fn begin(world: &mut World, command: &str, mut arguments: Value) {

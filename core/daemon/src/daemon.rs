@@ -5,7 +5,7 @@ use crate::{
     control, drivers,
     exports::{ExportView, Exports, NewExport},
     journal::{Interrupted, Journals},
-    logging,
+    logging, moved,
     runtime::EngineRuntime,
     stores::{Recovered, Stores},
 };
@@ -233,6 +233,8 @@ impl Inner {
             None => None,
         };
         self.build(config).await?;
+        // Before anything is written to an image that its drive has left.
+        moved::refuse(config, &self.graph.layout())?;
         let found = self.stores.find(config).await?;
         let mut change = self.graph.change().await;
         for drive in &config.drives {

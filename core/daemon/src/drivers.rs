@@ -4,10 +4,11 @@ use driveline_drivers::{
     CopyBeforeWriteDriver, FileDriver, MemoryDriver, NbdDriver, NullDriver, QuorumDriver, RawDriver,
     SnapshotAccessDriver, qcow2::Qcow2Driver,
 };
-use driveline_graph::{Driver, Graph};
+use driveline_graph::{Driver, DriverKind, Graph, GraphOptions};
 use driveline_loader::{Loader, PluginDriver, Problem, search_path};
 use driveline_transport::TlsRegistry;
 use std::{
+    collections::BTreeSet,
     env,
     path::{Path, PathBuf},
     sync::Arc,
@@ -36,6 +37,14 @@ pub fn register_builtin_with(graph: &Graph, tls: &TlsRegistry) {
     for driver in drivers.into_iter().chain(null) {
         graph.register(driver).expect("built-in drivers come first, and have names of their own");
     }
+}
+
+/// The drivers of images and of what they are in. All others are filters: those of plugins, and some that are built in.
+pub(crate) fn kinds_of_data() -> BTreeSet<String> {
+    let graph = Graph::new(GraphOptions::default());
+    register_builtin(&graph);
+    let data = graph.drivers().into_iter().filter(|driver| driver.kind != DriverKind::Filter);
+    data.map(|driver| driver.name.to_string()).collect()
 }
 
 /// Filters that were found, and what kept others from being used.

@@ -38,6 +38,7 @@ pub mod drivers;
 pub mod exports;
 mod journal;
 pub mod logging;
+mod moved;
 pub mod notify;
 pub mod picture;
 pub mod runtime;

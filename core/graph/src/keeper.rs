@@ -1,6 +1,6 @@
 //! What keeps bitmaps beyond the life of the process, as the graph sees it.
 
-use crate::{Result, graph::Graph};
+use crate::{Result, graph::Graph, layout::Layout};
 use driveline_bitmap::{Bitmap, Durability, Ledger};
 use std::{fmt, sync::Arc};
 
@@ -21,6 +21,11 @@ pub trait Keeper: fmt::Debug + Send + Sync {
     ///
     /// Errors: a store cannot be written; it holds what it held before.
     fn end_batch(&self) -> Result<()>;
+
+    /// Drives are about to show the data of other nodes: all else has been done, and no request of theirs has gone there yet.
+    fn drives_move(&self, before: &Layout, after: &Layout) {
+        let _ = (before, after);
+    }
 }
 
 impl Graph {

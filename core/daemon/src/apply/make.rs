@@ -8,6 +8,7 @@ use crate::{
     config::{Config, DriveSection},
     daemon::{Inner, new_bitmap},
     exports::NewExport,
+    moved,
 };
 use driveline_graph::{Change, Error, Graph, Kind, Layout, NewBitmap, Options, Result, Role};
 use driveline_jobs::HOLDER_DRIVER;
@@ -39,6 +40,12 @@ impl Inner {
         let mut change = self.graph.change().await;
         change.set_directory(&config.directory);
         let staged = stage(&self.graph, &mut change, plan, before).await;
+        let staged = staged.and_then(|()| moved::refuse(config, &change.layout()));
+        let led = plan.steps.iter().filter_map(|step| match step {
+            Step::Lead { drive, .. } => Some(drive.as_str()),
+            _ => None,
+        });
+        let led = self.stores.by_file.lead(led);
         if let Err(error) = change.commit_if(staged).await {
             for step in &plan.steps {
                 if let Step::Close(name, _) = step {
@@ -47,6 +54,7 @@ impl Inner {
             }
             return Err(error);
         }
+        drop(led);
         self.stores.find_added().await;
         for step in &plan.steps {
             match step {

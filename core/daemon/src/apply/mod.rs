@@ -39,7 +39,7 @@ impl Inner {
         let restart = self.takes_restart(&config);
         if !wish.dry_run {
             let made = self.make(&plan, &config, &before).await;
-            made.map_err(|error| match config.locate(&error) {
+            made.map_err(|error| match config.locate(&self.of_the_file(&error)) {
                 Some(mistake) => {
                     mistakes.add(mistake);
                     Error::generic(&mistakes)
@@ -60,6 +60,21 @@ impl Inner {
         };
         let stores = self.graph.drives().into_iter().filter_map(place).collect();
         State::running(&self.graph, exports.collect(), &stores)
+    }
+
+    /// An error about a node that is defined in place, whose name was made up, is one about the node of the file around it.
+    fn of_the_file(&self, error: &driveline_graph::Error) -> driveline_graph::Error {
+        let views = self.graph.nodes();
+        let (mut node, mut key) = (error.node().unwrap_or_default(), error.option().unwrap_or_default());
+        while node.starts_with('#') {
+            let around = views.iter().find_map(|view| {
+                let child = view.children.iter().find(|child| *child.node == *node)?;
+                Some((view.node.name(), child.name.as_str()))
+            });
+            let Some(around) = around else { break };
+            (node, key) = around;
+        }
+        driveline_graph::Error::io_text(error.errno_code(), error.message()).at(node).key(key)
     }
 
     /// A job counts on the nodes of its drive.

@@ -4,6 +4,7 @@ use super::{fail, print, read};
 use crate::{
     config::{Config, Mistakes},
     daemon::{build, graph_for, start_engine},
+    moved,
 };
 use driveline_drivers::Bytes;
 use driveline_graph::{ChildDefinition, Definition, Graph};
@@ -44,6 +45,7 @@ pub fn rehearse(config: &Config, mut mistakes: Mistakes) -> Result<String, Faile
     let engine = start_engine(config).map_err(Failed::World)?;
     let text = engine.block_on_local(|| async {
         build(config, &graph, harmless, true).await?;
+        moved::refuse(config, &graph.layout())?;
         let text = describe(config, &graph);
         graph.close().await?;
         driveline_graph::Result::Ok(text)

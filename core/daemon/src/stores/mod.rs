@@ -30,12 +30,15 @@ pub(crate) use self::{
     offline::{Look, Seen, inspect, put},
     open::changes_outside,
     owner::Owned,
-    place::{Place, all_files, file_of, files_at_open},
+    place::{Place, all_files, file_in, file_of, files_at_open},
 };
 
-use crate::journal::Journals;
+use crate::{
+    journal::Journals,
+    moved::{self, ByFile},
+};
 use driveline_bitmap::{Bitmap, Bits, Durability, Ledger, StoreBinding, View};
-use driveline_graph::{Error, Graph, Keeper, Kind, NodeId, Result, Root};
+use driveline_graph::{Error, Graph, Keeper, Kind, Layout, NodeId, Result, Root};
 use driveline_store::{BootId, LogOptions, Options, Spec, Store};
 use parking_lot::Mutex;
 use std::{
@@ -58,6 +61,8 @@ pub(crate) struct Stores {
     since: Mutex<Vec<(String, String, Bits)>>,
     /// Other files that say whether the program lives.
     journals: OnceLock<Weak<Journals>>,
+    /// Drives that are led elsewhere because a file says so.
+    pub(crate) by_file: ByFile,
     /// Held by whoever moves bitmaps or tells images of them.
     turn: async_lock::Mutex<()>,
 }
@@ -146,6 +151,7 @@ impl Stores {
             reports: Mutex::default(),
             since: Mutex::default(),
             journals: OnceLock::new(),
+            by_file: ByFile::default(),
             turn: async_lock::Mutex::default(),
         });
         graph.set_keeper(Arc::new(Clerk(Arc::downgrade(&stores))));
@@ -336,6 +342,12 @@ impl Keeper for Clerk {
         let mut inner = kept.inner.lock();
         inner.attached = true;
         inner.store.as_ref().expect("it was just made").add(&spec).map_err(store_error)
+    }
+
+    fn drives_move(&self, before: &Layout, after: &Layout) {
+        if let Ok(stores) = self.stores() {
+            moved::remember(before, after, &stores.by_file);
+        }
     }
 
     fn begin_batch(&self) {

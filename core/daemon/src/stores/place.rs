@@ -3,7 +3,7 @@
 use super::beside;
 use crate::config::StorePlace;
 use driveline_bitmap::Bitmap;
-use driveline_graph::{Error, Graph, Kind, Node, NodeView, Result};
+use driveline_graph::{Error, Graph, Kind, Layout, Node, NodeView, Result};
 use driveline_store::{Fingerprint, ImageFile};
 use std::{
     collections::BTreeSet,
@@ -145,7 +145,11 @@ pub(crate) fn shown(graph: &Graph, drive: &str) -> Vec<Arc<str>> {
 
 /// The file that the data of a node are in, if they are in one.
 pub(crate) fn file_of(graph: &Graph, node: &str) -> Option<PathBuf> {
-    let layout = graph.layout();
+    file_in(&graph.layout(), node)
+}
+
+/// The same, at one moment.
+pub(crate) fn file_in(layout: &Layout, node: &str) -> Option<PathBuf> {
     let mut at = layout.view_node(node).ok()?;
     loop {
         if let Some(path) = at.node.open_node().filename() {

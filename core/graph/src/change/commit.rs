@@ -7,6 +7,7 @@ use crate::{
     event::Event,
     graph::{State, find_bitmap},
     keeper::Batch,
+    layout::Layout,
     node::{Node, NodeId},
     owed::{Owed, flush_all},
     permission::Granted,
@@ -121,6 +122,7 @@ impl Change {
             self.close_opened().await;
             return Err(error);
         }
+        self.tell_moves(&staged, &granted);
         let in_vain = self.opened_in_vain(&staged.topology);
         self.publish(staged, granted, &drained);
         drop(batch);
@@ -130,6 +132,21 @@ impl Change {
         let closed = closed.and(close_all(replaced).await);
         self.graph.emit(&Event::Changed);
         Ok(Made { closed })
+    }
+
+    /// Tells who keeps things beyond the life of the process of drives that will show other nodes.
+    fn tell_moves(&self, staged: &Staged, granted: &BTreeMap<NodeId, Granted>) {
+        let (before, after) = (&self.before.topology, &staged.topology);
+        let moves = |(name, root): (&Arc<str>, &NodeId)| {
+            let was = before.drives.get(name).map(|root| before.skip_filters(*root));
+            was.is_some_and(|was| was != after.skip_filters(*root))
+        };
+        if let Some(keeper) = self.graph.keeper().filter(|_| after.drives.iter().any(moves)) {
+            let topology = Arc::new(after.clone());
+            let (wired, parked) = (Arc::new(staged.wired.clone()), staged.parked.clone());
+            let after = State { topology, wired, granted: Arc::new(granted.clone()), parked };
+            keeper.drives_move(&self.before.clone().into(), &Layout::from(after));
+        }
     }
 
     /// Filters that go, and whose children stay, leave those as they shall be found while nobody writes to them: when they are

@@ -143,6 +143,7 @@ impl Talk {
         if let (Some(arguments), Some(common)) = (arguments.as_object_mut(), common.as_object()) {
             arguments.extend(common.clone());
         }
+        let before = self.shows(drive)?;
         self.client.run(command, arguments).map_err(|failed| match failed {
             Failed::Refused(text) if text.contains("Job ID") && text.contains("in use") => {
                 let hint =
@@ -153,7 +154,10 @@ impl Talk {
         })?;
         match run.detach {
             true => self.answer(&json!({ "id": id }), |_| format!("{id}\n")),
-            false => self.wait(&id, at_ready),
+            false => match self.wait(&id, at_ready)? {
+                ExitCode::SUCCESS => self.say_moved(drive, before),
+                failed => Ok(failed),
+            },
         }
     }
 

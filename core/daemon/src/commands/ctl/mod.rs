@@ -10,6 +10,7 @@ mod client;
 mod exports;
 mod graph;
 mod jobs;
+mod moved;
 pub mod names;
 mod paths;
 mod table;
@@ -116,14 +117,16 @@ impl Talk {
                 self.copy("backup", copy, more, &run, jobs::AtReady::Leave)
             }
             Command::Snapshot { drive, file, node_name, format, existing } => {
+                let before = self.shows(&drive)?;
                 let arguments = given([
-                    ("device", drive.into()),
+                    ("device", drive.as_str().into()),
                     ("snapshot-file", full(&file)),
                     ("snapshot-node-name", node_name.into()),
                     ("format", format.into()),
                     ("mode", if existing { "existing" } else { "absolute-paths" }.into()),
                 ]);
-                self.simple("blockdev-snapshot-sync", arguments)
+                self.simple("blockdev-snapshot-sync", arguments)?;
+                self.say_moved(&drive, before)
             }
             Command::Insert { filter, above, name, options } => {
                 let mut definition: Map<String, Value> = options.into_iter().collect();

@@ -1,11 +1,10 @@
 //! Which nodes show a drive: what is on them is the drive's, wherever it is at the moment.
 
 use super::{list, number, text};
-use crate::drivers::register_builtin;
+use crate::drivers::kinds_of_data;
 use driveline_checkpoints::Epoch;
-use driveline_graph::{DriverKind, Graph, GraphOptions};
 use serde_json::Value;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// The nodes from the roots of drives down through filters to the first image, each with its drive. While a job works, bitmaps
 /// are on a holder and still found at their home: both are such nodes.
@@ -36,14 +35,6 @@ pub(super) fn of_drives(edges: &Value, nodes: &Value, drives: &Value) -> BTreeMa
         }
     }
     found
-}
-
-/// The drivers of images and what they are in. All others are filters: those of plugins, and those that are built in.
-fn kinds_of_data() -> BTreeSet<String> {
-    let graph = Graph::new(GraphOptions::default());
-    register_builtin(&graph);
-    let data = graph.drivers().into_iter().filter(|driver| driver.kind != DriverKind::Filter);
-    data.map(|driver| driver.name.to_string()).collect()
 }
 
 /// A bitmap's name for people. What a checkpoint records is no bitmap that anybody made.
