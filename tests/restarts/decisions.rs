@@ -506,3 +506,37 @@ fn jobs_that_end_together_are_resumed_together() {
     world.qmp.wait_event("BLOCK_JOB_CANCELLED", "one");
     world.end();
 }
+
+/// A job went on as it was started, at full speed on a busy machine, though its user had slowed it down, or stopped it.
+#[test]
+fn what_its_user_changed_of_a_job_comes_back_with_it() {
+    if !have("restarts", &TOOLS) {
+        return;
+    }
+    let mut world = World::raw(13);
+    raw_target(&mut world);
+    begin(&mut world, "blockdev-mirror", json!({ "device": "vda", "target": "copy", "sync": "full" }));
+    world.wait_progress("work", 2 * MIB);
+    world.qmp.run("block-job-set-speed", json!({ "device": "work", "speed": 3 * MIB }));
+    let mode = json!({ "id": "work", "type": "mirror", "copy-mode": "write-blocking" });
+    world.qmp.run("block-job-change", mode);
+    world.qmp.run("job-pause", json!({ "id": "work" }));
+    for paused in [true, false] {
+        world.kill();
+        world.start_and_resume("work");
+        let jobs = world.qmp.run("query-block-jobs", json!({}));
+        assert_eq!((&jobs[0]["speed"], &jobs[0]["paused"]), (&json!(3 * MIB), &json!(paused)), "{jobs}");
+        let record = std::fs::read(world.path(&world.journals()[0])).unwrap();
+        assert!(String::from_utf8_lossy(&record).contains("write-blocking"));
+        if paused {
+            world.qmp.run("job-resume", json!({ "id": "work" }));
+        }
+    }
+    world.hurry("work");
+    world.qmp.wait_event("BLOCK_JOB_READY", "work");
+    world.qmp.run("block-job-cancel", json!({ "device": "work" }));
+    world.wait_completed("work");
+    world.stop_writing();
+    world.assert_bitmap_is_exact();
+    world.end();
+}

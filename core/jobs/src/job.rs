@@ -7,6 +7,7 @@ use crate::{
     limit::SLICE,
     manager::{Listeners, Runtime},
     mirror::MirrorTop,
+    record::JobRecord,
     state::{ErrorAction, IoStatus, JobStatus, OnError, Verb},
 };
 use driveline_graph::{Error, Kind, Result};
@@ -266,6 +267,9 @@ impl Job {
         }
         drop(state);
         self.changed.notify(usize::MAX);
+        if matches!(verb, Verb::Pause | Verb::Resume) {
+            self.note(|record| record.paused = self.state.lock().paused_by_user);
+        }
         Ok(())
     }
 
@@ -285,7 +289,20 @@ impl Job {
         self.verb(Verb::SetSpeed, Force(false))?;
         self.state.lock().speed = speed;
         self.changed.notify(usize::MAX);
+        self.note(|record| record.args.set_speed(self.speed()));
         Ok(())
+    }
+
+    /// Writes down what its user changed, if it goes on after a restart.
+    pub(crate) fn note(&self, change: impl FnOnce(&mut JobRecord)) {
+        if let Some(kept) = self.kept.get() {
+            kept.note(change);
+        }
+    }
+
+    /// It begins paused: so its user left it before the program ended.
+    pub(crate) fn pause_first(&self) {
+        self.state.lock().paused_by_user = true;
     }
 
     // ---- what its work does

@@ -99,6 +99,11 @@ impl Kept {
         self.write(|record| record.phase = phase)
     }
 
+    /// Says what its user has changed. If that fails it is as it was after a restart, and nothing else.
+    pub(crate) fn note(&self, change: impl FnOnce(&mut JobRecord)) {
+        self.warn(self.write(change));
+    }
+
     /// Says that it is over, while no guest writes: from then on nobody marks what guests write.
     ///
     /// Errors: it cannot be said in any way; then it must not be over.
@@ -206,14 +211,19 @@ impl Start {
         (source, target): (&str, Option<&str>),
     ) -> Result<Option<Arc<Kept>>> {
         let kept = match self.restarting.take() {
-            Some(FoundJob { record, page, bitmaps, since, lost }) => Some(Kept {
-                page,
-                record: Mutex::new(record),
-                found: Mutex::new(bitmaps),
-                is_restart: true,
-                since: Mutex::new(since),
-                lost,
-            }),
+            Some(FoundJob { record, page, bitmaps, since, lost }) => {
+                if record.paused {
+                    job.pause_first();
+                }
+                Some(Kept {
+                    page,
+                    record: Mutex::new(record),
+                    found: Mutex::new(bitmaps),
+                    is_restart: true,
+                    since: Mutex::new(since),
+                    lost,
+                })
+            }
             None => self.new_page(job, on_restart, args, source, target)?,
         };
         let kept = kept.map(Arc::new);

@@ -73,6 +73,17 @@ impl JobArgs {
         }
     }
 
+    /// From now on it may do so many bytes per second.
+    pub(crate) fn set_speed(&mut self, bytes_per_second: u64) {
+        let speed = match self {
+            JobArgs::Stream(args) => &mut args.speed,
+            JobArgs::Commit(args) => &mut args.speed,
+            JobArgs::Mirror(args) => &mut args.speed,
+            JobArgs::Backup(args) => &mut args.speed,
+        };
+        *speed = bytes_per_second;
+    }
+
     /// The drive or node that it was started on.
     pub fn device(&self) -> &str {
         match self {
@@ -100,7 +111,7 @@ pub struct JobRecord {
     version: u32,
     /// Its id.
     pub id: String,
-    /// What it does.
+    /// What it does. What its user changed since it began (its speed, a mirror's copy mode) is in here, too.
     pub args: JobArgs,
     /// How far it has come.
     pub phase: Phase,
@@ -123,6 +134,9 @@ pub struct JobRecord {
     /// Somebody else has changed the target of a mirror, and its user has not said that it is to be copied over.
     #[serde(default)]
     pub foreign_target: bool,
+    /// Its user has paused it.
+    #[serde(default)]
+    pub paused: bool,
 }
 
 impl JobRecord {
@@ -140,6 +154,7 @@ impl JobRecord {
             group: None,
             unwatched: false,
             foreign_target: false,
+            paused: false,
         }
     }
 

@@ -187,6 +187,11 @@ impl Jobs {
         if !blocking {
             job.set_synced(false);
         }
+        job.note(|record| {
+            if let JobArgs::Mirror(args) = &mut record.args {
+                args.copy_mode = mode;
+            }
+        });
         Ok(())
     }
 }
