@@ -18,6 +18,13 @@ const BITMAPS: &str = "bitmaps = [{ name = \"daily\", granularity = \"64KiB\" }]
 /// nbdkit, until the test is over.
 struct Kit(Child);
 
+impl Kit {
+    /// Stops it, as a machine does that hangs: it answers nothing, and its connections stay.
+    fn stop(&self) {
+        run("kill", &["-s", "STOP", &self.0.id().to_string()]);
+    }
+}
+
 impl Drop for Kit {
     fn drop(&mut self) {
         let _ = self.0.kill();
@@ -29,8 +36,8 @@ impl Drop for Kit {
 /// a file `trouble`.
 struct World {
     qmp: Qmp,
-    _daemon: Daemon,
-    _kit: Kit,
+    daemon: Daemon,
+    kit: Kit,
     folder: TempDir,
 }
 
@@ -58,7 +65,7 @@ impl World {
         let mut qmp = daemon.qmp();
         let server = json!({ "type": "unix", "path": socket });
         qmp.run("blockdev-add", json!({ "driver": "nbd", "node-name": "far", "server": server }));
-        Self { qmp, _daemon: daemon, _kit: kit, folder }
+        Self { qmp, daemon, kit, folder }
     }
 
     fn trouble(&self) -> PathBuf {
@@ -179,4 +186,58 @@ fn a_server_that_tries_again_hides_its_errors_from_a_job() {
     assert!(world.qmp.events().iter().all(|event| event["event"] != "BLOCK_JOB_ERROR"));
     std::fs::remove_file(world.trouble()).unwrap();
     world.check_copy();
+}
+
+/// `cbw-timeout` was over, and the guest hung as long as the server did. What waits for the copy can be ended, too.
+#[test]
+fn a_guest_is_answered_in_time_though_the_target_of_its_copies_hangs() {
+    if !have("a_guest_is_answered_in_time_though_the_target_of_its_copies_hangs", TOOLS) {
+        return;
+    }
+    let World { mut qmp, daemon, kit, folder } = World::new(&["error"], &[]);
+    let cbw = json!({
+        "driver": "copy-before-write", "node-name": "cbw", "target": "far",
+        "cbw-timeout": 1, "on-cbw-error": "break-guest-write",
+    });
+    qmp.run("x-driveline-blockdev-insert-filter", json!({ "options": cbw, "above": "vda" }));
+    let mut guest = Guest::connect(&folder.path().join("nbd.sock"), "vda");
+    kit.stop();
+    let begun = Instant::now();
+    guest.write(0, &[1; 4096]).unwrap_err();
+    assert!(begun.elapsed() < Duration::from_secs(30), "it waited for the server");
+    guest.read(0, 4096).unwrap();
+    // The filter cannot go before its copy has ended: who asks waits, and somebody else ends that.
+    qmp.send("x-driveline-blockdev-remove-filter", json!({ "node-name": "cbw" }));
+    let mut other = daemon.qmp();
+    other.run("x-driveline-yank", json!({ "node-name": "far" }));
+    qmp.answer().unwrap();
+    guest.write(0, &[1; 4096]).unwrap();
+    let refused = other.try_run("x-driveline-yank", json!({ "node-name": "disk" })).unwrap_err();
+    assert!(refused["desc"].as_str().unwrap().contains("no connection that could be cut"), "{refused}");
+    let unknown = other.try_run("x-driveline-yank", json!({ "node-name": "nobody" })).unwrap_err();
+    assert_eq!(unknown["desc"], "Failed to find node with node-name='nobody'");
+}
+
+/// A cancel with force, and the end of the program, waited for ever for a target that never answers.
+#[test]
+fn a_job_whose_target_never_answers_is_ended_by_a_yank_and_by_the_end_of_the_program() {
+    if !have("a_job_whose_target_never_answers_is_ended_by_a_yank_and_by_the_end_of_the_program", TOOLS) {
+        return;
+    }
+    for by_yank in [true, false] {
+        let mut world = World::new(&["error"], &[]);
+        world.kit.stop();
+        world.start("blockdev-backup", json!({}));
+        while world.qmp.run("query-block-jobs", json!({}))[0]["offset"].is_null() {}
+        if by_yank {
+            world.qmp.run("block-job-cancel", json!({ "device": "j", "force": true }));
+            assert_eq!(world.status()["device"], "j", "it waits for what was asked");
+            world.qmp.run("x-driveline-yank", json!({ "node-name": "far" }));
+            world.qmp.wait_event("BLOCK_JOB_CANCELLED", "j");
+            assert!(world.daemon.terminate().success());
+        } else {
+            let status = world.daemon.terminate_within(Duration::from_secs(90));
+            assert!(status.success(), "{status}");
+        }
+    }
 }

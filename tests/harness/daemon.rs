@@ -196,14 +196,19 @@ impl Daemon {
     }
 
     /// Ends it as an operator does, and says how it ended.
-    pub(crate) fn terminate(mut self) -> std::process::ExitStatus {
+    pub(crate) fn terminate(self) -> std::process::ExitStatus {
+        self.terminate_within(Duration::from_secs(20))
+    }
+
+    /// The same, for one who has something to wait for.
+    pub(crate) fn terminate_within(mut self, time: Duration) -> std::process::ExitStatus {
         run_kill("-TERM", self.child.id());
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + time;
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status;
             }
-            assert!(Instant::now() < deadline, "it ends within 20 seconds of SIGTERM");
+            assert!(Instant::now() < deadline, "it ends within {time:?} of SIGTERM");
             std::thread::sleep(Duration::from_millis(10));
         }
     }

@@ -44,8 +44,18 @@ impl Qmp {
 
     /// Runs a command and returns its answer, `return` or `error`.
     pub(crate) fn try_run(&mut self, command: &str, arguments: Value) -> Result<Value, Value> {
+        self.send(command, arguments);
+        self.answer()
+    }
+
+    /// Says a command, whose answer is [`Qmp::answer`].
+    pub(crate) fn send(&mut self, command: &str, arguments: Value) {
         let text = json!({ "execute": command, "arguments": arguments }).to_string();
         self.writer.write_all(format!("{text}\n").as_bytes()).unwrap();
+    }
+
+    /// The answer to the command that was said last.
+    pub(crate) fn answer(&mut self) -> Result<Value, Value> {
         loop {
             let mut answer = self.read();
             if answer.get("event").is_some() {

@@ -4,6 +4,7 @@ use crate::{
     config::{BitmapSection, Config, DriveSection, Mistake, Mistakes},
     control, drivers,
     exports::{ExportView, Exports, NewExport},
+    hung,
     journal::{Interrupted, Journals},
     logging, moved,
     runtime::EngineRuntime,
@@ -14,9 +15,11 @@ use driveline_graph::{Change, Error, Graph, GraphOptions, Kind, NewBitmap, Resul
 use driveline_jobs::{HOLDER_DRIVER, Jobs};
 use driveline_qmp::{Event, Monitor, Objects, Reason};
 use driveline_transport::TlsRegistry;
+use futures::future::{Either, select};
 use parking_lot::Mutex;
 use std::{
     fmt,
+    pin::pin,
     sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
@@ -302,8 +305,15 @@ impl Inner {
         self.monitor().emit(event);
     }
 
-    /// Monitors hear of what happens here, so they go last; but no new ones come.
     async fn close(&self) -> Result<()> {
+        match select(pin!(self.close_in_order()), pin!(hung::cut(&self.graph))).await {
+            Either::Left((closed, _)) => closed,
+            Either::Right((never, _)) => match never {},
+        }
+    }
+
+    /// Monitors hear of what happens here, so they go last; but no new ones come.
+    async fn close_in_order(&self) -> Result<()> {
         for mut accepting in std::mem::take(&mut *self.accepting.lock()) {
             accepting.abort();
         }

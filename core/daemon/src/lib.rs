@@ -36,6 +36,7 @@ pub mod daemon;
 pub mod demo;
 pub mod drivers;
 pub mod exports;
+mod hung;
 mod journal;
 pub mod logging;
 mod moved;

@@ -80,6 +80,7 @@ commands! {
     "x-blockdev-set-iothread" => changes::x_blockdev_set_iothread,
     "x-driveline-blockdev-insert-filter" => nodes::insert_filter,
     "x-driveline-blockdev-remove-filter" => nodes::remove_filter,
+    "x-driveline-yank" => nodes::yank,
 
     "blockdev-create" => create::blockdev_create,
     "x-blockdev-amend" => amend::blockdev_amend,
@@ -153,6 +154,19 @@ commands! {
     "nbd-server-add" => exports::nbd_server_add,
     "nbd-server-remove" => exports::nbd_server_remove,
     "nbd-server-stop" => exports::nbd_server_stop,
+}
+
+/// The command that is done at once, whatever waits: what waits may be waiting for what this one ends. None of QEMU's storage
+/// daemon is.
+pub(crate) const OUT_OF_BAND: &str = "x-driveline-yank";
+
+/// Does a command that came with `exec-oob`.
+pub(crate) fn execute_out_of_band(monitor: &Monitor, name: &str, arguments: Value) -> Result<Value> {
+    find(name)?;
+    if name != OUT_OF_BAND {
+        return Err(Error::generic(format_args!("The command {name} does not support OOB")));
+    }
+    answer(nodes::yank_now(monitor, &arguments::parse(arguments, "")?)?)
 }
 
 /// Is there a command of this name?

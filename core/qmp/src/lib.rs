@@ -12,6 +12,7 @@
 //! | `x-driveline-block-dirty-bitmap-populate` `node` `name` | marks what is allocated in the top image |
 //! | `x-driveline-blockdev-insert-filter` `options` `above` | opens a filter above a node, or a drive's root, under load; returns its `node-name` |
 //! | `x-driveline-blockdev-remove-filter` `node-name` | takes it out again |
+//! | `x-driveline-yank` `node-name` | cuts the connections of an `nbd` node: what was asked there fails with EIO and is not asked again; it is connected to again as after a loss. It can be sent with `exec-oob`. (QEMU's storage daemon has no `yank`) |
 //! | `block-dirty-bitmap-add` with `x-driveline-view` | `drive` (the default on a drive's name) or `node` (on a node's): whose changes are recorded |
 //! | `block-dirty-bitmap-add` with `x-driveline-durability` | `volatile`, `process` (the default) or `power`: what a `persistent` one survives |
 //! | `x-driveline-block-dirty-bitmap-adopt` `node` `name` | makes a bitmap whose contents are lost usable, all of it dirty |

@@ -98,6 +98,18 @@ pub(crate) async fn blockdev_del(monitor: &Monitor, del: NodeName) -> Result<Don
     removed.map(|()| Done {})
 }
 
+/// Cuts the connections of a node, without waiting for anybody.
+pub(crate) async fn yank(monitor: &Monitor, node: NodeName) -> Result<Done> {
+    yank_now(monitor, &node)
+}
+
+pub(crate) fn yank_now(monitor: &Monitor, node: &NodeName) -> Result<Done> {
+    let name = &node.node_name;
+    let node = monitor.graph().node(name).map_err(|_| not_found(name))?;
+    node.open_node().yank().map_err(|error| error.at(name))?;
+    Ok(Done {})
+}
+
 async fn remove_node(monitor: &Monitor, name: &str) -> Result<()> {
     let mut change = monitor.graph().change().await;
     take_out(monitor.graph(), &mut change, name).map_err(|error| match error.kind() {

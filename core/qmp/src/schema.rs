@@ -125,6 +125,9 @@ impl Schema {
         let reply = self.name(reply);
         let mut command =
             json!({ "name": name, "meta-type": "command", "arg-type": arguments, "ret-type": reply });
+        if name == command::OUT_OF_BAND {
+            command["allow-oob"] = true.into();
+        }
         if let Some(features) = features(name, "") {
             command["features"] = features;
         }

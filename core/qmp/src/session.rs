@@ -57,7 +57,7 @@ impl Session {
         tracing::debug!(target: "driveline::qmp", peer = self.stream.peer(), "a monitor is connected");
         self.outbox.put(&greeting());
         let read = async {
-            if let Err(error) = self.read().await {
+            if let Err(error) = self.read(monitor).await {
                 tracing::debug!(target: "driveline::qmp", peer = self.stream.peer(), "reading: {error}");
             }
             self.queue.close();
@@ -84,7 +84,7 @@ impl Session {
     }
 
     /// Reads what the client says, and puts it into the queue.
-    async fn read(&self) -> io::Result<()> {
+    async fn read(&self, monitor: &Monitor) -> io::Result<()> {
         let mut decoder = Decoder::default();
         let mut buffer = vec![0; 16 << 10];
         loop {
@@ -96,7 +96,7 @@ impl Session {
             while let Some(message) = decoder.next(&mut input) {
                 let message = match message {
                     Ok(Value::Object(message)) if self.is_out_of_band(&message) => {
-                        self.reply_out_of_band(message);
+                        self.reply_out_of_band(monitor, message);
                         self.outbox.room().await;
                         continue;
                     }
@@ -115,13 +115,10 @@ impl Session {
     }
 
     /// Answers what came with `exec-oob`.
-    fn reply_out_of_band(&self, mut message: Map<String, Value>) {
+    fn reply_out_of_band(&self, monitor: &Monitor, mut message: Map<String, Value>) {
         let id = message.shift_remove("id");
-        let result = request(message, true).and_then(|(name, _)| {
-            command::find(&name)?;
-            // None of QEMU's storage daemon allows it, nor any here: they all wait for changes of the graph.
-            Err(Error::generic(format_args!("The command {name} does not support OOB")))
-        });
+        let result = request(message, true)
+            .and_then(|(name, arguments)| command::execute_out_of_band(monitor, &name, arguments));
         self.reply(id, result);
     }
 

@@ -126,6 +126,11 @@ fn out_of_band_is_for_those_who_enabled_it_and_is_answered_first() {
         assert_eq!((&reply["error"]["desc"], &reply["id"]), (&json!(expected), &json!(1)), "{input}");
     }
 
+    client.ok("blockdev-add", json!({ "driver": "null-co", "node-name": "disk", "size": 512 }));
+    let schema = client.ok("query-qmp-schema", json!({}));
+    let allows = |entry: &&Value| entry["allow-oob"] == true;
+    let names: Vec<&Value> = schema.as_array().unwrap().iter().filter(allows).map(|e| &e["name"]).collect();
+    assert_eq!(names, ["x-driveline-yank"]);
     // While a change of the graph is under way, a command that needs one waits; as many wait behind it as there is room for.
     let change = world.engine.block_on(world.graph.change());
     for id in 0..7 {
@@ -134,6 +139,11 @@ fn out_of_band_is_for_those_who_enabled_it_and_is_answered_first() {
     }
     let reply = client.raw("{'exec-oob': 'query-version', 'id': 'now'}");
     assert_eq!((&reply["id"], &reply["error"]["class"]), (&json!("now"), &json!("GenericError")));
+    // What waits may be waiting for a server that does not answer, and this ends that.
+    let cut = "'arguments': {'node-name': 'disk'}, 'id': 'cut'";
+    let reply = client.raw(&format!("{{'exec-oob': 'x-driveline-yank', {cut}}}"));
+    assert_eq!(reply["id"], "cut");
+    assert!(reply["error"]["desc"].as_str().unwrap().contains("no connection that could be cut"), "{reply}");
     drop(change);
     let ids: Vec<Value> = (0..7).map(|_| client.reply()["id"].clone()).collect();
     assert_eq!(ids, [0, 1, 2, 3, 4, 5, 6]);
