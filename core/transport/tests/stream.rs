@@ -6,8 +6,13 @@ use driveline_engine::{Config, Engine, net::Stream, spawn_local};
 use driveline_transport::{ClientTls, Endpoint, Receive, ServerTls, TlsCreds, TlsStream, Transport};
 use kit::{Creds, Time};
 use std::{
+    future::{Future, poll_fn},
     io::{self, IoSlice},
     net::Shutdown,
+    pin::pin,
+    rc::Rc,
+    task::Poll,
+    time::Duration,
 };
 
 fn engine() -> Engine {
@@ -162,5 +167,36 @@ fn garbage_in_place_of_a_handshake_is_an_error() {
             there.shutdown(Shutdown::Write).unwrap();
             TlsStream::accept(here, &server).await.unwrap_err();
         }
+    });
+}
+
+/// A client that had stopped reading sent what is no TLS: its session waited for ever to tell it so.
+#[test]
+fn who_does_not_listen_is_not_waited_for_with_an_alert() {
+    let creds = Creds::whole();
+    let (server, client) = (server(&creds), client(&creds));
+    engine().block_on_local(|| async move {
+        let (here, there) = std::os::unix::net::UnixStream::pair().unwrap();
+        let below = there.try_clone().unwrap();
+        let (here, there) = (Stream::try_from(here).unwrap(), Stream::try_from(there).unwrap());
+        let accepting = spawn_local(async move { TlsStream::accept(here, &server).await });
+        let peer = TlsStream::connect(there, &client, Some("localhost")).await.unwrap();
+        let stream = Rc::new(accepting.await.unwrap().unwrap());
+        let to_peer = stream.clone();
+        let writing =
+            spawn_local(async move { to_peer.write_all(&[IoSlice::new(&vec![0; 16 << 20])]).await });
+        // Until nothing more goes into the socket. (Sooner, the alert would find room there, and this would be no test.)
+        driveline_engine::sleep(Duration::from_millis(100)).await;
+        io::Write::write_all(&mut &below, &[0xff; 64]).unwrap();
+        let mut receive = Receive::new();
+        let mut read = pin!(receive.take(&*stream, 1));
+        let mut late = pin!(driveline_engine::sleep(Duration::from_secs(20)));
+        let first = poll_fn(|cx| match read.as_mut().poll(cx) {
+            Poll::Ready(read) => Poll::Ready(Some(read)),
+            Poll::Pending => late.as_mut().poll(cx).map(|()| None),
+        });
+        assert!(first.await.expect("nobody takes the alert").is_err());
+        drop((peer, below));
+        writing.await.unwrap().unwrap_err();
     });
 }

@@ -3,6 +3,11 @@ use driveline_sdk::{
     flag,
     testing::{self, Leaf, Node, Value, json},
 };
+use std::{
+    future::{Future, poll_fn},
+    task::Poll,
+    time::Duration,
+};
 
 const SIZE: u64 = 256 << 10;
 
@@ -172,4 +177,21 @@ fn a_log_that_is_full_fails_the_request_and_tells_nothing_after_it() {
     let write = || testing::block_on(node.write(0, &[1; 512])).map_err(|error| error.code());
     assert_eq!((write(), write()), (Err(28), Err(5)));
     testing::block_on(node.settle()).unwrap();
+}
+
+/// The place of the entry stayed a hole in the log: whoever did again what it says took what was there before for an entry.
+#[test]
+fn an_entry_that_nobody_waits_for_ends_the_log() {
+    let (disk, log) = (testing::memory(SIZE), testing::growing(0));
+    let node = open(json!({}), &disk, &log).unwrap();
+    testing::block_on(async {
+        node.write(0, &[1; 512]).await.unwrap();
+        log.set_latency(Duration::from_secs(1));
+        let mut dropped = Box::pin(node.write(512, &[2; 512]));
+        let once = poll_fn(|cx| Poll::Ready(dropped.as_mut().poll(cx).is_pending()));
+        assert!(once.await, "its entry takes a second");
+        drop(dropped);
+        log.set_latency(Duration::ZERO);
+        assert_eq!(node.write(1024, &[3; 512]).await.map_err(|error| error.code()), Err(5));
+    });
 }

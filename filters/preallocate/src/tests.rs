@@ -1,6 +1,11 @@
-use super::Preallocate;
+use super::{Ends, Preallocate};
 use driveline_drivers::conformance::{Check, check};
-use driveline_sdk::testing::{self, Below, Leaf, Node, json};
+use driveline_sdk::{
+    Info, RangeLock,
+    prelude::*,
+    testing::{self, Below, Leaf, Node, json},
+};
+use std::sync::Mutex;
 
 const KIB: u64 = 1024;
 
@@ -108,4 +113,16 @@ fn steps_that_cannot_be_are_refused() {
     ] {
         assert_eq!(testing::check::<Preallocate>(options).unwrap_err().to_string(), text);
     }
+}
+
+/// Wires are looked at while requests run, so that an old size is shown late. It was taken for somebody else's: what had been written
+/// since was behind the end.
+#[test]
+fn a_size_of_its_own_making_that_is_shown_late_is_not_somebody_elses() {
+    let ends = Ends { data: 100 * KIB, file: 384 * KIB, ours: (64 * KIB, 384 * KIB), at_work: 0 };
+    let node =
+        Preallocate { align: 64 * KIB, size: 256 * KIB, ends: Mutex::new(ends), growing: RangeLock::new() };
+    let shows = |size_bytes| node.info(&[], Info { size_bytes, ..Info::default() }).size_bytes;
+    assert_eq!([64 * KIB, 384 * KIB, 80 * KIB].map(shows), [100 * KIB; 3]);
+    assert_eq!(shows(32 * KIB), 32 * KIB, "it was never that short");
 }
