@@ -6,8 +6,9 @@ use crate::{
     error::{Error, Kind, Result},
     node::{Node, NodeId},
 };
-use driveline_bitmap::{Bitmap, BitmapName, Durability, Granularity, View};
+use driveline_bitmap::{Bitmap, BitmapName, Durability, Granularity, Use, View};
 use driveline_op::{Ask, Buffer, Call, op};
+use parking_lot::Mutex;
 use std::sync::Arc;
 
 /// A bitmap to be added.
@@ -103,6 +104,35 @@ impl Change {
             Ok(Box::new(move || {
                 *node.bitmaps.lock() = before;
                 drop(bitmap.remember());
+            }))
+        })
+    }
+
+    /// Removes a bitmap that `who` keeps busy to have it alone, by `used`: that ends with it, and is there again if the change is
+    /// not made.
+    pub fn remove_own_bitmap(
+        &mut self,
+        target: &str,
+        used: &Arc<Mutex<Option<Use>>>,
+        who: &str,
+    ) -> Result<()> {
+        let Some(name) = used.lock().as_ref().map(|used| used.bitmap().name()) else { return Ok(()) };
+        let (used, who) = (used.clone(), who.to_owned());
+        self.bitmap_action(target, name.as_str(), move |staged, id, bitmap| {
+            let node = staged.any_node(id)?;
+            let before = node.bitmaps.lock().clone();
+            *used.lock() = None;
+            let again = move |bitmap: &Arc<Bitmap>| *used.lock() = bitmap.begin_use(&who).ok();
+            let removed = node.bitmaps.lock().remove(bitmap.name().as_str()).and_then(|_| bitmap.forget());
+            if let Err(error) = removed {
+                *node.bitmaps.lock() = before;
+                again(&bitmap);
+                return Err(error.into());
+            }
+            Ok(Box::new(move || {
+                *node.bitmaps.lock() = before;
+                drop(bitmap.remember());
+                again(&bitmap);
             }))
         })
     }

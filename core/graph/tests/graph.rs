@@ -332,6 +332,26 @@ fn bitmaps_move_with_their_identity_and_a_parked_one_is_found_at_home() {
     assert_eq!(&*bench.graph.bitmap_places("vda").unwrap()[0].0, "disk");
 }
 
+/// A job's own bitmap says what it still has to copy. Whoever else cleared it had the job leave that out.
+#[test]
+fn a_bitmap_that_its_owner_keeps_busy_goes_with_him_alone_and_is_his_again_if_it_stays() {
+    let bench = memory();
+    bench.change(|change| change.add_bitmap("vda", bitmap("own", View::Node))).unwrap();
+    let own = bench.graph.bitmap("vda", "own").unwrap();
+    let used = Arc::new(Mutex::new(Some(own.begin_use("job 'm'").unwrap())));
+    let refused = bench.change(|change| change.clear_bitmap("vda", "own")).unwrap_err();
+    assert!(refused.to_string().contains("in use by job 'm'"), "{refused}");
+    bench.change(|change| change.remove_bitmap("vda", "own")).unwrap_err();
+    let failed = bench.change(|change| {
+        change.remove_own_bitmap("vda", &used, "job 'm'")?;
+        change.clear_bitmap("vda", "none")
+    });
+    assert_eq!(failed.unwrap_err().kind(), Kind::NotFound);
+    assert_eq!((own.users(), bench.graph.bitmap("vda", "own").is_ok()), (vec!["job 'm'".to_owned()], true));
+    bench.change(|change| change.remove_own_bitmap("vda", &used, "job 'm'")).unwrap();
+    assert!(bench.graph.bitmap("vda", "own").is_err() && !own.is_busy());
+}
+
 #[test]
 fn a_transaction_is_made_whole_or_not_at_all() {
     let bench = memory();

@@ -27,7 +27,7 @@ use crate::{
     start::Start,
     state::{ErrorAction, OnError},
 };
-use driveline_bitmap::{Bitmap, BitmapName, Granularity, View};
+use driveline_bitmap::{Bitmap, BitmapName, Granularity, Use, View};
 use driveline_graph::{
     BoxFuture, Change, Error, Kind, Layout, NodeId, Permissions, Result, Root, RootOptions,
 };
@@ -89,6 +89,7 @@ struct Commit {
     hidden: Range<u64>,
     /// What is left to copy.
     dirty: Arc<Bitmap>,
+    own: Own,
     copied: Option<Arc<Copied>>,
     faults: Arc<Faults>,
     /// It is known what is left to copy.
@@ -199,7 +200,7 @@ impl Start {
         if let Some(kept) = kept.as_ref().filter(|kept| kept.is_restart && !has_found) {
             kept.look_again();
         }
-        let dirty = own_bitmap(&job, GRANULARITY, size, false)?;
+        let (dirty, own) = own_bitmap(&job, GRANULARITY, size, false)?;
         let change = self.change();
         change.attach_bitmap(&top, dirty.clone())?;
         let copied = kept.and_then(|_| Copied::new(&dirty, &layout, &top, &base));
@@ -214,6 +215,7 @@ impl Start {
             base_was_read_only,
             hidden,
             dirty,
+            own,
             copied,
             faults: Arc::default(),
             has_found,
@@ -227,16 +229,33 @@ fn own_name(job: &Job) -> Result<BitmapName> {
     Ok(BitmapName::new(&format!("#{}-{}", job.common.kind.name(), job.common.id))?)
 }
 
+/// What keeps a job's own bitmap busy: whoever cleared it, or took it for a backup, would have the job leave out what is in it.
+pub(crate) type Own = Arc<Mutex<Option<Use>>>;
+
 /// A bitmap of a job's own, for what it still has to copy.
 ///
 /// `or_all`: after a restart all is to be copied, if it is not known what.
-pub(crate) fn own_bitmap(job: &Job, granularity: u64, size_bytes: u64, or_all: bool) -> Result<Arc<Bitmap>> {
+pub(crate) fn own_bitmap(
+    job: &Job,
+    granularity: u64,
+    size_bytes: u64,
+    or_all: bool,
+) -> Result<(Arc<Bitmap>, Own)> {
     let name = own_name(job)?;
-    if let Some(kept) = job.kept.get() {
-        return kept.bitmap(name, granularity, size_bytes, or_all);
-    }
-    let granularity = Granularity::new(granularity)?;
-    Ok(Arc::new(Bitmap::new(name, granularity, size_bytes).with_view(View::Node)))
+    let bitmap = match job.kept.get() {
+        Some(kept) => kept.bitmap(name, granularity, size_bytes, or_all)?,
+        None => {
+            let granularity = Granularity::new(granularity)?;
+            Arc::new(Bitmap::new(name, granularity, size_bytes).with_view(View::Node))
+        }
+    };
+    let own = Arc::new(Mutex::new(Some(bitmap.begin_use(&user(job))?)));
+    Ok((bitmap, own))
+}
+
+/// What a job is called by those whom it is in the way of.
+pub(crate) fn user(job: &Job) -> String {
+    format!("job '{}'", job.common.id)
 }
 
 /// Does it go on after a restart, with a bitmap of its own that was found, and that all of what is left to copy was in?
@@ -368,7 +387,7 @@ impl Commit {
         for root in [&roots.top, &roots.base].into_iter().flatten() {
             change.detach_root(root);
         }
-        change.remove_bitmap(top, self.dirty.name().as_str())?;
+        change.remove_own_bitmap(top, &self.own, &user(job))?;
         if self.active {
             let (dirty, how) = (self.dirty.clone(), unchanged_from(self.top_id));
             let (kept, phase) = (job.kept.get().cloned(), Phase::at_end(success, pivots));

@@ -5,7 +5,10 @@
 mod kit;
 
 use driveline_graph::{Kind, Options, Result, RootOptions};
-use driveline_jobs::{BitmapMode, Completion, CopyMode, JobStatus, MirrorArgs, MirrorSync, OnError, Runtime};
+use driveline_jobs::{
+    BackupArgs, BackupSync, BitmapMode, Completion, CopyMode, JobStatus, MirrorArgs, MirrorSync, OnError,
+    Runtime,
+};
 use driveline_op::{Ask, Buffer, op};
 use kit::{
     bench::{Bench, SIZE, object},
@@ -280,6 +283,48 @@ fn a_bitmap_says_what_is_copied_and_then_what_is_missing() {
             bench.check_clean();
         }
     }
+}
+
+/// A backup took the mirror's own bitmap for its `incremental`, and cleared it: the mirror completed with next to nothing copied.
+#[test]
+fn nobody_takes_a_mirrors_own_bitmap() {
+    let bench = Bench::new(3);
+    bench.image("copy");
+    bench.image("other");
+    let guest = bench.root("drive-a");
+    start(&bench, MirrorArgs { speed: 1, ..mirror("a", "copy") }).unwrap();
+    let own = bench.graph.bitmap("a2", "#mirror-mirror-a").unwrap();
+    assert_eq!(own.users(), ["job 'mirror-a'"]);
+    let backup = |bitmap_mode| BackupArgs {
+        job_id: Some("backup".into()),
+        device: "drive-a".into(),
+        target: "other".into(),
+        sync: BackupSync::Bitmap,
+        bitmap: Some("#mirror-mirror-a".into()),
+        bitmap_mode: Some(bitmap_mode),
+        ..BackupArgs::default()
+    };
+    for mode in [BitmapMode::OnSuccess, BitmapMode::Never, BitmapMode::Always] {
+        let args = backup(mode);
+        let refused = bench.start(Completion::Individual, |start| Box::pin(start.backup(args)));
+        let refused = refused.unwrap_err().to_string();
+        assert!(refused.contains("in use by job 'mirror-a'"), "{mode:?}: {refused}");
+    }
+    let by_own = MirrorArgs {
+        job_id: Some("second".into()),
+        sync: MirrorSync::Bitmap,
+        bitmap: Some("#mirror-mirror-a".into()),
+        bitmap_mode: BitmapMode::Never,
+        ..mirror("a", "other")
+    };
+    start(&bench, by_own).unwrap_err();
+    bench.jobs.set_speed("mirror-a", 0).unwrap();
+    bench.until("mirror-a", JobStatus::Ready);
+    bench.write(&guest, 0, vec![8; 512]);
+    bench.jobs.complete("mirror-a").unwrap();
+    assert_eq!(bench.wait("mirror-a"), None);
+    assert_eq!(bench.read("drive-a"), bench.read("a2"));
+    bench.check_clean();
 }
 
 #[test]

@@ -17,7 +17,7 @@ mod top;
 
 use crate::{
     bitmap_mode::BitmapMode,
-    commit::{has_found, own_bitmap},
+    commit::{Own, has_found, own_bitmap, user},
     copy::{PIECE_BYTES_MAX, PieceError},
     group::{End, Ending, Work},
     holder::{HOLDER_DRIVER, UsedHolder},
@@ -30,7 +30,7 @@ use crate::{
     start::Start,
     state::{ErrorAction, OnError, Verb},
 };
-use driveline_bitmap::{Granularity, Use, View};
+use driveline_bitmap::{Granularity, Operation, Use, View};
 use driveline_graph::{
     BoxFuture, Error, Internal, Kind, Layout, Options, Permissions, Result, Root, RootOptions,
 };
@@ -142,6 +142,7 @@ struct Mirror {
     how: How,
     shared: Arc<Shared>,
     faults: Arc<Faults>,
+    own: Own,
     /// It is known what is left to copy.
     has_found: bool,
     roots: Mutex<Option<Roots>>,
@@ -248,7 +249,7 @@ impl Start {
         let is_unknown =
             |kept: &Kept| kept.is_restart && (kept.lost.is_some() || kept.phase() == Phase::Working);
         let has_found = has_found(&job) || kept.as_deref().is_some_and(is_unknown);
-        let dirty = own_bitmap(&job, granularity, size, true)?;
+        let (dirty, own) = own_bitmap(&job, granularity, size, true)?;
         // It was killed before it had looked at a bitmap that ended with the program.
         let is_persistent = bitmap.as_ref().is_some_and(|used| used.bitmap().is_persistent());
         if is_restart && !has_found && args.bitmap.is_some() && !is_persistent {
@@ -290,6 +291,7 @@ impl Start {
             how,
             shared,
             faults: Arc::default(),
+            own,
             has_found,
             roots: Mutex::new(Some(roots)),
             holder,
@@ -378,9 +380,10 @@ fn find_bitmap(layout: &Layout, args: &MirrorArgs, job: &Job, is_restart: bool) 
         }
         return Err(Error::new(Kind::NotFound, format_args!("Bitmap '{name}' could not be found")));
     };
-    if args.bitmap_mode != BitmapMode::Never {
-        bitmap.check(driveline_bitmap::Operation::Clear)?;
-    }
+    bitmap.check(match args.bitmap_mode {
+        BitmapMode::Never => Operation::MergeFrom,
+        BitmapMode::OnSuccess | BitmapMode::Always => Operation::Clear,
+    })?;
     Ok(Some(bitmap.begin_use(&format!("job '{}'", job.common.id))?))
 }
 
@@ -555,7 +558,7 @@ impl Mirror {
         if let Some(used) = self.bitmap.lock().as_ref().filter(|_| says) {
             change.set_bits(used.bitmap(), &self.shared.dirty);
         }
-        change.remove_bitmap(source, self.shared.dirty.name().as_str())?;
+        change.remove_own_bitmap(source, &self.own, &user(job))?;
         let drive = layout.drive_of(source);
         if pivots {
             let replaced = self.replaces.as_deref().unwrap_or(source);
