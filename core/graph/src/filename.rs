@@ -9,18 +9,42 @@ use crate::{
 use serde_json::Value;
 use std::{collections::BTreeMap, path::Path};
 
-/// All nodes of one moment, to be named.
+/// All nodes of one moment, and what each is called.
 #[derive(Debug)]
 pub struct Filenames {
     order: Vec<NodeView>,
     by_name: BTreeMap<String, usize>,
+    /// By the place of each node in the order.
+    named: Vec<Named>,
+}
+
+/// What a node is called, and why.
+#[derive(Clone, Debug, Default)]
+struct Named {
+    /// The name that says all about it, but for its backing.
+    name: Option<String>,
+    /// It is opened with another backing than the image names.
+    other_backing: bool,
+    /// The whole name, if that is its definition.
+    json: Option<String>,
 }
 
 impl Filenames {
-    /// Of all nodes, as [`Layout::nodes`](crate::Layout::nodes) has them.
+    /// Of all nodes, as [`Layout::nodes`](crate::Layout::nodes) has them: parents before children.
     pub fn of(order: Vec<NodeView>) -> Self {
         let by_name = order.iter().enumerate().map(|(at, view)| (view.node.name().to_owned(), at)).collect();
-        Self { order, by_name }
+        let named = vec![Named::default(); order.len()];
+        let mut names = Self { order, by_name, named };
+        // Each is named once, after what is below it: a name asks for those below several times.
+        for at in (0..names.order.len()).rev() {
+            names.named[at].name = names.find_name(&names.order[at]);
+            names.named[at].other_backing = names.find_other_backing(&names.order[at]);
+            if names.named[at].name.is_none() || names.named[at].other_backing {
+                let definition = names.definition(&names.order[at]);
+                names.named[at].json = Some(format!("json:{}", Value::Object(definition)));
+            }
+        }
+        names
     }
 
     /// The nodes, in their order.
@@ -33,10 +57,14 @@ impl Filenames {
         self.by_name.get(name).map(|at| &self.order[*at])
     }
 
+    fn named(&self, view: &NodeView) -> Option<&Named> {
+        self.by_name.get(view.node.name()).map(|at| &self.named[*at])
+    }
+
     /// What a node is called. One that is opened with another backing than the image names is only told by its definition.
     pub fn filename(&self, view: &NodeView) -> String {
-        let whole = || format!("json:{}", Value::Object(self.definition(view)));
-        self.name(view).filter(|_| !self.has_other_backing(view)).unwrap_or_else(whole)
+        let named = self.named(view);
+        named.and_then(|named| named.json.clone().or_else(|| named.name.clone())).unwrap_or_default()
     }
 
     /// As [`Filenames::filename`], for an image above to name it by: another backing than the one that the image itself names does
@@ -45,8 +73,17 @@ impl Filenames {
         self.name(view).unwrap_or_else(|| self.filename(view))
     }
 
-    /// The name that says all about it, but for its backing.
     fn name(&self, view: &NodeView) -> Option<String> {
+        self.named(view)?.name.clone()
+    }
+
+    /// Is an image opened with another backing than the one that it names?
+    fn has_other_backing(&self, view: &NodeView) -> bool {
+        self.named(view).is_some_and(|named| named.other_backing)
+    }
+
+    /// Finds [`Named::name`] of a node, when all below it are named.
+    fn find_name(&self, view: &NodeView) -> Option<String> {
         let (open, description) = (view.node.open_node(), view.node.driver().description());
         if let Some(path) = open.filename() {
             return Some(path.to_string_lossy().into_owned());
@@ -80,8 +117,8 @@ impl Filenames {
         self.get(&backing.node)
     }
 
-    /// Is an image opened with another backing than the one that it names?
-    fn has_other_backing(&self, view: &NodeView) -> bool {
+    /// Finds [`Named::other_backing`] of a node, when all below it are named.
+    fn find_other_backing(&self, view: &NodeView) -> bool {
         let named = view.node.open_node().backing_file();
         let mut backing = self.backing(view);
         while let Some(filter) = backing.filter(|backing| backing.is_filter()) {
