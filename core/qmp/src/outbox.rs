@@ -7,7 +7,7 @@ use serde_json::{Serializer, Value, ser::PrettyFormatter};
 
 /// A monitor that leaves more than this unread gets no new command done.
 const FULL_BYTES: usize = 1 << 20;
-/// A monitor that leaves more than this unread is hung up on: events are not held back for anybody for ever.
+/// A monitor that leaves more events than this unread is hung up on: they are not held back for anybody for ever.
 const DEAD_BYTES: usize = 16 << 20;
 
 /// Messages on their way out.
@@ -22,6 +22,8 @@ pub(crate) struct Outbox {
 #[derive(Debug, Default)]
 struct State {
     waiting: Vec<u8>,
+    /// As many of them are events.
+    event_bytes: usize,
     /// Bytes that are being written now.
     writing: usize,
     /// Nothing more will be put in.
@@ -36,12 +38,29 @@ impl Outbox {
         Self { pretty, ..Self::default() }
     }
 
-    /// Puts a message in. Says whether the other side still reads.
-    pub(crate) fn put(&self, message: &Value) -> bool {
+    /// Puts a reply in, however long: the next command waits until it is read, so there are not many. Says whether it can still
+    /// be sent.
+    pub(crate) fn put_reply(&self, reply: &Value) -> bool {
+        self.put(reply, |_, _| {})
+    }
+
+    /// Puts an event in. Says whether the other side still reads.
+    pub(crate) fn put_event(&self, event: &Value) -> bool {
+        self.put(event, |state, bytes| {
+            state.event_bytes += bytes;
+            if state.event_bytes > DEAD_BYTES {
+                state.kill();
+            }
+        })
+    }
+
+    fn put(&self, message: &Value, count: impl FnOnce(&mut State, usize)) -> bool {
         let mut state = self.state.lock();
+        // Nobody waits for more than there is in it.
         if state.closed {
-            return true;
+            return !state.dead;
         }
+        let before = state.waiting.len();
         let written = match self.pretty {
             true => {
                 let four = PrettyFormatter::with_indent(b"    ");
@@ -51,10 +70,9 @@ impl Outbox {
         };
         written.expect("a value can be written to memory");
         state.waiting.extend_from_slice(b"\r\n");
-        let alive = !state.dead && state.waiting.len() <= DEAD_BYTES;
-        if !alive {
-            state.kill();
-        }
+        let bytes = state.waiting.len() - before;
+        count(&mut state, bytes);
+        let alive = !state.dead;
         drop(state);
         self.changed.notify(usize::MAX);
         alive
@@ -68,7 +86,7 @@ impl Outbox {
             if state.waiting.is_empty() {
                 return state.closed.then_some(None);
             }
-            state.writing = state.waiting.len();
+            (state.writing, state.event_bytes) = (state.waiting.len(), 0);
             Some(Some(std::mem::take(&mut state.waiting)))
         })
         .await

@@ -55,7 +55,7 @@ impl Session {
     /// Serves until the client hangs up, or [`Session::hang_up`].
     pub(crate) async fn run(&self, monitor: &Monitor) {
         tracing::debug!(target: "driveline::qmp", peer = self.stream.peer(), "a monitor is connected");
-        self.outbox.put(&greeting());
+        self.outbox.put_reply(&greeting());
         let read = async {
             if let Err(error) = self.read(monitor).await {
                 tracing::debug!(target: "driveline::qmp", peer = self.stream.peer(), "reading: {error}");
@@ -176,12 +176,14 @@ impl Session {
             Err(error) => reply.insert("error".into(), json!(error)),
         };
         reply.extend(id.map(|id| ("id".to_owned(), id)));
-        self.outbox.put(&reply.into());
+        if !self.outbox.put_reply(&reply.into()) {
+            self.hang_up();
+        }
     }
 
     /// Tells of an event, if the client has come so far. One that does not read is hung up on.
     pub(crate) fn notify(&self, event: &Value) {
-        if self.negotiated.load(Relaxed) && !self.outbox.put(event) {
+        if self.negotiated.load(Relaxed) && !self.outbox.put_event(event) {
             tracing::warn!(target: "driveline::qmp", peer = self.stream.peer(), "a monitor does not read; it is cut off");
             self.hang_up();
         }

@@ -2,7 +2,12 @@
 
 use crate::kit::World;
 use serde_json::{Value, json};
-use std::{io::Read, net::Shutdown};
+use std::{
+    io::{Read, Write},
+    net::Shutdown,
+    os::unix::net::UnixStream,
+    time::Duration,
+};
 
 #[test]
 fn a_session_begins_with_a_greeting_and_a_negotiation() {
@@ -147,6 +152,30 @@ fn out_of_band_is_for_those_who_enabled_it_and_is_answered_first() {
     drop(change);
     let ids: Vec<Value> = (0..7).map(|_| client.reply()["id"].clone()).collect();
     assert_eq!(ids, [0, 1, 2, 3, 4, 5, 6]);
+}
+
+/// A reply of more than 16 MiB took its client for one that does not read: nothing of it was sent, nothing after it, and the
+/// connection stayed.
+#[test]
+fn a_reply_of_any_length_is_sent_and_the_next_ones_after_it() {
+    let world = World::new();
+    let (mut client, server) = UnixStream::pair().unwrap();
+    client.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let monitor = world.monitor.clone();
+    let session = move || async move { monitor.pretty_session(server.try_into().unwrap()).await };
+    world.engine.handle().spawn_on(0, session).detach();
+    // What lies deep has a line of its own in such a session, with four spaces for each level.
+    const LEVELS: usize = 80;
+    let id = ["[".repeat(LEVELS), vec!["1"; 1 << 16].join(","), "]".repeat(LEVELS)].concat();
+    let commands =
+        format!("{{'execute': 'qmp_capabilities', 'id': {id}}} {{'execute': 'query-version', 'id': 'last'}}");
+    client.write_all(commands.as_bytes()).unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    let mut told = Vec::new();
+    client.read_to_end(&mut told).unwrap();
+    assert!(told.len() > 17 << 20, "{} bytes", told.len());
+    let last = String::from_utf8_lossy(&told[told.len() - 100..]);
+    assert!(last.contains("\"id\": \"last\""), "{last}");
 }
 
 #[test]
