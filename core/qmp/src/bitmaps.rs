@@ -2,7 +2,7 @@
 //! `transaction` it shares one with others.
 
 use crate::{
-    checkpoints::refuse_epoch,
+    checkpoints::{refuse_epoch, refuse_new_name},
     command::Done,
     error::{Error, Result},
     monitor::Monitor,
@@ -25,9 +25,9 @@ pub(crate) trait BitmapAction: Send + Sync {
     /// The node or drive and the bitmap that it is about.
     fn about(&self) -> (&str, &str);
 
-    /// The name that a bitmap gets by it.
-    fn gives(&self) -> &str {
-        self.about().1
+    /// What a bitmap is called by it from now on.
+    fn new_name(&self) -> Option<&str> {
+        None
     }
 }
 
@@ -37,6 +37,7 @@ impl<T: BitmapAction> Action for T {
             let (node, name) = self.about();
             refuse_epoch(name)?;
             refuse_of_job(monitor, name)?;
+            self.new_name().map_or(Ok(()), |name| refuse_new_name(monitor, name))?;
             let change = start.change();
             change.node_or_drive(node).map_err(|_| Error::no_node(node))?;
             self.edit(change)
@@ -48,7 +49,10 @@ impl<T: BitmapAction> Action for T {
         let (node, name) = self.about();
         match (error.kind(), monitor.graph().bitmap(node, name)) {
             (Kind::NotFound, Err(_)) => Error::generic(format_args!("Dirty bitmap '{name}' not found")),
-            (Kind::Exists, Ok(_)) => Error::generic(format_args!("Bitmap already exists: {}", self.gives())),
+            (Kind::Exists, Ok(_)) => {
+                let taken = self.new_name().unwrap_or(name);
+                Error::generic(format_args!("Bitmap already exists: {taken}"))
+            }
             _ => error.into(),
         }
     }
@@ -203,12 +207,12 @@ impl BitmapAction for Rename {
         change.rename_bitmap(&self.node, &self.name, &self.new_name).map_err(Error::from)
     }
 
-    fn about(&self) -> (&str, &str) {
-        (&self.node, &self.name)
+    fn new_name(&self) -> Option<&str> {
+        Some(&self.new_name)
     }
 
-    fn gives(&self) -> &str {
-        &self.new_name
+    fn about(&self) -> (&str, &str) {
+        (&self.node, &self.name)
     }
 }
 

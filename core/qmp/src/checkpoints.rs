@@ -8,16 +8,17 @@ pub(crate) use view::Views;
 
 use self::view::{View, ViewOptions};
 use crate::{
-    bitmaps::DurabilityName,
+    bitmaps::{DurabilityName, refuse_of_job},
     command::Done,
     error::{Error, Result},
     monitor::Monitor,
     transaction::{Action, alone},
 };
 use driveline_checkpoints::{self as checkpoints, Checkpoint, Epoch, NewCheckpoint};
-use driveline_graph::{BoxFuture, Graph};
+use driveline_graph::{BoxFuture, Graph, Layout};
 use driveline_jobs::Start;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// As many areas in one reply; with more, `next` says where to go on.
 const AREAS_MAX: usize = 4096;
@@ -53,7 +54,7 @@ impl Action for Create {
             let graph = monitor.graph();
             for drive in &self.drives {
                 graph.node_or_drive(drive).map_err(|_| Error::no_node(drive))?;
-                refuse_second(start, drive)?;
+                refuse_second(graph, start, drive)?;
                 let last = of(graph, drive).pop();
                 if let Some(last) =
                     last.filter(|last| last.bitmap.is_persistent() && self.persistent == Some(false))
@@ -129,7 +130,8 @@ impl Action for Delete {
             }
             for drive in &drives {
                 graph.node_or_drive(drive).map_err(|_| Error::no_node(drive))?;
-                refuse_second(start, drive)?;
+                refuse_second(graph, start, drive)?;
+                refuse_viewed(monitor, drive, &self.name)?;
                 checkpoints::delete(graph, start.change(), drive, &self.name)?;
             }
             Ok(())
@@ -234,6 +236,7 @@ pub(crate) async fn delta(monitor: &Monitor, delta: Delta) -> Result<Changed> {
     // A change waits for the one before: no checkpoint is made or deleted meanwhile.
     let mut change = graph.change().await;
     let bits = if let Some(name) = &delta.bitmap {
+        refuse_new_name(monitor, name)?;
         let between = (drive, &*delta.from, delta.to.as_deref());
         checkpoints::add_delta(graph, &mut change, between, (drive, name))?;
         change.commit().await?;
@@ -281,15 +284,50 @@ fn of(graph: &Graph, drive: &str) -> Vec<Checkpoint> {
     checkpoints::of_drive(graph, drive).unwrap_or_default()
 }
 
-/// An action on checkpoints goes by those that are there, so a second one on the same drive would not know of the first.
-fn refuse_second(start: &mut Start, drive: &str) -> Result<()> {
-    match start.is_first(format!("checkpoints of {drive}")) {
-        true => Ok(()),
-        false => {
+/// An action on checkpoints goes by those that are there, so a second one on the same drive would not know of the first, by
+/// whatever name of the drive it comes.
+fn refuse_second(graph: &Graph, start: &mut Start, drive: &str) -> Result<()> {
+    let images = [graph.layout(), start.layout()].into_iter().filter_map(|layout| image(&layout, drive));
+    let images: BTreeSet<String> = images.collect();
+    // All of them are heard of, be one known already or not.
+    let known = images.into_iter().filter(|image| !start.is_first(format!("checkpoints of {image}"))).count();
+    match known {
+        0 => Ok(()),
+        _ => {
             let text = format_args!("A transaction has at most one action on checkpoints of '{drive}'");
             Err(Error::generic(text))
         }
     }
+}
+
+/// The top image of a drive or node, which is the same for all of its names.
+fn image(layout: &Layout, drive: &str) -> Option<String> {
+    layout.chain(drive).ok()?.first().map(|image| image.name().to_owned())
+}
+
+/// A view of a moment that is forgotten would be taken for that of the next checkpoint of the name.
+fn refuse_viewed(monitor: &Monitor, drive: &str, checkpoint: &str) -> Result<()> {
+    let layout = monitor.graph().layout();
+    let has_view = monitor.views().lock().get(checkpoint).is_some_and(|views| {
+        // Those that come or go are not in the list.
+        let is_of = |view: &View| image(&layout, view.drive()) == image(&layout, drive);
+        views.is_empty() || views.iter().any(is_of)
+    });
+    match has_view {
+        true => Err(Error::generic(format_args!(
+            "Checkpoint '{checkpoint}' has a view: release it first, with x-driveline-checkpoint-release"
+        ))),
+        false => Ok(()),
+    }
+}
+
+/// Bitmaps that are to be called so would be taken for those of checkpoints, or of a job.
+pub(crate) fn refuse_new_name(monitor: &Monitor, bitmap: &str) -> Result<()> {
+    if Epoch::is_name(bitmap) {
+        let text = format_args!("Bitmap name '{bitmap}' is not allowed: only checkpoints have such names");
+        return Err(Error::generic(text));
+    }
+    refuse_of_job(monitor, bitmap)
 }
 
 /// Bitmaps of checkpoints are changed by checkpoints alone: a delta would be less than the truth. They may be looked at, and

@@ -68,6 +68,11 @@ pub(crate) struct View {
 }
 
 impl View {
+    /// The drive, as it was named.
+    pub(super) fn drive(&self) -> &str {
+        &self.drive
+    }
+
     /// Is it that drive's?
     pub(super) fn is_of(&self, drive: &str) -> bool {
         self.drive == drive
@@ -157,6 +162,8 @@ pub(super) async fn create(monitor: &Monitor, create: Create, options: ViewOptio
                 let undone = take_back(monitor, &name, &drives, &views).await;
                 if let Err(error) = undone {
                     tracing::error!(target: "driveline::qmp", "a checkpoint that was not made: {error}");
+                    // They are still there, so somebody must be able to release them.
+                    reserved.keep(views);
                 }
                 return Err(error);
             }

@@ -3,7 +3,9 @@
 use crate::kit::World;
 use driveline_op::{Ask, Buffer, op};
 use futures::FutureExt;
-use serde_json::json;
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use std::sync::Arc;
 
 #[test]
 fn what_changed_between_two_checkpoints_is_told_and_shown_as_a_bitmap() {
@@ -95,4 +97,83 @@ fn nobody_else_changes_the_bitmaps_of_checkpoints() {
     let twice = client.wrong("transaction", json!({ "actions": [action("a"), action("b")] }));
     assert_eq!(twice, "A transaction has at most one action on checkpoints of 'vda'");
     assert_eq!(client.ok("x-driveline-query-checkpoints", json!({})).as_array().unwrap().len(), 1);
+}
+
+fn create(name: &str, drive: &str) -> Value {
+    json!({ "type": "x-driveline-checkpoint-create", "data": { "name": name, "drives": [drive] } })
+}
+
+/// By the name of its drive and by that of its node two checkpoints came into one transaction: both ended the same epoch, and what
+/// was written afterwards was in both of theirs.
+#[test]
+fn the_second_name_of_a_drive_makes_no_second_action_on_its_checkpoints() {
+    let (_world, mut client) = World::with_disk();
+    client.ok("x-driveline-checkpoint-create", json!({ "name": "monday", "drives": ["vda"] }));
+    let idle = json!({ "options": { "driver": "idle", "node-name": "idle" }, "above": "vda" });
+    client.ok("x-driveline-blockdev-insert-filter", idle);
+    for (one, other) in [("vda", "disk"), ("idle", "vda")] {
+        let twice = client.wrong("transaction", json!({ "actions": [create("a", one), create("b", other)] }));
+        assert_eq!(twice, format!("A transaction has at most one action on checkpoints of '{other}'"));
+    }
+    let both = json!({ "name": "a", "drives": ["vda", "disk"] });
+    let twice = client.wrong("x-driveline-checkpoint-create", both);
+    assert_eq!(twice, "A transaction has at most one action on checkpoints of 'disk'");
+    assert_eq!(client.ok("x-driveline-query-checkpoints", json!({})).as_array().unwrap().len(), 1);
+}
+
+/// A client gave a bitmap the name of an epoch: then it was one, and no further checkpoint could be made after its number.
+#[test]
+fn a_client_makes_no_epoch_by_giving_a_bitmap_its_name() {
+    let (_world, mut client) = World::with_disk();
+    client.ok("x-driveline-checkpoint-create", json!({ "name": "monday", "drives": ["vda"] }));
+    client.ok("block-dirty-bitmap-add", json!({ "node": "vda", "name": "plain" }));
+    let forged = "checkpoint:18446744073709551615:0:1:forged";
+    let expected = format!("Bitmap name '{forged}' is not allowed: only checkpoints have such names");
+    let rename = json!({ "node": "vda", "name": "plain", "new-name": forged });
+    assert_eq!(client.wrong("x-driveline-block-dirty-bitmap-rename", rename), expected);
+    let delta = json!({ "drive": "vda", "from": "monday", "bitmap": forged });
+    assert_eq!(client.wrong("x-driveline-checkpoint-delta", delta), expected);
+    client.wrong("block-dirty-bitmap-add", json!({ "node": "vda", "name": forged }));
+    client.ok("x-driveline-checkpoint-create", json!({ "name": "tuesday", "drives": ["vda"] }));
+}
+
+/// With a view of `monday` that one was deleted, and another `monday` made: it was shown with the view of the first, whose data were
+/// another moment's.
+#[test]
+fn a_checkpoint_with_a_view_is_released_before_it_is_deleted() {
+    let (world, mut client) = World::with_disk();
+    let viewed = json!({ "name": "monday", "drives": ["vda"], "view": { "scratch": world.folder.path(), "export": false } });
+    client.ok("x-driveline-checkpoint-create", viewed);
+    for drives in [json!({}), json!({ "drives": ["vda"] }), json!({ "drives": ["disk"] })] {
+        let mut delete = json!({ "name": "monday" });
+        delete.as_object_mut().unwrap().extend(drives.as_object().unwrap().clone());
+        let refused = client.wrong("x-driveline-checkpoint-delete", delete);
+        assert!(refused.starts_with("Checkpoint 'monday' has a view: release it first"), "{refused}");
+    }
+    client.ok("x-driveline-checkpoint-release", json!({ "name": "monday" }));
+    client.ok("x-driveline-checkpoint-delete", json!({ "name": "monday" }));
+    client.ok("x-driveline-checkpoint-create", json!({ "name": "monday", "drives": ["vda"] }));
+    assert_eq!(client.ok("x-driveline-query-checkpoints", json!({}))[0].get("view"), None);
+}
+
+/// The export of a view was refused, and its nodes could not be taken away then: they stayed, and nobody could release them.
+#[test]
+fn a_view_that_cannot_be_taken_back_can_be_released() {
+    let (world, mut client) = World::with_disk();
+    client.ok("nbd-server-start", json!({ "addr": { "type": "unix", "data": { "path": "/tmp/x.sock" } } }));
+    client.ok("x-driveline-checkpoint-create", json!({ "name": "sunday", "drives": ["vda"] }));
+    let (graph, used) = (world.graph.clone(), Arc::new(Mutex::new(None)));
+    let user = used.clone();
+    *world.program.refuses.lock() = Some(Box::new(move |export| {
+        let bitmap = graph.bitmap(&export.node_name, "since-sunday").unwrap();
+        *user.lock() = Some(bitmap.begin_use("somebody").unwrap());
+    }));
+    let viewed = json!({ "name": "monday", "drives": ["vda"],
+        "view": { "scratch": world.folder.path(), "base": "sunday" } });
+    assert_eq!(client.wrong("x-driveline-checkpoint-create", viewed), "no more exports");
+    let shown = client.ok("x-driveline-query-checkpoints", json!({}));
+    assert!(shown[1]["view"].is_object(), "{shown}");
+    *used.lock() = None;
+    client.ok("x-driveline-checkpoint-release", json!({ "name": "monday" }));
+    assert_eq!(client.ok("query-named-block-nodes", json!({})).as_array().unwrap().len(), 1);
 }

@@ -38,6 +38,8 @@ pub(crate) struct Program {
     pub(crate) server: Mutex<Option<NbdServer>>,
     pub(crate) exports: Mutex<Vec<NbdExport>>,
     pub(crate) quits: Mutex<u32>,
+    /// Is told of an export, which is refused then.
+    pub(crate) refuses: Mutex<Option<Box<dyn Fn(&NbdExport) + Send>>>,
 }
 
 impl Control for Program {
@@ -54,6 +56,10 @@ impl Control for Program {
         Box::pin(async move {
             if self.server.lock().is_none() {
                 return Err(Error::generic("NBD server not running"));
+            }
+            if let Some(told) = &*self.refuses.lock() {
+                told(&export);
+                return Err(Error::generic("no more exports"));
             }
             self.exports.lock().push(export);
             Ok(())
