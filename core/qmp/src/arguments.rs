@@ -176,7 +176,11 @@ impl<'de> Deserializer<'de> for Argument {
     }
 
     fn deserialize_u64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Wrong> {
-        self.unsigned(u64::MAX, "uint64", visitor)
+        // QEMU takes a negative number as one of 64 bits without a sign.
+        match self.0.as_i64() {
+            Some(number) => visitor.visit_u64(number.cast_unsigned()),
+            None => self.unsigned(u64::MAX, "uint64", visitor),
+        }
     }
 
     fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Wrong> {

@@ -278,17 +278,15 @@ pub(crate) async fn change_backing_file(monitor: &Monitor, args: ChangeBackingFi
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct BlockSetWriteThreshold {
     node_name: String,
-    write_threshold: i64,
+    write_threshold: u64,
 }
 
 pub(crate) async fn block_set_write_threshold(
     monitor: &Monitor,
     set: BlockSetWriteThreshold,
 ) -> Result<Done> {
-    // QEMU takes a negative number as one of 64 bits without a sign.
-    let bytes = set.write_threshold.cast_unsigned();
     let mut change = monitor.graph().change().await;
-    change.set_write_threshold(&set.node_name, bytes).map_err(|_| {
+    change.set_write_threshold(&set.node_name, set.write_threshold).map_err(|_| {
         let text = format_args!("Device '{}' not found", set.node_name);
         Error::generic(text)
     })?;

@@ -147,6 +147,16 @@ fn script() -> Vec<(&'static str, &'static str, Value)> {
             json!({ "node-name": "zz", "write-threshold": 1 }),
         ),
         ("threshold", "block-set-write-threshold", json!({ "node-name": "n", "write-threshold": 4096 })),
+        (
+            "threshold of 64 bits",
+            "block-set-write-threshold",
+            json!({ "node-name": "n", "write-threshold": u64::MAX }),
+        ),
+        (
+            "threshold without a sign",
+            "block-set-write-threshold",
+            json!({ "node-name": "n", "write-threshold": -1 }),
+        ),
         ("thread of nothing", "x-blockdev-set-iothread", json!({ "node-name": "zz", "iothread": null })),
         ("no thread", "x-blockdev-set-iothread", json!({ "node-name": "n", "iothread": "io" })),
         ("any thread", "x-blockdev-set-iothread", json!({ "node-name": "n", "iothread": null })),
