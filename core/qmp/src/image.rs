@@ -159,8 +159,8 @@ pub(crate) fn nodes(graph: &Graph, depth: Depth) -> Vec<BlockDeviceInfo> {
 }
 
 /// Does a node, or what it keeps its data in, go past the page cache? `None` where there is no file below.
-pub(crate) fn is_direct(graph: &Graph, node: &str) -> Option<bool> {
-    let views = Views::of(graph);
+pub(crate) fn is_direct(layout: &Layout, node: &str) -> Option<bool> {
+    let views = Views(Filenames::of(layout.nodes()));
     views.direct(views.get(node)?)
 }
 

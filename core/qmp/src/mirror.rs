@@ -266,7 +266,7 @@ impl Action for DriveMirror {
                 arguments.target_is_zero = sync == SyncName::Full && takes_backing;
             }
             let node: Options = node.as_object().cloned().unwrap_or_default();
-            let node = Translator::new(monitor.graph()).node(node)?;
+            let node = Translator::in_change(monitor.graph(), start.change()).node(node)?;
             let beside: Vec<String> = layout.nodes().iter().map(|view| view.node.name().to_owned()).collect();
             let beside: Vec<&str> = beside.iter().map(String::as_str).collect();
             let node = monitor.graph().parse(node, &beside)?;

@@ -109,7 +109,7 @@ impl Action for BlockdevSnapshotSync {
             let mut file = Options::new();
             file.insert("driver".into(), "file".into());
             file.insert("path".into(), self.snapshot_file.clone().into());
-            if image::is_direct(monitor.graph(), old.name()) == Some(true) {
+            if image::is_direct(&layout, old.name()) == Some(true) {
                 file.insert("cache".into(), "none".into());
             }
             let mut overlay = Options::new();

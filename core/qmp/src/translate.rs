@@ -9,7 +9,7 @@ use crate::{
     image,
 };
 use driveline_graph::{
-    COMMON_OPTIONS, Change, ChildSpec, Description, Driver, DriverKind, Graph, Node, Options, Role,
+    COMMON_OPTIONS, Change, ChildSpec, Description, Driver, DriverKind, Graph, Layout, Node, Options, Role,
     check_name, nearest, nested,
 };
 use serde_json::Value;
@@ -33,6 +33,10 @@ impl<'g> Translator<'g> {
 
     fn find(&self, name: &str) -> driveline_graph::Result<Arc<Node>> {
         self.change.map_or_else(|| self.graph.node_or_drive(name), |change| change.node_or_drive(name))
+    }
+
+    fn layout(&self) -> Layout {
+        self.change.map_or_else(|| self.graph.layout(), Change::layout)
     }
 
     /// A node with all that is below it.
@@ -195,7 +199,8 @@ impl<'g> Translator<'g> {
                     _ => Error::no_node(name),
                 })?;
                 if spec.role != Role::Backing
-                    && let (Some(said), Some(is)) = (said_direct, image::is_direct(self.graph, node.name()))
+                    && let Some(said) = said_direct
+                    && let Some(is) = image::is_direct(&self.layout(), node.name())
                     && said != is
                 {
                     let text = format_args!(

@@ -418,3 +418,23 @@ fn snapshots_of_drives_are_of_one_moment_under_load() {
     }
     eprintln!("the slowest pair of writes took {} us", slowest.load(Relaxed));
 }
+
+/// What `drive-mirror` was to be put on was a node of its own transaction, and looked for in the graph as it was.
+#[test]
+fn a_drive_mirror_has_the_images_of_its_own_transaction_below_it() {
+    let world = World::new();
+    let mut client = world.client();
+    image(&world, &mut client, "base", SIZE);
+    world.drive("vda", "base");
+    let snapshot = |name: &str| {
+        json!({ "type": "blockdev-snapshot-sync", "data": { "device": "vda", "format": "qcow2",
+            "snapshot-file": world.path(name), "snapshot-node-name": name } })
+    };
+    let mirror = json!({ "type": "drive-mirror", "data": { "job-id": "j", "device": "vda", "sync": "top",
+        "target": world.path("copy"), "format": "qcow2", "node-name": "copy" } });
+    client.ok("transaction", json!({ "actions": [snapshot("one"), snapshot("two"), mirror] }));
+    client.event("BLOCK_JOB_READY");
+    assert_eq!(node(&mut client, "copy").unwrap()["image"]["backing-image"]["filename"], world.path("one"));
+    client.ok("job-complete", json!({ "id": "j" }));
+    client.event("BLOCK_JOB_COMPLETED");
+}
