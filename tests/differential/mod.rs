@@ -241,6 +241,75 @@ fn random_commands_have_the_same_answers_events_and_images_as_in_qemu() {
     assert!(one.is_some() || done > 60 && refused > 20, "{done} done, {refused} refused: they say nothing");
 }
 
+/// What an export showed could be changed and used by others here.
+#[test]
+fn what_an_export_shows_is_as_busy_as_in_qemu() {
+    if !have("what_an_export_shows_is_as_busy_as_in_qemu", TOOLS) {
+        return;
+    }
+    let folders = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    folders.iter().for_each(|folder| drop(make_images(folder.path())));
+    let mut sides = [Side::driveline(folders[0].path()), Side::qemu(folders[1].path())];
+    let of = |name: &str, more: Value| {
+        let mut arguments = json!({ "node": "n0", "name": name });
+        arguments.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        arguments
+    };
+    let export = |id: &str, more: Value| {
+        let mut arguments = json!({ "type": "nbd", "id": id, "name": id, "node-name": "n0" });
+        arguments.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        steps::command("block-export-add", arguments)
+    };
+    let bitmap =
+        |verb: &str, name: &str| steps::command(&format!("block-dirty-bitmap-{verb}"), of(name, json!({})));
+    let merge = |target: &str, source: &str| {
+        let arguments = json!({ "node": "n0", "target": target, "bitmaps": [source] });
+        steps::command("block-dirty-bitmap-merge", arguments)
+    };
+    let mut script = Script::new(0).beginning();
+    script.extend([
+        bitmap("add", "b"),
+        bitmap("add", "c"),
+        steps::command("block-dirty-bitmap-add", json!({ "node": "n2", "name": "low" })),
+        export("e0", json!({ "bitmaps": ["b"] })),
+        export("e0", json!({ "bitmaps": ["nope"], "writable": true })),
+        export("e0", json!({ "bitmaps": [{ "node": "n0", "name": "nope" }], "writable": true })),
+        export("e0", json!({ "bitmaps": ["b", "b"], "writable": true })),
+        export("e1", json!({ "bitmaps": ["b"], "writable": true })),
+        export("e1", json!({ "bitmaps": ["low"] })),
+        bitmap("clear", "b"),
+        bitmap("disable", "b"),
+        bitmap("enable", "b"),
+        bitmap("remove", "b"),
+        merge("b", "c"),
+        merge("c", "b"),
+        steps::command("block-dirty-bitmap-clear", json!({ "node": "n2", "name": "low" })),
+        steps::command(
+            "blockdev-backup",
+            json!({ "job-id": "j", "device": "n0", "target": "t1", "sync": "incremental", "bitmap": "b" }),
+        ),
+        steps::command("block-export-del", json!({ "id": "e0" })),
+        bitmap("clear", "b"),
+        bitmap("disable", "c"),
+        export("e0", json!({ "bitmaps": ["c"] })),
+        bitmap("enable", "c"),
+        steps::command("nbd-server-add", json!({ "device": "n0", "name": "x", "bitmap": "c" })),
+        steps::command("nbd-server-add", json!({ "device": "n0", "name": "x", "bitmap": "b" })),
+        steps::command(
+            "nbd-server-add",
+            json!({ "device": "n0", "name": "x", "bitmap": "b", "writable": true }),
+        ),
+    ]);
+    for command in script {
+        let [ours, theirs] = sides.each_mut().map(|side| side.execute(&command));
+        let (compared, listed) = compare(&command, &ours, &theirs);
+        assert!(listed && compared != Comparison::OtherOutcome, "{command}\n{ours:?}\n{theirs:?}");
+        let [ours, theirs] = sides.each_mut().map(Side::state);
+        assert_same(&ours, &theirs, &command.to_string());
+    }
+    sides.into_iter().for_each(Side::quit);
+}
+
 #[test]
 fn patterns_of_the_table_match_what_they_say() {
     assert!(matches("a*c", "abc") && matches("*", "") && matches("a", "a"));

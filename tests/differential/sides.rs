@@ -166,7 +166,7 @@ impl Side {
                 let sum = self
                     .execute(&json!({ "execute": "x-debug-block-dirty-bitmap-sha256", "arguments": of }))
                     .unwrap();
-                let kept = ["name", "count", "granularity", "recording", "persistent"];
+                let kept = ["name", "count", "granularity", "recording", "busy", "persistent"];
                 let mut said: Map<String, Value> =
                     kept.iter().map(|key| ((*key).to_owned(), bitmap[*key].clone())).collect();
                 said.insert("sha256".into(), sum["sha256"].clone());

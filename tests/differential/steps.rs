@@ -210,6 +210,10 @@ impl Script {
                 if self.chance(10) {
                     add["description"] = "a disk".into();
                 }
+                // They are busy then.
+                if self.chance(25) {
+                    add["bitmaps"] = json!([self.one(&BITMAPS[..3])]);
+                }
                 command("block-export-add", add)
             }
             5 => {

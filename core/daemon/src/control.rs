@@ -83,10 +83,8 @@ impl Control for Program {
             let address = match server.address {
                 // Relative to where the program was started, as in QEMU.
                 QmpAddress::Unix(path) => Address::Unix(absolute(&path).unwrap_or(path)),
-                QmpAddress::Inet(host, port) if host.contains(':') => {
-                    Address::Tcp(format!("[{host}]:{port}"))
-                }
-                QmpAddress::Inet(host, port) => Address::Tcp(format!("{host}:{port}")),
+                QmpAddress::Abstract(name) => Address::Abstract(name),
+                QmpAddress::Inet(inet) => Address::Inet(inet),
                 QmpAddress::Fd(name) => Address::Passed(name),
             };
             let options = ServerOptions {
@@ -195,6 +193,7 @@ fn new_export(export: NbdExport) -> NewExport {
         writable: export.writable,
         writethrough: export.writethrough,
         bitmaps: export.bitmaps,
+        live_bitmaps: false,
         allocation_depth: export.allocation_depth,
         allow_inactive: export.allow_inactive,
         thread: export.thread,
@@ -235,7 +234,7 @@ pub(crate) fn bind(address: &Address) -> io::Result<Listener> {
     Ok(match address {
         Address::Unix(path) => UnixListener::bind(path)?.into(),
         Address::Tcp(address) => TcpListener::bind(address.as_str())?.into(),
-        Address::Passed(_) => return Err(io::ErrorKind::Unsupported.into()),
+        _ => return Err(io::ErrorKind::Unsupported.into()),
     })
 }
 

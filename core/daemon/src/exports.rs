@@ -4,7 +4,7 @@ use crate::{
     config::{Address, ExportSection},
     notify,
 };
-use driveline_bitmap::{Bitmap, Keep};
+use driveline_bitmap::{Bitmap, Keep, Use};
 use driveline_engine::{
     Handle,
     net::{Listener, TcpListener, UnixListener},
@@ -21,6 +21,7 @@ use std::{
 };
 
 mod coming;
+mod inet;
 
 pub(crate) use coming::Coming;
 
@@ -41,6 +42,8 @@ pub struct NewExport {
     pub writethrough: bool,
     /// Bitmaps that clients may look at: the drive or node (the export's own, if none is said), and the name.
     pub bitmaps: Vec<(Option<String>, String)>,
+    /// Bitmaps of nodes, too, are shown while others use and change them, as a drive's are.
+    pub live_bitmaps: bool,
     /// May clients ask in which layer data is?
     pub allocation_depth: bool,
     /// The engine thread that its sessions run on.
@@ -62,6 +65,7 @@ impl NewExport {
             writable: section.writable,
             writethrough: false,
             bitmaps: section.bitmaps.iter().map(|bitmap| (None, bitmap.get_ref().clone())).collect(),
+            live_bitmaps: true,
             allocation_depth: section.allocation_depth,
             allow_inactive: false,
             thread: None,
@@ -482,7 +486,15 @@ impl Exports {
 struct Shown {
     place: RootPlace,
     /// What it shows is there as long as it is.
-    _bitmaps: Vec<Keep>,
+    _bitmaps: Vec<Held>,
+}
+
+/// How an export holds what it shows.
+enum Held {
+    /// A drive's bitmap lives on: it is only not removed.
+    Live { _keep: Keep },
+    /// Of a monitor's export of a node: nobody else uses it meanwhile, as in QEMU.
+    Still { _use: Use },
 }
 
 /// Offers an export. The result is to be held until it is gone.
@@ -491,11 +503,11 @@ async fn add(graph: &Graph, server: &Server, new: &NewExport) -> Result<Shown> {
     for (of, name) in &new.bitmaps {
         bitmaps.push(graph.bitmap(of.as_ref().unwrap_or(&new.target), name)?);
     }
-    let kept = new.keep(&bitmaps);
+    let held = new.hold(graph, &bitmaps)?;
     let mut change = graph.change().await;
     let root = new.attach(&mut change)?;
     change.commit().await?;
-    offer(server, new, root, kept)
+    offer(server, new, root, (bitmaps, held))
 }
 
 impl NewExport {
@@ -503,8 +515,16 @@ impl NewExport {
         format!("export '{}'", self.id)
     }
 
-    fn keep(&self, bitmaps: &[Arc<Bitmap>]) -> Vec<Keep> {
-        bitmaps.iter().map(|bitmap| bitmap.keep(&self.user())).collect()
+    /// Holds the bitmaps that it names.
+    fn hold(&self, graph: &Graph, bitmaps: &[Arc<Bitmap>]) -> Result<Vec<Held>> {
+        let hold = |((of, _), bitmap): (&(Option<String>, String), &Arc<Bitmap>)| {
+            let of_drive = graph.is_drive(of.as_ref().unwrap_or(&self.target));
+            if self.live_bitmaps || of_drive {
+                return Ok(Held::Live { _keep: bitmap.keep(&self.user()) });
+            }
+            Ok(Held::Still { _use: bitmap.begin_use(&self.user())? })
+        };
+        self.bitmaps.iter().zip(bitmaps).map(hold).collect()
     }
 
     /// Attaches its user.
@@ -520,7 +540,12 @@ impl NewExport {
 }
 
 /// Lets clients see an export.
-fn offer(server: &Server, new: &NewExport, root: Root, kept: Vec<Keep>) -> Result<Shown> {
+fn offer(
+    server: &Server,
+    new: &NewExport,
+    root: Root,
+    (bitmaps, held): (Vec<Arc<Bitmap>>, Vec<Held>),
+) -> Result<Shown> {
     let place = root.place();
     root.count();
     if new.writethrough {
@@ -530,7 +555,7 @@ fn offer(server: &Server, new: &NewExport, root: Root, kept: Vec<Keep>) -> Resul
         storage: root,
         writable: new.writable,
         description: new.description.clone(),
-        bitmaps: kept.iter().map(|keep| keep.bitmap().clone()).collect(),
+        bitmaps,
         allocation_depth: new.allocation_depth,
         thread: new.thread,
     };
@@ -538,7 +563,7 @@ fn offer(server: &Server, new: &NewExport, root: Root, kept: Vec<Keep>) -> Resul
         AddError::Exists { name } => name_taken(&name),
         other => Error::new(Kind::Invalid, other),
     })?;
-    Ok(Shown { place, _bitmaps: kept })
+    Ok(Shown { place, _bitmaps: held })
 }
 
 fn name_taken(name: &str) -> Error {
@@ -571,7 +596,7 @@ impl Unheard {
     /// For monitors. Source: the texts of QEMU's util/qemu-sockets.c.
     fn in_qemus_words(self, address: &Address) -> Error {
         match self {
-            Unheard::Io(error) if matches!(address, Address::Unix(_)) => {
+            Unheard::Io(error) if matches!(address, Address::Unix(_) | Address::Abstract(_)) => {
                 let text = format!("Failed to bind socket to {address}: {}", reason(&error));
                 Error::new(Kind::of_errno(error.raw_os_error().unwrap_or_default()), text)
             }
@@ -623,6 +648,8 @@ fn bind(address: &Address) -> Result<Listener, Unheard> {
             Err(Unheard::Io(last))
         }
         Address::Passed(name) => notify::socket(name).map_err(Unheard::Passed),
+        Address::Inet(inet) => inet::bind(inet).map(Listener::from),
+        Address::Abstract(name) => UnixListener::bind_abstract(name).map(Listener::from).map_err(Unheard::Io),
     }
 }
 

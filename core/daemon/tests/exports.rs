@@ -140,3 +140,108 @@ fn what_is_exported_becomes_active_unless_the_export_may_wait() {
     set(false).unwrap();
     world.end();
 }
+
+/// What an export of a node showed could be cleared under its client's eyes, given to a backup, and shown once more: QEMU refuses it.
+#[test]
+fn what_an_export_of_a_node_shows_is_busy_and_a_drives_bitmaps_live_on() {
+    let world = World::new();
+    let bitmap = |name: &str| json!({ "node": "disk", "name": name });
+    for name in ["b", "c"] {
+        world.ok("block-dirty-bitmap-add", bitmap(name));
+    }
+    let shows = |id: &str, node: &str, writable: bool| json!({ "type": "nbd", "id": id, "name": id, "node-name": node, "writable": writable, "bitmaps": ["b"] });
+    let refused =
+        |command: &str, arguments: Value| world.daemon.execute(command, arguments).unwrap_err().desc;
+    let enabled = refused("block-export-add", shows("e", "disk", false));
+    assert_eq!(enabled, "Enabled bitmap 'b' incompatible with readonly export");
+    world.ok("block-export-add", shows("e", "disk", true));
+    for change in ["clear", "disable", "enable", "remove"] {
+        let said = refused(&format!("block-dirty-bitmap-{change}"), bitmap("b"));
+        assert!(said.contains("busy (in use by export 'e')"), "{change}: {said}");
+    }
+    for (source, target) in [("b", "c"), ("c", "b")] {
+        let merge = json!({ "node": "disk", "target": target, "bitmaps": [source] });
+        let said = refused("block-dirty-bitmap-merge", merge);
+        assert!(said.contains("busy (in use by export 'e')"), "{said}");
+    }
+    let again = refused("block-export-add", shows("f", "disk", true));
+    let expected = "Bitmap 'b' is currently in use by another operation and cannot be used (export 'e')";
+    assert_eq!(again, expected);
+    world.ok("blockdev-add", json!({ "driver": "memory", "node-name": "copy", "size": 1 << 20 }));
+    let backup = json!({ "device": "disk", "target": "copy", "sync": "incremental", "bitmap": "b" });
+    let said = refused("blockdev-backup", backup);
+    assert!(said.contains("busy (in use by export 'e')"), "{said}");
+    let nodes = world.ok("query-named-block-nodes", json!({}));
+    let disk = nodes.as_array().unwrap().iter().find(|node| node["node-name"] == "disk").unwrap();
+    assert_eq!(
+        (&disk["dirty-bitmaps"][0]["name"], &disk["dirty-bitmaps"][0]["busy"]),
+        (&json!("b"), &json!(true))
+    );
+    world.ok("block-export-del", json!({ "id": "e" }));
+    world.ok("block-dirty-bitmap-clear", bitmap("b"));
+
+    // In a transaction it is the same.
+    let action = action("block-export-add", shows("e", "disk", true));
+    world.ok("transaction", json!({ "actions": [action] }));
+    assert!(refused("block-dirty-bitmap-clear", bitmap("b")).contains("busy"));
+    world.ok("block-export-del", json!({ "id": "e" }));
+
+    // A bitmap of an image below is found, too, and a drive's is shown as it lives on.
+    world.ok("blockdev-add", json!({ "driver": "raw", "node-name": "top", "file": "disk" }));
+    let not_found = refused("block-export-add", shows("g", "top", false));
+    assert_eq!(not_found, "Bitmap 'b' is not found", "a format is no filter");
+    world.daemon.engine().block_on_local(|| async {
+        let mut change = world.daemon.graph().change().await;
+        change.set_drive("vda", "disk").unwrap();
+        change.commit().await.unwrap();
+    });
+    world.ok("block-export-add", shows("h", "vda", false));
+    world.ok("block-dirty-bitmap-clear", bitmap("b"));
+    assert!(refused("block-dirty-bitmap-remove", bitmap("b")).contains("shown by export 'h'"));
+    world.ok("block-export-del", json!({ "id": "h" }));
+    world.end();
+}
+
+/// Is somebody there who speaks NBD?
+fn greets(mut stream: impl std::io::Read) -> bool {
+    let mut greeting = [0; 8];
+    stream.read_exact(&mut greeting).is_ok() && greeting == *b"NBDMAGIC"
+}
+
+#[test]
+fn a_server_listens_where_it_was_told_on_one_of_several_ports_of_one_family_or_on_an_abstract_name() {
+    let world = World::new();
+    let start = |kind: &str, data: Value| {
+        let _ = world.daemon.execute("nbd-server-stop", json!({}));
+        let started =
+            world.daemon.execute("nbd-server-start", json!({ "addr": { "type": kind, "data": data } }));
+        started.map_err(|error| error.desc)
+    };
+    // Two neighbours, the first of them taken.
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let inet = |more: Value| {
+        let mut data = json!({ "host": "127.0.0.1", "port": port.to_string() });
+        data.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        start("inet", data)
+    };
+    let no_port = "Failed to find an available port: Address already in use";
+    assert_eq!(inet(json!({})).unwrap_err(), no_port);
+    assert_eq!(inet(json!({ "to": 1 })).unwrap_err(), no_port);
+    let ports = port + 1..=port.saturating_add(20);
+    inet(json!({ "to": ports.end(), "keep-alive": true, "ipv4": true })).unwrap();
+    let mut reached = ports.filter_map(|port| std::net::TcpStream::connect(("127.0.0.1", port)).ok());
+    assert!(reached.any(greets));
+    for wrong in [json!({ "ipv4": false }), json!({ "ipv6": true })] {
+        let text = format!(
+            "address resolution failed for 127.0.0.1:{port}: Address family for hostname not supported"
+        );
+        assert_eq!(inet(wrong).unwrap_err(), text);
+    }
+    let name = format!("driveline-{}", std::process::id());
+    start("unix", json!({ "path": name, "abstract": true })).unwrap();
+    let address =
+        <std::os::unix::net::SocketAddr as std::os::linux::net::SocketAddrExt>::from_abstract_name(name);
+    assert!(greets(std::os::unix::net::UnixStream::connect_addr(&address.unwrap()).unwrap()));
+    world.end();
+}

@@ -255,8 +255,27 @@ pub struct NbdServer {
 pub enum Address {
     /// A unix socket.
     Unix(PathBuf),
-    /// TCP: a host and a port.
-    Inet(String, u16),
+    /// A unix socket by an abstract name, which is no file.
+    Abstract(Vec<u8>),
+    /// TCP.
+    Inet(Inet),
     /// A socket that was passed to the program and listens already: its number, or its name in `LISTEN_FDNAMES`.
     Fd(String),
+}
+
+/// A TCP address to listen on. The fields are QEMU's `InetSocketAddress`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Inet {
+    /// A name or an address; empty for any.
+    pub host: String,
+    /// The port; 0 for one that is free.
+    pub port: u16,
+    /// If it is taken, the next one that is free up to this.
+    pub to: Option<u16>,
+    /// Is it IPv4?
+    pub ipv4: Option<bool>,
+    /// Is it IPv6? To ask for one leaves the other out, unless that is asked for too.
+    pub ipv6: Option<bool>,
+    /// Does the kernel look whether clients that say nothing are still there?
+    pub keep_alive: bool,
 }

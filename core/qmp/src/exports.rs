@@ -4,7 +4,7 @@ use crate::{
     arguments,
     bitmaps::{BitmapRef, Source, refuse_of_job},
     command::{Done, Nothing},
-    control::{Address, ExportToCome, NbdExport, NbdServer, RemoveMode},
+    control::{Address, ExportToCome, Inet, NbdExport, NbdServer, RemoveMode},
     error::{Error, Result},
     monitor::Monitor,
     objects::{Endpoint, is_identifier},
@@ -12,12 +12,14 @@ use crate::{
     transaction::Action,
 };
 use driveline_bitmap::Bitmap;
-use driveline_graph::{BoxFuture, Change, Graph, Layout};
+use driveline_graph::{BoxFuture, Change, Graph, Layout, Role};
 use driveline_jobs::Start;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::sync::Arc;
 
+/// The longest abstract name of a unix socket.
+const ABSTRACT_BYTES_MAX: usize = 107;
 /// The longest name or description that NBD's strings hold.
 const STRING_BYTES_MAX: usize = 4096;
 /// QEMU's default limit of connections.
@@ -220,6 +222,8 @@ fn check_texts(export: &NbdExport) -> Result<()> {
 }
 
 /// The bitmaps that an export is to show: their names go into the export.
+///
+/// A drive's are shown as they live on, whoever uses them. Those of nodes are QEMU's: nobody else uses them meanwhile.
 fn find_bitmaps(
     monitor: &Monitor,
     layout: &Layout,
@@ -235,14 +239,53 @@ fn find_bitmaps(
         let at = node.as_deref().unwrap_or(&export.node_name);
         layout.node_or_drive(at).map_err(|_| Error::no_node(at))?;
         refuse_of_job(monitor, &name)?;
-        let there = layout.bitmap_places(at)?.into_iter().find(|(_, there)| there.name().as_str() == name);
-        let Some((_, found)) = there else {
-            return Err(Error::generic(format_args!("Bitmap '{name}' is not found")));
+        let of_drive = layout.is_drive(at);
+        let there = match node.is_some() || of_drive {
+            true => find_bitmap(layout, at, &name)?.map(|found| (at.to_owned(), found)),
+            false => find_bitmap_below(layout, at, &name)?,
         };
+        let Some((at, found)) = there else {
+            return Err(match node {
+                Some(_) => Error::generic(format_args!("Dirty bitmap '{name}' not found")),
+                None => Error::generic(format_args!("Bitmap '{name}' is not found")),
+            });
+        };
+        if node.is_none() && !of_drive {
+            let writable = layout.view_node(&at).is_ok_and(|view| !view.read_only && view.common.active);
+            if writable && !export.writable && found.is_recording() {
+                let text = format_args!("Enabled bitmap '{name}' incompatible with readonly export");
+                return Err(Error::generic(text));
+            }
+        }
+        if !of_drive && found.is_busy() {
+            let text = "is currently in use by another operation and cannot be used";
+            let users = found.users().join(", ");
+            return Err(Error::generic(format_args!("Bitmap '{name}' {text} ({users})")));
+        }
         all.push(found);
-        export.bitmaps.push((node, name));
+        let elsewhere = Some(at).filter(|at| *at != export.node_name);
+        export.bitmaps.push((node.or(elsewhere), name));
     }
     Ok(all)
+}
+
+fn find_bitmap(layout: &Layout, at: &str, name: &str) -> Result<Option<Arc<Bitmap>>> {
+    let places = layout.bitmap_places(at)?;
+    Ok(places.into_iter().map(|(_, bitmap)| bitmap).find(|bitmap| bitmap.name().as_str() == name))
+}
+
+/// The same on the images below, as QEMU looks: the first node that has it.
+fn find_bitmap_below(layout: &Layout, top: &str, name: &str) -> Result<Option<(String, Arc<Bitmap>)>> {
+    let mut at = Some(top.to_owned());
+    while let Some(node) = at {
+        if let Some(found) = find_bitmap(layout, &node, name)? {
+            return Ok(Some((node, found)));
+        }
+        let children = layout.view_node(&node)?.children;
+        let below = children.into_iter().find(|child| matches!(child.role, Role::Filtered | Role::Backing));
+        at = below.map(|child| child.node.to_string());
+    }
+    Ok(None)
 }
 
 fn refuse_taken(monitor: &Monitor, id: &str) -> Result<()> {
@@ -366,9 +409,8 @@ enum SocketAddressType {
 struct UnixSocketAddress {
     path: String,
     r#abstract: Option<bool>,
-    /// Of an abstract address only.
-    #[serde(rename = "tight")]
-    _tight: Option<bool>,
+    /// Of an abstract address only: its name is no longer than what is said, and not filled up with zeroes.
+    tight: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -406,32 +448,37 @@ impl SocketAddressLegacy {
             |option: &str| Error::generic(format_args!("Parameter '{AT}.{option}' is not supported"));
         match self.r#type {
             SocketAddressType::Unix => {
-                let UnixSocketAddress { path, r#abstract, _tight: _ } = arguments::parse(self.data, AT)?;
+                let UnixSocketAddress { path, r#abstract, tight } = arguments::parse(self.data, AT)?;
                 if r#abstract == Some(true) {
-                    return Err(refused("abstract"));
+                    let mut name = path.into_bytes();
+                    if name.len() > ABSTRACT_BYTES_MAX {
+                        let path = String::from_utf8_lossy(&name);
+                        return Err(Error::generic(format_args!("UNIX socket path '{path}' is too long")));
+                    }
+                    if tight == Some(false) {
+                        name.resize(ABSTRACT_BYTES_MAX, 0);
+                    }
+                    return Ok(Address::Abstract(name));
                 }
                 Ok(Address::Unix(path.into()))
             }
             SocketAddressType::Inet => {
                 let inet: InetSocketAddress = arguments::parse(self.data, AT)?;
-                let changes = [
-                    ("to", inet.to.is_some()),
-                    ("ipv4", inet.ipv4.is_some()),
-                    ("ipv6", inet.ipv6.is_some()),
-                    ("keep-alive", inet.keep_alive == Some(true)),
-                    ("mptcp", inet.mptcp == Some(true)),
-                ];
-                if let Some((option, _)) = changes.iter().find(|(_, given)| *given) {
-                    return Err(refused(option));
+                if inet.mptcp == Some(true) {
+                    return Err(refused("mptcp"));
                 }
-                let InetSocketAddress { host, port, numeric, .. } = inet;
+                if (inet.ipv4, inet.ipv6) == (Some(false), Some(false)) {
+                    return Err(Error::generic("Cannot disable IPv4 and IPv6 at same time"));
+                }
+                let InetSocketAddress { host, port, numeric, to, ipv4, ipv6, keep_alive, .. } = inet;
                 if numeric == Some(true) && host.parse::<std::net::IpAddr>().is_err() {
                     return Err(Error::generic(format_args!("host '{host}' is not a numeric address")));
                 }
                 let number = port.parse().map_err(|_| {
                     Error::generic(format_args!("Parameter '{AT}.port' does not accept value '{port}'"))
                 })?;
-                Ok(Address::Inet(host, number))
+                let keep_alive = keep_alive == Some(true);
+                Ok(Address::Inet(Inet { host, port: number, to, ipv4, ipv6, keep_alive }))
             }
             SocketAddressType::Fd => {
                 let FdSocketAddress { str } = arguments::parse(self.data, AT)?;

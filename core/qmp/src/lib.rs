@@ -139,8 +139,8 @@ mod translate;
 mod wire;
 
 pub use control::{
-    Address, Applied, ApplyWish, BitmapPlace, BitmapStore, Control, ExportInfo, ExportToCome, InterruptedJob,
-    NbdExport, NbdServer, RecoveredBitmap, RemoveMode,
+    Address, Applied, ApplyWish, BitmapPlace, BitmapStore, Control, ExportInfo, ExportToCome, Inet,
+    InterruptedJob, NbdExport, NbdServer, RecoveredBitmap, RemoveMode,
 };
 pub use error::{Class, Error, Result};
 pub use events::{Event, Reason};

@@ -29,6 +29,10 @@ pub enum Address {
     Tcp(String),
     /// A socket that was passed to the program, by number or name. No file says so.
     Passed(String),
+    /// TCP, with what a monitor says of it. No file says so.
+    Inet(driveline_qmp::Inet),
+    /// A unix socket by an abstract name. No file says so.
+    Abstract(Vec<u8>),
 }
 
 impl fmt::Display for Address {
@@ -37,6 +41,10 @@ impl fmt::Display for Address {
             Address::Unix(path) => write!(f, "{}", path.display()),
             Address::Tcp(address) => f.write_str(address),
             Address::Passed(name) => write!(f, "fd:{name}"),
+            Address::Inet(inet) => write!(f, "{}:{}", inet.host, inet.port),
+            Address::Abstract(name) => {
+                write!(f, "@{}", String::from_utf8_lossy(name).trim_end_matches('\0'))
+            }
         }
     }
 }

@@ -2,9 +2,9 @@
 //!
 //! The turn of [`Exports`] is not taken meanwhile: who has it may be waiting for the change. Id and name are kept free instead.
 
-use super::{Entry, Exports, Listening, NewExport, name_taken, offer};
+use super::{Entry, Exports, Held, Listening, NewExport, name_taken, offer};
 use crate::{config::Address, daemon::Inner};
-use driveline_bitmap::{Bitmap, Keep};
+use driveline_bitmap::Bitmap;
 use driveline_graph::{Change, Error, Kind, Result, Root};
 use driveline_qmp::ExportToCome;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ pub(crate) struct Coming {
     at: Address,
     listening: Arc<Listening>,
     /// Its user in the change, and the bitmaps that it shows.
-    shows: Option<(Root, Vec<Keep>)>,
+    shows: Option<(Root, (Vec<Arc<Bitmap>>, Vec<Held>))>,
 }
 
 impl Coming {
@@ -51,21 +51,22 @@ impl Coming {
         }
         let mut coming = Self { inner, new, at, listening, shows: None };
         let root = coming.new.attach(change)?;
-        coming.shows = Some((root, coming.new.keep(bitmaps)));
+        let held = coming.new.hold(&coming.inner.graph, bitmaps)?;
+        coming.shows = Some((root, (bitmaps.to_vec(), held)));
         Ok(coming)
     }
 }
 
 impl ExportToCome for Coming {
     fn publish(mut self: Box<Self>) {
-        let Some((root, kept)) = self.shows.take() else { return };
+        let Some((root, shown)) = self.shows.take() else { return };
         let mut state = self.inner.exports.state.lock();
         state.coming.remove(&self.new.id);
         // A server that was stopped meanwhile took its exports along, and this is one of them.
         if !state.servers.get(&self.at).is_some_and(|there| Arc::ptr_eq(there, &self.listening)) {
             return;
         }
-        match offer(&self.listening.server, &self.new, root, kept) {
+        match offer(&self.listening.server, &self.new, root, shown) {
             Ok(shown) => {
                 let entry = Entry::new(&self.new, self.at.clone(), false, shown);
                 state.exports.insert(self.new.id.clone(), entry);

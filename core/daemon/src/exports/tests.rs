@@ -56,6 +56,7 @@ fn nothing_is_served_any_more_once_the_end_has_begun() {
             writable: true,
             writethrough: false,
             bitmaps: Vec::new(),
+            live_bitmaps: false,
             allocation_depth: false,
             tls: None,
             allow_inactive: false,

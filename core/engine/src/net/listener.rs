@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -12,6 +13,9 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
 
 use super::{Stream, connect::FLAGS};
 use crate::driver::Ready;
+
+/// So many connections wait to be accepted, if the system allows it.
+const BACKLOG: i32 = 4096;
 
 /// Accepts connections on a path. Dropping it unlinks the path, if its socket is still the one there.
 #[derive(Debug)]
@@ -42,6 +46,15 @@ impl UnixListener {
         Ok(UnixListener { listener, path, identity: Some((found.dev(), found.ino())) })
     }
 
+    /// Listens on an abstract name, which is no file: nothing of it is left in the end.
+    pub fn bind_abstract(name: &[u8]) -> io::Result<UnixListener> {
+        let address = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
+        let listener = std::os::unix::net::UnixListener::bind_addr(&address)?;
+        listener.set_nonblocking(true)?;
+        let path = format!("@{}", String::from_utf8_lossy(name).trim_end_matches('\0'));
+        Ok(UnixListener { listener, path: path.into(), identity: None })
+    }
+
     /// Waits for the next connection.
     ///
     /// Errors: among others no descriptors left (`EMFILE`); the caller waits a little and goes on.
@@ -54,7 +67,7 @@ impl UnixListener {
         }
     }
 
-    /// Where it listens; empty if it was inherited and has no path.
+    /// Where it listens: its path, or `@` and its abstract name; empty if it was inherited and has no path.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -110,7 +123,32 @@ pub struct TcpListener {
     listener: std::net::TcpListener,
 }
 
+/// What a TCP listener does beyond the usual.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TcpOptions {
+    /// `::` takes no clients of IPv4.
+    pub only_ipv6: bool,
+    /// The kernel looks now and then whether clients that say nothing are still there.
+    pub keep_alive: bool,
+}
+
 impl TcpListener {
+    /// Listens on `address` with options. Port 0 takes a free one.
+    pub fn bind_with(address: SocketAddr, options: TcpOptions) -> io::Result<TcpListener> {
+        use rustix::net::{bind, listen, socket_with, sockopt};
+        let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let fd = socket_with(family, SocketType::STREAM, FLAGS, None)?;
+        sockopt::set_socket_reuseaddr(&fd, true)?;
+        // Clients have it from the socket that they came in on.
+        sockopt::set_socket_keepalive(&fd, options.keep_alive)?;
+        if address.is_ipv6() {
+            sockopt::set_ipv6_v6only(&fd, options.only_ipv6)?;
+        }
+        bind(&fd, &address)?;
+        listen(&fd, BACKLOG)?;
+        Ok(TcpListener { listener: fd.into() })
+    }
+
     /// Listens on the first address of `address` that can be had. Port 0 takes a free one, see [`TcpListener::local_addr`].
     pub fn bind(address: impl ToSocketAddrs) -> io::Result<TcpListener> {
         let listener = std::net::TcpListener::bind(address)?;

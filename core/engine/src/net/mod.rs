@@ -8,5 +8,5 @@ mod listener;
 mod stream;
 
 pub use connect::{TcpStream, UnixStream};
-pub use listener::{Listener, TcpListener, UnixListener};
+pub use listener::{Listener, TcpListener, TcpOptions, UnixListener};
 pub use stream::{ReadHalf, Stream, WriteHalf};

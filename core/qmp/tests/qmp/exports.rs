@@ -1,7 +1,7 @@
 //! Exports: what the program is asked for, and what never reaches it.
 
 use crate::kit::World;
-use driveline_qmp::{Address, NbdExport, NbdServer};
+use driveline_qmp::{Address, Inet, NbdExport, NbdServer};
 use serde_json::json;
 
 #[test]
@@ -43,10 +43,35 @@ fn exports_reach_the_program_as_they_were_meant() {
     client.ok("nbd-server-stop", json!({}));
     assert_eq!(client.ok("query-block-exports", json!({})), json!([]));
 
-    let inet = json!({ "type": "inet", "data": { "host": "::1", "port": "10809" } });
-    client.ok("nbd-server-start", json!({ "addr": inet }));
-    let address = world.program.server.lock().as_ref().map(|server| server.address.clone());
-    assert_eq!(address, Some(Address::Inet("::1".into(), 10809)));
+    let inet = |more: serde_json::Value| {
+        let mut data = json!({ "host": "::1", "port": "10809" });
+        data.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        json!({ "type": "inet", "data": data })
+    };
+    let unix = |more: serde_json::Value| {
+        let mut data = json!({ "path": "name", "abstract": true });
+        data.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        json!({ "type": "unix", "data": data })
+    };
+    let plain = Inet { host: "::1".into(), port: 10809, ..Inet::default() };
+    let mut filled_up = b"name".to_vec();
+    filled_up.resize(107, 0);
+    for (addr, expected) in [
+        (inet(json!({})), Address::Inet(plain.clone())),
+        (inet(json!({ "to": 10812 })), Address::Inet(Inet { to: Some(10812), ..plain.clone() })),
+        (
+            inet(json!({ "ipv4": false, "ipv6": true, "keep-alive": true })),
+            Address::Inet(Inet { ipv4: Some(false), ipv6: Some(true), keep_alive: true, ..plain }),
+        ),
+        (unix(json!({})), Address::Abstract(b"name".to_vec())),
+        (unix(json!({ "tight": false })), Address::Abstract(filled_up)),
+        (unix(json!({ "abstract": false, "tight": false })), Address::Unix("name".into())),
+    ] {
+        client.ok("nbd-server-start", json!({ "addr": addr }));
+        let address = world.program.server.lock().as_ref().map(|server| server.address.clone());
+        assert_eq!(address, Some(expected));
+        client.ok("nbd-server-stop", json!({}));
+    }
 }
 
 #[test]
@@ -93,6 +118,19 @@ fn wrong_exports_do_not_reach_it() {
             "Parameter 'addr.data.port' does not accept value 'http'",
         ),
     ];
+    let long = "x".repeat(108);
+    let too_long = format!("UNIX socket path '{long}' is too long");
+    let wrong = wrong.into_iter().chain([
+        (
+            json!({ "type": "inet", "data": { "host": "h", "port": "1", "ipv4": false, "ipv6": false } }),
+            "Cannot disable IPv4 and IPv6 at same time",
+        ),
+        (
+            json!({ "type": "inet", "data": { "host": "h", "port": "1", "mptcp": true } }),
+            "Parameter 'addr.data.mptcp' is not supported",
+        ),
+        (json!({ "type": "unix", "data": { "path": long, "abstract": true } }), &too_long),
+    ]);
     for (addr, expected) in wrong {
         assert_eq!(client.wrong("nbd-server-start", start(addr)), expected);
     }

@@ -52,6 +52,7 @@ fn export(random: &mut StdRng, id: &str) -> ExportShape {
         writable: random.random_bool(0.5),
         writethrough: false,
         bitmaps: Vec::new(),
+        live_bitmaps: true,
         allocation_depth: false,
         allow_inactive: false,
         thread: None,

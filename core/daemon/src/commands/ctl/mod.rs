@@ -68,7 +68,7 @@ fn place(ctl: &Ctl) -> std::result::Result<PathBuf, ExitCode> {
 fn of_config(file: &Path, config: &Config, mistakes: &Mistakes) -> std::result::Result<PathBuf, ExitCode> {
     match config.monitor.as_ref().map(|monitor| monitor.get_ref()) {
         Some(Address::Unix(path)) => Ok(path.clone()),
-        Some(Address::Tcp(_) | Address::Passed(_)) => {
+        Some(_) => {
             Err(super::fail(format_args!("{}: its monitor is no unix socket; say --socket", file.display())))
         }
         None if !mistakes.is_empty() => {
