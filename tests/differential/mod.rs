@@ -248,7 +248,9 @@ fn what_an_export_shows_is_as_busy_as_in_qemu() {
         return;
     }
     let folders = [(); 2].map(|()| tempfile::tempdir().unwrap());
-    folders.iter().for_each(|folder| drop(make_images(folder.path())));
+    for folder in &folders {
+        let _ = make_images(folder.path());
+    }
     let mut sides = [Side::driveline(folders[0].path()), Side::qemu(folders[1].path())];
     let of = |name: &str, more: Value| {
         let mut arguments = json!({ "node": "n0", "name": name });

@@ -95,6 +95,7 @@ fn a_start_that_fails_leaves_no_user_of_the_exports_that_had_come() {
         writable: true,
         writethrough: false,
         bitmaps: Vec::new(),
+        live_bitmaps: false,
         allocation_depth: false,
         tls: None,
         allow_inactive: false,
