@@ -1,9 +1,12 @@
-//! A running graph becomes what a file says: compared (`state.rs`), planned (`plan.rs`), and changed as one (`make.rs`).
+//! A running graph becomes what a file says: compared (`state.rs`), planned (`plan.rs`), and changed as one (`make.rs`), or taken
+//! back (`back.rs`).
 //!
 //! What is equal is left alone: its files stay open and its requests go on. Bitmaps that the file does not name are kept.
 
+mod back;
 mod make;
 mod plan;
+mod stage;
 mod state;
 
 use self::{
@@ -37,7 +40,9 @@ impl Inner {
         self.refuse_at_work(&plan)?;
         let steps = plan.steps.iter().map(ToString::to_string).collect();
         let restart = self.takes_restart(&config);
-        if !wish.dry_run {
+        if wish.dry_run {
+            drop(self.rehearse(&plan, &config, &before).await?);
+        } else {
             self.make(&plan, &config, &before).await?;
             self.journals.configure(&config);
         }

@@ -61,7 +61,7 @@ fn nothing_is_served_any_more_once_the_end_has_begun() {
             allow_inactive: false,
             thread: None,
         };
-        let refused = exports.start(vec![(address, new.clone())]).await;
+        let refused = exports.start(vec![(address, new.clone())], Reserved::default()).await;
         assert_eq!(refused.unwrap_err().to_string(), "the program is ending");
         assert_eq!(exports.add(new).await.unwrap_err().to_string(), "the program is ending");
     });

@@ -40,7 +40,13 @@ fn drive(random: &mut StdRng) -> DriveShape {
         }
     }
     let root = pick(random, &["n0", "n1"]).to_owned();
-    DriveShape { root, bitmaps, permanent_holder: random.random_bool(0.3), store: None }
+    DriveShape {
+        root,
+        bitmaps,
+        checkpoints: Vec::new(),
+        permanent_holder: random.random_bool(0.3),
+        store: None,
+    }
 }
 
 fn export(random: &mut StdRng, id: &str) -> ExportShape {
