@@ -299,6 +299,13 @@ impl Inner {
         }
     }
 
+    /// Tells of interrupted jobs whose images have come now.
+    pub(crate) async fn find_jobs(&self) {
+        for report in self.journals.find_added().await {
+            self.tell(&Event::JobInterrupted(control::interrupted(&report)));
+        }
+    }
+
     /// Makes the graph. Files that are locked are tried for a second: the kernel may give up the locks of a program that was
     /// killed only some time after it, and this may be the one that takes its place.
     async fn build(&self, config: &Config) -> Result<()> {

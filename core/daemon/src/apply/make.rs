@@ -120,6 +120,7 @@ impl Inner {
             }
         }
         self.stores.find_added().await;
+        self.find_jobs().await;
         for step in &plan.steps {
             if let Step::Store { drive, place } = step {
                 let was = self.stores.place_now(drive)?;
