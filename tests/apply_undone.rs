@@ -304,6 +304,17 @@ fn a_node_becomes_writable_when_its_file_does_not_say_read_only_any_more() {
     assert_eq!(world.apply(&[&image("a", ""), &export("a", ""), MONITOR], &[]), "nothing to change\n");
 }
 
+/// An image does not say whose changes a bitmap records, so it was the drive's after each orderly end.
+#[test]
+fn a_bitmap_in_an_image_has_the_view_that_the_configuration_says() {
+    let bitmap = DAILY.replace("persistent", "view = \"node\", persistent");
+    let file = [&*image("a", &bitmap), &*export("a", ""), MONITOR].concat();
+    let Some(mut world) = World::start(&[&file]) else { return };
+    world.again(&[&file]);
+    assert_eq!(world.in_image("a.qcow2").len(), 1);
+    assert_eq!(world.apply(&[&file], &[]), "nothing to change\n");
+}
+
 #[test]
 fn a_holder_for_good_takes_the_bitmaps_that_are_there() {
     let Some(world) = World::start(&[&image("a", DAILY), &export("a", ""), MONITOR]) else { return };
