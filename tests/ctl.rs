@@ -2,7 +2,11 @@
 
 use crate::harness::{Daemon, Guest, have, run};
 use serde_json::{Value, json};
-use std::process::{Command, Output};
+use std::{
+    io::{BufRead, BufReader, Write},
+    os::unix::net::{UnixListener, UnixStream},
+    process::{Command, Output},
+};
 
 const CONFIGURATION: &str = r#"
     [node.base]
@@ -118,6 +122,55 @@ fn a_job_is_waited_for_and_says_how_it_ended() {
     assert_eq!(world.says(&["export", "add", "active", "--name", "second"]), "");
     assert!(world.says(&["exports"]).contains("second"));
     assert_eq!(world.says(&["export", "remove", "second"]), "");
+}
+
+/// A job that goes by itself was gone when it was asked for: nothing was said, and the exit code was that of success.
+#[test]
+fn a_job_that_ends_badly_while_it_is_waited_for_says_so() {
+    let ends = [
+        (json!({ "event": "BLOCK_JOB_CANCELLED", "data": { "device": "j" } }), "job j was cancelled", 1),
+        (
+            json!({ "event": "BLOCK_JOB_COMPLETED", "data": { "device": "j", "error": "it is full" } }),
+            "it is full",
+            1,
+        ),
+        (json!({ "event": "BLOCK_JOB_COMPLETED", "data": { "device": "j" } }), "j: done", 0),
+    ];
+    for (end, expected, code) in ends {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("qmp.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let server = std::thread::spawn(move || ends_a_job(listener.accept().unwrap().0, &end));
+        let mut command = Command::new(Daemon::program());
+        let waited =
+            command.args(["ctl", "job", "wait", "j"]).env("DRIVELINE_SOCKET", &socket).output().unwrap();
+        server.join().unwrap();
+        let said = [waited.stdout, waited.stderr].concat();
+        let said = String::from_utf8_lossy(&said);
+        assert_eq!(waited.status.code(), Some(code), "{said}");
+        assert!(said.contains(expected), "{said}");
+    }
+}
+
+/// A daemon whose one job is there twice when it is asked for, and then ends.
+fn ends_a_job(mut client: UnixStream, end: &Value) {
+    let lines = BufReader::new(client.try_clone().unwrap()).lines();
+    let mut say = |message: Value| writeln!(client, "{message}").unwrap();
+    say(json!({ "QMP": {} }));
+    let job = json!({ "id": "j", "status": "running", "current-progress": 1, "total-progress": 2 });
+    let mut asked = 0;
+    for line in lines.map_while(Result::ok) {
+        let command: Value = serde_json::from_str(&line).unwrap();
+        let mut answer = json!({});
+        if command["execute"] == "query-jobs" {
+            asked += 1;
+            answer = if asked > 2 { json!([]) } else { json!([job]) };
+        }
+        if asked == 3 {
+            say(end.clone());
+        }
+        say(json!({ "return": answer, "id": command["id"] }));
+    }
 }
 
 #[test]

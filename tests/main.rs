@@ -1,6 +1,7 @@
 //! Tests across the whole of Driveline: what no crate can show alone.
 
 mod apply;
+mod apply_undone;
 mod backup;
 mod checkpoints;
 mod clients;

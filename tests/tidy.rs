@@ -90,6 +90,7 @@ fn dependencies_run_downwards_only() {
             "core/daemon",
             &[
                 "bitmap",
+                "checkpoints",
                 "drivers",
                 "engine",
                 "graph",

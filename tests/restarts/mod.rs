@@ -3,6 +3,7 @@
 
 mod decisions;
 mod moments;
+mod starts;
 mod world;
 
 use self::world::{MIB, SIZE, SPEED, World};

@@ -203,6 +203,13 @@ impl World {
         self.started(daemon)
     }
 
+    /// Tries to start it again, which is refused.
+    pub(super) fn try_start(&self) -> std::process::Output {
+        let file = self.directory.path().join("drive.toml");
+        std::fs::write(&file, &self.toml).unwrap();
+        std::process::Command::new(Daemon::program()).arg("run").arg(&file).output().unwrap()
+    }
+
     /// Starts it again, and kills it while it starts.
     pub(super) fn kill_while_starting(&self, after: Duration) {
         Daemon::kill_while_starting(self.directory.path(), &self.toml, after);

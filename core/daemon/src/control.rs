@@ -159,6 +159,7 @@ impl Control for Program {
             for report in inner.stores.find_added().await {
                 inner.tell(&Event::BitmapRecovered(recovered(&report)));
             }
+            inner.find_jobs().await;
         })
     }
 

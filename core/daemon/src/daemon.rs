@@ -10,12 +10,12 @@ use crate::{
     runtime::EngineRuntime,
     stores::{Recovered, Stores},
 };
-use driveline_engine::{Engine, Handle, JoinHandle};
+use driveline_engine::{Engine, Handle, JoinHandle, net::Listener};
 use driveline_graph::{Change, Error, Graph, GraphOptions, Kind, NewBitmap, Result};
 use driveline_jobs::{HOLDER_DRIVER, Jobs};
 use driveline_qmp::{Event, Monitor, Objects, Reason};
 use driveline_transport::TlsRegistry;
-use futures::future::{Either, select};
+use futures::future::{Either, pending, select};
 use parking_lot::Mutex;
 use std::{
     fmt,
@@ -102,7 +102,19 @@ impl Quit {
 
 impl Daemon {
     /// Starts what a configuration says. It has been read without mistakes. If anything fails, all of it is undone.
-    pub fn start(config: &Config, mut mistakes: Mistakes) -> Result<Self, StartError> {
+    pub fn start(config: &Config, mistakes: Mistakes) -> Result<Self, StartError> {
+        Self::start_activated(config, mistakes, Vec::new(), pending::<()>)
+    }
+
+    /// The same, and serves on sockets that were `passed` to the program, too: on each, what is on the server of the export of its
+    /// name; if no export has its name, of the first. Opening images may take for ever where a server does not answer, so `ended`
+    /// gives that up.
+    pub fn start_activated<F: Future<Output = ()>>(
+        config: &Config,
+        mut mistakes: Mistakes,
+        passed: Vec<(String, Listener)>,
+        ended: impl FnOnce() -> F + Send,
+    ) -> Result<Self, StartError> {
         let (graph, tls) = graph_and_tls(config, &mut mistakes);
         config.check(&graph, &mut mistakes);
         if !mistakes.is_empty() {
@@ -137,7 +149,10 @@ impl Daemon {
         let program = Arc::new(control::Program(Arc::downgrade(&inner)));
         inner.monitor.get_or_init(|| Monitor::new(of_graph, of_jobs, program));
         let daemon = Self { engine, inner };
-        match daemon.engine.block_on_local(|| daemon.inner.open(config, daemon.engine.handle())) {
+        match daemon
+            .engine
+            .block_on_local(|| daemon.inner.open(config, daemon.engine.handle(), passed, ended()))
+        {
             Ok(()) => Ok(daemon),
             Err(error) => {
                 drop(daemon.stop());
@@ -227,7 +242,14 @@ impl Daemon {
 }
 
 impl Inner {
-    async fn open(self: &Arc<Self>, config: &Config, engine: Handle) -> Result<()> {
+    /// Jobs go on last: what fails afterwards would end them, and with them what they have written down.
+    async fn open(
+        self: &Arc<Self>,
+        config: &Config,
+        engine: Handle,
+        passed: Vec<(String, Listener)>,
+        ended: impl Future<Output = ()>,
+    ) -> Result<()> {
         let listener = match &config.monitor {
             Some(address) => Some(control::bind(address.get_ref()).map_err(|error| {
                 let message = format_args!("the monitor cannot listen on {}: {error}", address.get_ref());
@@ -235,7 +257,14 @@ impl Inner {
             })?),
             None => None,
         };
-        self.build(config).await?;
+        let reserved =
+            self.exports.reserve(config.exports.iter().map(|section| section.address.get_ref()))?;
+        match select(pin!(self.build(config)), pin!(ended)).await {
+            Either::Left((built, _)) => built?,
+            Either::Right(_) => {
+                return Err(Error::new(Kind::Busy, "it was ended while it opened its images"));
+            }
+        }
         // Before anything is written to an image that its drive has left.
         moved::refuse(config, &self.graph.layout())?;
         let found = self.stores.find(config).await?;
@@ -251,10 +280,16 @@ impl Inner {
         }
         change.commit().await?;
         self.stores.begin(&engine).await;
-        self.restart_jobs().await;
+        self.exports.hold();
         let exports =
             config.exports.iter().map(|section| (section.address.get_ref().clone(), NewExport::of(section)));
-        self.exports.start(exports.collect()).await?;
+        self.exports.start(exports.collect(), reserved).await?;
+        for (name, listener) in passed {
+            let named = self.exports.list().into_iter().any(|export| export.id == name);
+            self.exports.also_on(named.then_some(&*name), listener)?;
+        }
+        self.restart_jobs().await;
+        self.exports.let_in()?;
         for report in self.stores.reports().iter().filter(|report| report.crashed) {
             self.monitor().emit_to_first(&Event::BitmapRecovered(control::recovered(report)));
         }
@@ -269,6 +304,13 @@ impl Inner {
     pub(crate) async fn restart_jobs(&self) {
         for report in self.journals.restart_all(&self.jobs).await {
             self.monitor().emit_to_first(&Event::JobInterrupted(control::interrupted(&report)));
+        }
+    }
+
+    /// Tells of interrupted jobs whose images have come now.
+    pub(crate) async fn find_jobs(&self) {
+        for report in self.journals.find_added().await {
+            self.tell(&Event::JobInterrupted(control::interrupted(&report)));
         }
     }
 

@@ -1,29 +1,26 @@
 //! What is served: exports by id, on servers by address.
 
-use crate::{
-    config::{Address, ExportSection},
-    notify,
-};
+use crate::config::{Address, ExportSection};
 use driveline_bitmap::{Bitmap, Keep, Use};
-use driveline_engine::{
-    Handle,
-    net::{Listener, TcpListener, UnixListener},
-};
+use driveline_engine::{Handle, net::Listener};
 use driveline_graph::{Change, Error, Graph, Kind, Result, Root, RootOptions, RootPlace};
 use driveline_nbd::{AddError, Address as Socket, Export, Server, ServerOptions};
 use driveline_transport::{ServerTls, TlsRegistry};
 use parking_lot::Mutex;
 use std::{
-    collections::{BTreeMap, btree_map::Entry as Slot},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry as Slot},
     fmt,
-    net::{SocketAddr, ToSocketAddrs},
     sync::Arc,
 };
 
 mod coming;
 mod inet;
+mod sockets;
 
 pub(crate) use coming::Coming;
+pub(crate) use sockets::reason;
+pub use sockets::{Reserved, uri};
+use sockets::{Unheard, bind, bound};
 
 /// An export to be added.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,8 +108,25 @@ struct State {
     exports: BTreeMap<String, Entry>,
     /// Ids that changes under way will use, and the names on their sockets.
     coming: BTreeMap<String, (Address, String)>,
+    /// Sockets that stay although nothing is served on them for a moment.
+    kept: BTreeSet<Address>,
     /// The program ends: bitmaps are put away, so nothing is served any more.
     closed: bool,
+}
+
+impl State {
+    fn is_in_use(&self, address: &Address) -> bool {
+        self.exports.values().any(|entry| entry.at == *address)
+    }
+
+    /// Hears clients on a socket: now, or as soon as anybody is let in.
+    fn hear(&mut self, listening: &Arc<Listening>, listener: Listener) -> Result<()> {
+        match &mut self.held {
+            Some(held) => held.push((listening.clone(), listener)),
+            None => drop(listening.server.accept_from(listener).map_err(Unheard::Io)?),
+        }
+        Ok(())
+    }
 }
 
 struct Listening {
@@ -135,8 +149,8 @@ impl Listening {
 /// Exports of a file, as far as they have come.
 #[derive(Default)]
 struct Begun {
-    /// New servers, and the socket of each once it listens.
-    servers: BTreeMap<Address, (Server, Option<Socket>)>,
+    /// New servers, and the socket of each, on which nobody is heard yet.
+    servers: BTreeMap<Address, (Server, Option<(Listener, Socket)>)>,
     /// Those on servers that were there before.
     added: Vec<(Arc<Listening>, String)>,
     entries: Vec<(String, Entry)>,
@@ -169,26 +183,46 @@ impl Exports {
         Self { engine, graph, tls, turn: Default::default(), state: Mutex::default() }
     }
 
-    /// Serves all of these at once, or none: on a new socket nobody can connect before all are there.
-    pub async fn start(&self, exports: Vec<(Address, NewExport)>) -> Result<()> {
+    /// Takes the sockets that are needed to serve at these addresses and are not there yet. That is what fails most often, so it
+    /// is done before anything that cannot be taken back.
+    pub fn reserve<'a>(&self, addresses: impl IntoIterator<Item = &'a Address>) -> Result<Reserved> {
+        let mut reserved = Reserved::default();
+        for address in addresses {
+            if !self.state.lock().servers.contains_key(address) {
+                reserved.add(address)?;
+            }
+        }
+        Ok(reserved)
+    }
+
+    /// Serves all of these at once, or none: on a new socket nobody is heard before all are there. What is not reserved is taken
+    /// now.
+    pub async fn start(&self, exports: Vec<(Address, NewExport)>, mut reserved: Reserved) -> Result<()> {
         let _turn = self.turn.lock().await;
         self.check_open()?;
         let mut begun = Begun::default();
-        if let Err(error) = self.begin(exports, &mut begun).await {
+        if let Err(error) = self.begin(exports, &mut reserved, &mut begun).await {
             self.take_back(begun).await;
             return Err(error);
         }
         let Begun { servers, entries, .. } = begun;
         let mut state = self.state.lock();
-        for (address, (server, socket)) in servers {
-            let socket = socket.expect("all of them listen by now");
-            state.servers.insert(address, Arc::new(Listening { server, socket }));
+        for (address, (server, listener)) in servers {
+            let (listener, socket) = listener.expect("all of them have one by now");
+            let listening = Arc::new(Listening { server, socket });
+            state.hear(&listening, listener)?;
+            state.servers.insert(address, listening);
         }
         state.exports.extend(entries);
         Ok(())
     }
 
-    async fn begin(&self, exports: Vec<(Address, NewExport)>, begun: &mut Begun) -> Result<()> {
+    async fn begin(
+        &self,
+        exports: Vec<(Address, NewExport)>,
+        reserved: &mut Reserved,
+        begun: &mut Begun,
+    ) -> Result<()> {
         // Those on sockets that are there already can be reached at once, so they come last, and go if one fails.
         let is_there = |address: &Address| self.state.lock().servers.contains_key(address);
         let (late, early): (Vec<_>, Vec<_>) = exports.into_iter().partition(|(address, _)| is_there(address));
@@ -204,15 +238,17 @@ impl Exports {
             let shown = add(&self.graph, server, &new).await?;
             begun.entries.push((new.id.clone(), Entry::new(&new, address, true, shown)));
         }
+        for (address, (_, listener)) in &mut begun.servers {
+            let taken = reserved.take(address)?;
+            let socket = bound(&taken)?;
+            *listener = Some((taken, socket));
+        }
         for (address, new) in late {
             let listening = self.state.lock().servers[&address].clone();
-            self.check_id(&new.id).and_then(|()| self.check_tls(&address, &new))?;
+            self.check_id(&new.id).and_then(|()| self.check_tls(&address, &new, &BTreeSet::new()))?;
             let shown = add(&self.graph, &listening.server, &new).await?;
             begun.added.push((listening, new.name.clone()));
             begun.entries.push((new.id.clone(), Entry::new(&new, address, true, shown)));
-        }
-        for (address, (server, socket)) in &mut begun.servers {
-            *socket = Some(listen(server, address)?);
         }
         Ok(())
     }
@@ -269,7 +305,7 @@ impl Exports {
     }
 
     /// A socket that is there stays as it is protected: nobody is to be served in the clear who was promised otherwise.
-    fn check_tls(&self, address: &Address, new: &NewExport) -> Result<()> {
+    fn check_tls(&self, address: &Address, new: &NewExport, gone: &BTreeSet<&str>) -> Result<()> {
         let state = self.state.lock();
         let protected = state.servers.get(address).is_some_and(|there| there.server.is_tls());
         if protected != new.tls.is_some() {
@@ -277,8 +313,9 @@ impl Exports {
             let message = format_args!("export '{}': {address} is served {how} TLS already", new.id);
             return Err(Error::new(Kind::Invalid, message));
         }
+        let stays = state.exports.iter().filter(|(id, _)| !gone.contains(&***id)).map(|(_, entry)| entry);
         let differs = |entry: &&Entry| entry.at == *address && entry.configured && entry.new.tls != new.tls;
-        match state.exports.values().find(differs) {
+        match { stays }.find(differs) {
             None => Ok(()),
             Some(other) => {
                 let message = format_args!(
@@ -298,7 +335,15 @@ impl Exports {
         let at = match (&state.of_monitor, state.servers.len()) {
             (Some(address), _) => address.clone(),
             (None, 1) => state.servers.keys().next().expect("there is one").clone(),
-            (None, _) => return Err(Error::new(Kind::Invalid, "NBD server not running")),
+            (None, 0) => return Err(Error::new(Kind::Invalid, "NBD server not running")),
+            (None, count) => {
+                let text = format_args!(
+                    "NBD server not running, and the configuration has {count} sockets: which one is not known; expected \
+                     nbd-server-start before, or [export.{}] in the file",
+                    new.id
+                );
+                return Err(Error::new(Kind::Invalid, text));
+            }
         };
         if state.coming.values().any(|coming| *coming == (at.clone(), new.name.clone())) {
             return Err(name_taken(&new.name));
@@ -348,13 +393,50 @@ impl Exports {
             let mut state = self.state.lock();
             let gone = state.exports.remove(id).filter(|entry| entry.configured);
             let at = gone.map(|entry| entry.at).filter(|at| state.of_monitor.as_ref() != Some(at));
-            at.filter(|at| !state.exports.values().any(|entry| entry.at == *at))
+            at.filter(|at| !state.is_in_use(at) && !state.kept.contains(at))
         };
         // A socket that a file asked for goes with the last export on it.
         if let Some(address) = unused {
             self.close_server(&address).await;
         }
         Ok(())
+    }
+
+    /// These sockets stay when the last export of a file on them goes, until [`Exports::close_unused_sockets`]: others come.
+    pub(crate) fn keep_sockets(&self, addresses: BTreeSet<Address>) {
+        self.state.lock().kept = addresses;
+    }
+
+    /// Closes those of them on which no other came.
+    pub(crate) async fn close_unused_sockets(&self) {
+        let _turn = self.turn.lock().await;
+        let unused: Vec<Address> = {
+            let mut state = self.state.lock();
+            let kept = std::mem::take(&mut state.kept).into_iter();
+            kept.filter(|at| !state.is_in_use(at) && state.of_monitor.as_ref() != Some(at)).collect()
+        };
+        for address in unused {
+            self.close_server(&address).await;
+        }
+    }
+
+    /// Whether an export of a file could be added, once others are gone.
+    ///
+    /// Errors: those of [`Exports::start`] that can be told without the graph.
+    pub(crate) fn check(&self, at: &Address, new: &NewExport, gone: &BTreeSet<&str>) -> Result<()> {
+        self.check_open()?;
+        if !gone.contains(&*new.id) {
+            self.check_id(&new.id)?;
+        }
+        self.server_tls(new)?;
+        let state = self.state.lock();
+        let mut stay = state.exports.iter().filter(|(id, entry)| entry.at == *at && !gone.contains(&***id));
+        if stay.clone().any(|(_, entry)| entry.new.name == new.name) {
+            return Err(name_taken(&new.name));
+        }
+        let stays = stay.next().is_some() || state.of_monitor.as_ref() == Some(at);
+        drop(state);
+        if stays { self.check_tls(at, new, gone) } else { Ok(()) }
     }
 
     /// Starts a server for exports that monitors add.
@@ -373,17 +455,14 @@ impl Exports {
         let socket = bound(&listener)?;
         let mut state = self.state.lock();
         let listening = Arc::new(Listening { server, socket });
-        match &mut state.held {
-            Some(held) => held.push((listening.clone(), listener)),
-            None => drop(listening.server.accept_from(listener).map_err(Unheard::Io)?),
-        }
+        state.hear(&listening, listener)?;
         state.servers.insert(address.clone(), listening);
         state.of_monitor = Some(address);
         Ok(())
     }
 
-    /// From now on, clients of a server that a monitor starts wait until [`Exports::let_in`]: for a program that adds its exports
-    /// one by one when it begins.
+    /// From now on, clients of new servers wait until [`Exports::let_in`]: for a program that begins, and has more to do before
+    /// anybody is served.
     pub fn hold(&self) {
         self.state.lock().held.get_or_insert_default();
     }
@@ -398,16 +477,15 @@ impl Exports {
 
     /// Serves what the server of an export serves on one more socket, too. Without an id: of the first export.
     pub fn also_on(&self, id: Option<&str>, listener: Listener) -> Result<()> {
-        let state = self.state.lock();
+        let mut state = self.state.lock();
         let entry = match id {
             Some(id) => state.exports.get(id),
             None => state.exports.values().next(),
         };
         let none =
             || Error::new(Kind::NotFound, "there is no export for the socket that was passed to the program");
-        let at = &entry.ok_or_else(none)?.at;
-        state.servers[at].server.accept_from(listener).map_err(Unheard::Io)?;
-        Ok(())
+        let listening = state.servers[&entry.ok_or_else(none)?.at].clone();
+        state.hear(&listening, listener)
     }
 
     /// Stops that server, with its exports. Returns their ids.
@@ -568,132 +646,6 @@ fn offer(
 
 fn name_taken(name: &str) -> Error {
     Error::new(Kind::Exists, format_args!("NBD server already has export named '{name}'"))
-}
-
-fn listen(server: &Server, address: &Address) -> Result<Socket> {
-    let failed = |error: std::io::Error| {
-        let message = format_args!("cannot listen on {address}: {error}");
-        Error::new(Kind::of_errno(error.raw_os_error().unwrap_or_default()), message)
-    };
-    let listener = bind(address).map_err(|error| match error {
-        Unheard::Io(error) | Unheard::Name(error) => failed(error),
-        Unheard::Passed(text) => Error::new(Kind::Invalid, text),
-    })?;
-    server.accept_from(listener).map_err(failed)
-}
-
-/// Why nobody can be heard on an address.
-enum Unheard {
-    /// It cannot be had.
-    Io(std::io::Error),
-    /// Its name has no number.
-    Name(std::io::Error),
-    /// No such socket was passed.
-    Passed(String),
-}
-
-impl Unheard {
-    /// For monitors. Source: the texts of QEMU's util/qemu-sockets.c.
-    fn in_qemus_words(self, address: &Address) -> Error {
-        match self {
-            Unheard::Io(error) if matches!(address, Address::Unix(_) | Address::Abstract(_)) => {
-                let text = format!("Failed to bind socket to {address}: {}", reason(&error));
-                Error::new(Kind::of_errno(error.raw_os_error().unwrap_or_default()), text)
-            }
-            Unheard::Io(error) => {
-                let text = format!("Failed to find an available port: {}", reason(&error));
-                Error::new(Kind::of_errno(error.raw_os_error().unwrap_or_default()), text)
-            }
-            Unheard::Name(error) => {
-                let why = reason(&error);
-                let why = why.rsplit(": ").next().unwrap_or_default();
-                Error::new(Kind::Invalid, format_args!("address resolution failed for {address}: {why}"))
-            }
-            Unheard::Passed(text) => Error::new(Kind::Invalid, text),
-        }
-    }
-}
-
-impl From<Unheard> for Error {
-    fn from(unheard: Unheard) -> Self {
-        match unheard {
-            Unheard::Io(error) | Unheard::Name(error) => {
-                Error::new(Kind::of_errno(error.raw_os_error().unwrap_or_default()), error)
-            }
-            Unheard::Passed(text) => Error::new(Kind::Invalid, text),
-        }
-    }
-}
-
-/// What the system says, without the number.
-pub(crate) fn reason(error: &std::io::Error) -> String {
-    let text = error.to_string();
-    match text.split_once(" (os error") {
-        Some((text, _)) => text.to_owned(),
-        None => text,
-    }
-}
-
-fn bind(address: &Address) -> Result<Listener, Unheard> {
-    match address {
-        Address::Unix(path) => UnixListener::bind(path).map(Listener::from).map_err(Unheard::Io),
-        Address::Tcp(text) => {
-            let mut last = std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address");
-            for found in text.to_socket_addrs().map_err(Unheard::Name)? {
-                match TcpListener::bind(found) {
-                    Ok(listener) => return Ok(listener.into()),
-                    Err(error) => last = error,
-                }
-            }
-            Err(Unheard::Io(last))
-        }
-        Address::Passed(name) => notify::socket(name).map_err(Unheard::Passed),
-        Address::Inet(inet) => inet::bind(inet).map(Listener::from),
-        Address::Abstract(name) => UnixListener::bind_abstract(name).map(Listener::from).map_err(Unheard::Io),
-    }
-}
-
-/// As it is bound: port 0 is a real one here.
-fn bound(listener: &Listener) -> Result<Socket> {
-    Ok(match listener {
-        Listener::Unix(listener) => Socket::Unix(listener.path().to_owned()),
-        Listener::Tcp(listener) => Socket::Tcp(listener.local_addr().map_err(Unheard::Io)?),
-    })
-}
-
-/// An address that NBD's clients take.
-pub fn uri(socket: &Socket, name: &str) -> String {
-    match socket {
-        Socket::Unix(path) => {
-            format!("nbd+unix:///{}?socket={}", escape(name.as_bytes()), escape_path(path))
-        }
-        Socket::Tcp(SocketAddr::V6(address)) if address.ip().is_unspecified() => {
-            format!("nbd://[::1]:{}/{}", address.port(), escape(name.as_bytes()))
-        }
-        Socket::Tcp(SocketAddr::V4(address)) if address.ip().is_unspecified() => {
-            format!("nbd://127.0.0.1:{}/{}", address.port(), escape(name.as_bytes()))
-        }
-        Socket::Tcp(address) => format!("nbd://{address}/{}", escape(name.as_bytes())),
-    }
-}
-
-fn escape_path(path: &std::path::Path) -> String {
-    use std::os::unix::ffi::OsStrExt;
-    escape(path.as_os_str().as_bytes())
-}
-
-/// Percent-encoding of what a URI takes neither in a path nor in a query.
-fn escape(bytes: &[u8]) -> String {
-    let mut out = String::new();
-    for byte in bytes {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' | b':' => {
-                out.push(char::from(*byte));
-            }
-            other => out.push_str(&format!("%{other:02X}")),
-        }
-    }
-    out
 }
 
 #[cfg(test)]

@@ -140,6 +140,8 @@ fn on_child(role: Role, needs: P, shares: P, read_only: bool) -> (P, P) {
             let needs = needs.and(P::CONSISTENT_READ).or(writes).or(resize);
             (needs, P::CONSISTENT_READ.or(P::WRITE_UNCHANGED).or(shares.and(P::WRITE)))
         }
+        // Who takes no writes has nothing to put there.
+        Role::Target if read_only => (P::CONSISTENT_READ, P::ALL.without(P::RESIZE)),
         // Only the size is fixed: it was compared once.
         Role::Target => (P::CONSISTENT_READ.or(P::WRITE), P::ALL.without(P::RESIZE)),
         // The filter below reads and copies for its own sake; who looks at the past needs nothing of the present.

@@ -1,36 +1,103 @@
-//! A plan carried out: what is served ends first and begins last, and in between is one change of the graph.
+//! A plan carried out: what is served ends first and begins last, and in between is one change of the graph. What cannot be taken
+//! back comes when nothing can fail any more that was not tried before.
 
 use super::{
+    back::Done,
     plan::{Plan, Step},
-    state::{ExportShape, Shape, State, holder_of},
+    stage::stage,
+    state::{ExportShape, State},
 };
 use crate::{
-    config::{Config, DriveSection},
+    commands::harmless,
+    config::{Address, Config, DriveSection},
     daemon::{Inner, new_bitmap},
-    exports::NewExport,
+    exports::Reserved,
     moved,
 };
-use driveline_graph::{Change, Error, Graph, Kind, Layout, NewBitmap, Options, Result, Role};
-use driveline_jobs::HOLDER_DRIVER;
+use driveline_graph::{Graph, Result};
 use driveline_qmp::Event;
-use std::sync::Arc;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 impl Inner {
     /// Does what a plan says. If anything fails, what was done is taken back: then the graph is as it was, and clients of
-    /// exports that were to change or to go have to connect anew.
+    /// exports that were to change or to go have to connect anew. What can be refused before that, is.
     pub(super) async fn make(self: &Arc<Self>, plan: &Plan, config: &Config, before: &State) -> Result<()> {
-        let ended = self.end_exports(plan).await?;
-        let made = self.change_graph(plan, config, before).await;
-        let made = match made {
-            Ok(()) => self.begin_exports(plan).await,
-            Err(error) => Err(error),
-        };
-        let Err(error) = made else { return Ok(()) };
-        self.take_back(config, before, ended).await;
-        Err(error)
+        let reserved = self.rehearse(plan, config, before).await?;
+        let (plan, last) = (plan.without_last(&self.graph), plan.last(&self.graph));
+        self.exports.keep_sockets(self.sockets_that_stay(&plan));
+        let mut done = Done::default();
+        let made = self.make_first(&plan, config, before, reserved, &mut done).await;
+        if made.is_err() {
+            self.take_back(config, before, done).await;
+        }
+        self.exports.close_unused_sockets().await;
+        made?;
+        self.make_last(&last, config, before).await
     }
 
-    async fn change_graph(self: &Arc<Self>, plan: &Plan, config: &Config, before: &State) -> Result<()> {
+    /// Finds out what would be refused, without any effect: sockets are taken, and new nodes are opened read-only and without locks.
+    pub(super) async fn rehearse(&self, plan: &Plan, config: &Config, before: &State) -> Result<Reserved> {
+        let ended: BTreeSet<&str> = plan.ended_exports().collect();
+        let begun: Vec<&ExportShape> = plan.begun_exports().collect();
+        for shape in &begun {
+            self.exports.check(&shape.at, &shape.export, &ended)?;
+        }
+        let reserved = self.exports.reserve(begun.iter().map(|shape| &shape.at))?;
+        for step in &plan.steps {
+            // (Those of a drive that is new are found where they are.)
+            if let Step::Store { drive, place } = step
+                && !matches!(place, crate::config::StorePlace::Qcow2(node) if !before.nodes.contains_key(node))
+            {
+                self.stores.check_rebind(drive, place)?;
+            }
+        }
+        let mut change = self.graph.change().await;
+        change.set_directory(&config.directory);
+        for id in ended {
+            change.detach_user(&format!("export '{id}'"));
+        }
+        // These go with the bitmaps.
+        for owner in before.drives.keys().map(|name| format!("drive '{name}'")) {
+            change.detach_user(&format!("bitmaps of {owner}"));
+        }
+        for owner in before.nodes.keys().map(|name| format!("node '{name}'")) {
+            change.detach_user(&format!("bitmaps of {owner}"));
+        }
+        let staged = stage(&self.graph, &mut change, plan, before, harmless).await;
+        let staged = staged.and_then(|()| moved::refuse(config, &change.layout()));
+        change.give_up().await;
+        staged.map(|()| reserved)
+    }
+
+    async fn make_first(
+        self: &Arc<Self>,
+        plan: &Plan,
+        config: &Config,
+        before: &State,
+        reserved: Reserved,
+        done: &mut Done,
+    ) -> Result<()> {
+        for id in plan.ended_exports() {
+            if let Some((at, export)) = self.exports.configured(id) {
+                self.end_export(id, false).await?;
+                done.ended.push(ExportShape { at, export });
+            }
+        }
+        self.change_graph(plan, config, before, done).await?;
+        let begun = plan.begun_exports().cloned();
+        self.exports.start(begun.map(|shape| (shape.at, shape.export)).collect(), reserved).await
+    }
+
+    pub(super) async fn change_graph(
+        self: &Arc<Self>,
+        plan: &Plan,
+        config: &Config,
+        before: &State,
+        done: &mut Done,
+    ) -> Result<()> {
         // What images hold goes home before they are closed.
         for step in &plan.steps {
             if let Step::Close(name, _) = step {
@@ -39,7 +106,7 @@ impl Inner {
         }
         let mut change = self.graph.change().await;
         change.set_directory(&config.directory);
-        let staged = stage(&self.graph, &mut change, plan, before).await;
+        let staged = stage(&self.graph, &mut change, plan, before, |definition| definition).await;
         let staged = staged.and_then(|()| moved::refuse(config, &change.layout()));
         let led = plan.steps.iter().filter_map(|step| match step {
             Step::Lead { drive, .. } => Some(drive.as_str()),
@@ -55,43 +122,44 @@ impl Inner {
             return Err(error);
         }
         drop(led);
-        self.stores.find_added().await;
+        let made = plan.steps.iter().filter_map(|step| match step {
+            Step::NewBitmap { drive, name, .. } => Some((drive.clone(), name.clone())),
+            _ => None,
+        });
+        done.bitmaps.extend(made);
+        // Before those of images are: what a drive's image has is the drive's.
         for step in &plan.steps {
-            match step {
-                Step::NewDrive(name, _) => {
-                    let section = config.drives.iter().find(|drive| drive.name.get_ref() == name);
-                    if let Some(section) = section {
-                        self.new_drive_bitmaps(section).await?;
-                    }
-                }
-                Step::Store { drive, place } => self.stores.rebind(drive, place).await?,
-                _ => {}
+            let Step::NewDrive(name, _) = step else { continue };
+            if let Some(section) = config.drives.iter().find(|drive| drive.name.get_ref() == name) {
+                done.drives.push(name.clone());
+                self.new_drive_bitmaps(section, done).await?;
+            }
+        }
+        self.stores.find_added().await;
+        self.find_jobs().await;
+        for step in &plan.steps {
+            if let Step::Store { drive, place } = step {
+                let was = self.stores.place_now(drive)?;
+                self.stores.rebind(drive, place).await?;
+                done.moved.push((drive.clone(), was));
             }
         }
         Ok(())
     }
 
     /// Bitmaps of a drive that is new: those that are found where they are kept, and those that are not.
-    async fn new_drive_bitmaps(&self, drive: &DriveSection) -> Result<()> {
+    async fn new_drive_bitmaps(&self, drive: &DriveSection, done: &mut Done) -> Result<()> {
         let found = self.stores.find_drive(drive).await?;
+        let name = drive.name.get_ref();
         let mut change = self.graph.change().await;
+        let mut made = Vec::new();
         for bitmap in drive.bitmaps.iter().filter(|bitmap| !found.contains(bitmap.name.get_ref())) {
-            change.add_bitmap(drive.name.get_ref(), new_bitmap(bitmap))?;
+            change.add_bitmap(name, new_bitmap(bitmap))?;
+            made.push((name.clone(), bitmap.name.get_ref().clone()));
         }
-        change.commit().await
-    }
-
-    /// Ends what a plan does not want to be served, or not so. Returns it.
-    async fn end_exports(&self, plan: &Plan) -> Result<Vec<ExportShape>> {
-        let mut ended = Vec::new();
-        for step in &plan.steps {
-            let (Step::EndExport(id) | Step::ChangeExport(id, ..)) = step else { continue };
-            if let Some((at, export)) = self.exports.configured(id) {
-                self.end_export(id, false).await?;
-                ended.push(ExportShape { at, export });
-            }
-        }
-        Ok(ended)
+        change.commit().await?;
+        done.bitmaps.extend(made);
+        Ok(())
     }
 
     /// Ends an export, with `safe` only if nobody is connected, and tells monitors.
@@ -101,228 +169,107 @@ impl Inner {
         Ok(())
     }
 
-    async fn begin_exports(&self, plan: &Plan) -> Result<()> {
-        let new = plan.steps.iter().filter_map(|step| match step {
-            Step::NewExport(_, shape) | Step::ChangeExport(_, shape, _) => Some(shape.clone()),
-            _ => None,
-        });
-        self.exports.start(new.map(|shape| (shape.at, shape.export)).collect()).await
+    /// Sockets on which something ends and something begins, protected in the same way: whoever listens there goes on, and so do
+    /// the sockets of a service manager that lead to the same exports.
+    fn sockets_that_stay(&self, plan: &Plan) -> BTreeSet<Address> {
+        let mut tls: BTreeMap<&Address, Vec<&Option<String>>> = BTreeMap::new();
+        for shape in plan.begun_exports() {
+            tls.entry(&shape.at).or_default().push(&shape.export.tls);
+        }
+        let ended: Vec<_> = plan.ended_exports().filter_map(|id| self.exports.configured(id)).collect();
+        let same = |at: &Address, wanted: &Vec<&Option<String>>| {
+            let mut before = ended.iter().filter(|(ended_at, _)| ended_at == at).peekable();
+            before.peek().is_some() && before.all(|(_, export)| wanted.iter().all(|tls| **tls == export.tls))
+        };
+        tls.iter().filter(|(at, wanted)| same(at, wanted)).map(|(at, _)| (*at).clone()).collect()
     }
 
-    /// After a failure: the graph becomes what it was, and is served as it was.
-    async fn take_back(self: &Arc<Self>, config: &Config, before: &State, ended: Vec<ExportShape>) {
-        let now = self.running();
-        let mut back = super::plan::plan(&now, before, true);
-        back.steps.retain(|step| !matches!(step, Step::NewExport(..) | Step::ChangeExport(..)));
-        let graph_is_back = Box::pin(self.change_graph(&back, config, before)).await;
-        let exports: Vec<(_, NewExport)> = ended.into_iter().map(|shape| (shape.at, shape.export)).collect();
-        let served = self.exports.start(exports).await;
-        for error in [graph_is_back, served].into_iter().filter_map(Result::err) {
-            tracing::error!("taking an apply back: {error}");
+    /// Bitmaps end for good, and drives with them. By now all else is done.
+    async fn make_last(self: &Arc<Self>, last: &Plan, config: &Config, before: &State) -> Result<()> {
+        if last.steps.is_empty() {
+            return Ok(());
         }
+        let mut bitmaps = last.clone();
+        bitmaps.steps.retain(|step| matches!(step, Step::EndBitmap { .. }));
+        self.change_graph(&bitmaps, config, before, &mut Done::default()).await?;
+        let mut rest = last.clone();
+        rest.steps.retain(|step| !matches!(step, Step::EndBitmap { .. }));
+        if rest.steps.is_empty() {
+            return Ok(());
+        }
+        for step in &rest.steps {
+            if let Step::EndDrive(name) = step {
+                self.stores.close_files(self.stores.leave(name).await?)?;
+            }
+        }
+        self.change_graph(&rest, config, before, &mut Done::default()).await
     }
 }
 
-/// Puts all edits of the graph into one change. Nodes come before whoever refers to them, and go after.
-async fn stage(graph: &Graph, change: &mut Change, plan: &Plan, before: &State) -> Result<()> {
-    let new = |step: &Step| match step {
-        Step::Open(name, shape) => Some(definition(name, shape)),
-        _ => None,
-    };
-    let definitions: Vec<Options> = plan.steps.iter().filter_map(new).collect();
-    let names: Vec<String> =
-        definitions.iter().filter_map(|d| Some(d.get("node-name")?.as_str()?.to_owned())).collect();
-    let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    let parsed = definitions.into_iter().map(|definition| graph.parse(definition, &names));
-    change.add_nodes(parsed.collect::<Result<_>>()?).await?;
-    for step in &plan.steps {
-        stage_step(graph, change, step, before).await.map_err(|error| at(error, step))?;
-    }
-    // From the top down: a node goes when nobody refers to it any more.
-    let mut closing: Vec<&str> = plan
-        .steps
-        .iter()
-        .filter_map(|step| match step {
-            Step::Close(name, _) => Some(name.as_str()),
+impl Plan {
+    pub(super) fn ended_exports(&self) -> impl Iterator<Item = &str> {
+        self.steps.iter().filter_map(|step| match step {
+            Step::EndExport(id) | Step::ChangeExport(id, ..) => Some(id.as_str()),
             _ => None,
         })
-        .collect();
-    while !closing.is_empty() {
-        let mut last = None;
-        let left = closing.len();
-        closing.retain(|name| match change.remove_emptied_node(name) {
-            Ok(()) => false,
-            Err(error) => {
-                last = Some(error);
-                true
-            }
+    }
+
+    fn begun_exports(&self) -> impl Iterator<Item = &ExportShape> {
+        self.steps.iter().filter_map(|step| match step {
+            Step::NewExport(_, shape) | Step::ChangeExport(_, shape, _) => Some(shape),
+            _ => None,
+        })
+    }
+
+    /// The bitmaps of a drive that end in this plan.
+    pub(super) fn ended_bitmaps(&self, of: &str) -> BTreeSet<&str> {
+        let ended = self.steps.iter().filter_map(|step| match step {
+            Step::EndBitmap { drive, name } if drive == of => Some(name.as_str()),
+            _ => None,
         });
-        if let (true, Some(error)) = (closing.len() == left, last) {
-            return Err(error);
+        ended.collect()
+    }
+
+    /// What cannot be taken back: bitmaps that end, drives that end with them, and the nodes below those.
+    fn last(&self, graph: &Graph) -> Self {
+        let below = self.below_last(graph);
+        self.only(|step| self.is_last(step, &below))
+    }
+
+    fn without_last(&self, graph: &Graph) -> Self {
+        let below = self.below_last(graph);
+        self.only(|step| !self.is_last(step, &below))
+    }
+
+    fn only(&self, of: impl Fn(&Step) -> bool) -> Self {
+        let steps = self.steps.iter().filter(|step| of(step)).cloned().collect();
+        Self { steps, ..Self::default() }
+    }
+
+    fn is_last(&self, step: &Step, below: &BTreeSet<String>) -> bool {
+        match step {
+            Step::EndBitmap { .. } => true,
+            Step::EndDrive(name) => !self.ended_bitmaps(name).is_empty(),
+            Step::Close(name, _) => below.contains(name),
+            _ => false,
         }
     }
-    Ok(())
-}
 
-async fn stage_step(graph: &Graph, change: &mut Change, step: &Step, before: &State) -> Result<()> {
-    match step {
-        Step::Reopen(name, shape, _) => {
-            let mut shape = shape.clone();
-            // What the file leaves out about children is as it is.
-            for (child, is) in &before.nodes[name].children {
-                shape.children.entry(child.clone()).or_insert_with(|| is.clone());
+    fn below_last(&self, graph: &Graph) -> BTreeSet<String> {
+        let drives = self.steps.iter().filter_map(|step| match step {
+            Step::EndDrive(name) if !self.ended_bitmaps(name).is_empty() => Some(name),
+            _ => None,
+        });
+        let mut rest: Vec<String> =
+            drives.filter_map(|drive| Some(graph.node_or_drive(drive).ok()?.name().to_owned())).collect();
+        let mut below = BTreeSet::new();
+        while let Some(name) = rest.pop() {
+            if let Ok(view) = graph.view_node(&name)
+                && below.insert(name)
+            {
+                rest.extend(view.children.iter().map(|child| child.node.to_string()));
             }
-            let definition = change.parse(definition(name, &shape))?;
-            change.reopen(definition)
         }
-        Step::Repoint { node, child, after, .. } => change.set_child(node, child, after.as_deref()),
-        Step::NewDrive(name, drive) => {
-            change.set_drive(name, &drive.root)?;
-            if drive.permanent_holder { holder(change, name).await } else { Ok(()) }
-        }
-        Step::TakeOut(name, _) => take_out(graph, change, name),
-        Step::PutBack(_, inserted) => {
-            change.insert_filter(inside(&inserted.shape), &inserted.above).await.map(drop)
-        }
-        Step::Lead { drive, before, after } => lead(graph, change, drive, before, after).await,
-        Step::EndDrive(name) => end_drive(graph, change, name),
-        Step::Holder { drive, permanent: true } => holder(change, drive).await,
-        Step::Holder { drive, permanent: false } => {
-            let holder = holder_of(drive);
-            for (node, bitmap) in graph.bitmap_places(drive)? {
-                if *node == *holder {
-                    change.bring_home(&holder, bitmap.name().as_str(), drive)?;
-                }
-            }
-            change.remove_emptied_filter(&holder)
-        }
-        Step::NewBitmap { drive, name, shape } => {
-            let new = NewBitmap {
-                name: name.clone(),
-                granularity: shape.granularity,
-                view: shape.view,
-                recording: shape.recording,
-                durability: shape.durability,
-            };
-            change.add_bitmap(drive, new)
-        }
-        Step::Record { drive, name, recording: true } => change.enable_bitmap(drive, name),
-        Step::Record { drive, name, recording: false } => change.disable_bitmap(drive, name),
-        Step::EndBitmap { drive, name } => change.remove_bitmap(drive, name),
-        Step::Open(..) | Step::Close(..) | Step::Store { .. } => Ok(()),
-        Step::NewExport(..) | Step::ChangeExport(..) | Step::EndExport(..) => Ok(()),
-    }
-}
-
-/// A filter goes that has no name. Bitmaps that it has are those of the data below it.
-fn take_out(graph: &Graph, change: &mut Change, name: &str) -> Result<()> {
-    let data = graph.chain(name)?.remove(0);
-    for bitmap in graph.view_node(name)?.bitmaps {
-        change.move_bitmap(name, bitmap.name().as_str(), data.name())?;
-    }
-    change.remove_emptied_filter(name)
-}
-
-/// A drive leads to another node. Its bitmaps know what changed in the data that it had: so that has to stay, below
-/// other filters perhaps, and they go to the new root where their own node goes away. What no file names and stays (a holder
-/// for good, the filter of a view) stays above that.
-async fn lead(graph: &Graph, change: &mut Change, drive: &str, from: &str, to: &str) -> Result<()> {
-    let places = graph.bitmap_places(drive)?;
-    let data = graph.chain(drive)?.remove(0);
-    if !places.is_empty() && change.first_format(to)? != data.id() {
-        let message = format_args!(
-            "drive '{drive}' has bitmaps, which say nothing of the data of '{to}'; remove them first"
-        );
-        return Err(Error::new(Kind::Invalid, message));
-    }
-    let stay = above(&change.layout(), drive, from);
-    match stay.last() {
-        Some((node, child)) => change.set_child(node, child, Some(to))?,
-        None => change.set_drive(drive, to)?,
-    }
-    for (node, bitmap) in places {
-        let stays = *node == *data.name() || stay.iter().any(|(name, _)| **name == *node);
-        // One of a filter that was taken out is on its way already.
-        if !stays && change.has_node(&node) {
-            change.move_bitmap(&node, bitmap.name().as_str(), to)?;
-        }
-    }
-    Ok(())
-}
-
-/// The filters between a drive and a node, from the top down, each with the child that leads on.
-fn above(layout: &Layout, drive: &str, node: &str) -> Vec<(String, String)> {
-    let mut found = Vec::new();
-    let root = layout.drives().into_iter().find(|view| *view.name == *drive).map(|view| view.root);
-    let mut at = root.map(|root| root.to_string()).filter(|root| root != node);
-    while let Some(name) = at {
-        let Ok(view) = layout.view_node(&name) else { return Vec::new() };
-        let Some(next) = view.children.iter().find(|child| child.role == Role::Filtered) else {
-            return Vec::new();
-        };
-        found.push((name, next.name.clone()));
-        at = Some(next.node.to_string()).filter(|below| below != node);
-    }
-    found
-}
-
-/// A drive's bitmaps end with it, so there must be none but those that are put away.
-fn end_drive(graph: &Graph, change: &mut Change, name: &str) -> Result<()> {
-    let left: Vec<String> =
-        graph.bitmaps(name)?.iter().map(|bitmap| format!("'{}'", bitmap.name())).collect();
-    if !left.is_empty() {
-        let message = format_args!(
-            "drive '{name}' has bitmaps ({}), which would end with it; remove them first",
-            left.join(", ")
-        );
-        return Err(Error::new(Kind::Busy, message));
-    }
-    let holder = holder_of(name);
-    if graph.node(&holder).is_ok_and(|node| node.driver_name() == HOLDER_DRIVER) {
-        change.remove_filter(&holder)?;
-    }
-    change.remove_drive(name)
-}
-
-async fn holder(change: &mut Change, drive: &str) -> Result<()> {
-    let mut holder = Options::new();
-    holder.insert("driver".into(), HOLDER_DRIVER.into());
-    holder.insert("node-name".into(), holder_of(drive).into());
-    change.insert_filter(holder, drive).await.map(drop)
-}
-
-/// A node as the graph reads it.
-fn definition(name: &str, shape: &Shape) -> Options {
-    let mut definition = inside(shape);
-    definition.insert("node-name".into(), name.into());
-    definition
-}
-
-fn inside(shape: &Shape) -> Options {
-    use super::state::Child;
-    let mut definition = shape.options.clone();
-    definition.insert("driver".into(), shape.driver.as_str().into());
-    if let Some(name) = &shape.name {
-        definition.insert("node-name".into(), name.as_str().into());
-    }
-    if let Some(read_only) = shape.read_only {
-        definition.insert("read-only".into(), read_only.into());
-    }
-    for (child, of) in &shape.children {
-        let value = match of {
-            Child::Named(name) => name.as_str().into(),
-            Child::Inside(shape) => inside(shape).into(),
-            Child::None => serde_json::Value::Null,
-        };
-        definition.insert(child.clone(), value);
-    }
-    definition
-}
-
-/// An error that names no node is about what the step names.
-fn at(error: Error, step: &Step) -> Error {
-    match (error.node(), step) {
-        (None, Step::Reopen(name, ..) | Step::Repoint { node: name, .. }) => error.at(name),
-        _ => error,
+        below
     }
 }

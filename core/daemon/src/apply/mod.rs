@@ -1,9 +1,12 @@
-//! A running graph becomes what a file says: compared (`state.rs`), planned (`plan.rs`), and changed as one (`make.rs`).
+//! A running graph becomes what a file says: compared (`state.rs`), planned (`plan.rs`), and changed as one (`make.rs`), or taken
+//! back (`back.rs`).
 //!
 //! What is equal is left alone: its files stay open and its requests go on. Bitmaps that the file does not name are kept.
 
+mod back;
 mod make;
 mod plan;
+mod stage;
 mod state;
 
 use self::{
@@ -37,15 +40,18 @@ impl Inner {
         self.refuse_at_work(&plan)?;
         let steps = plan.steps.iter().map(ToString::to_string).collect();
         let restart = self.takes_restart(&config);
+        let done = match wish.dry_run {
+            true => self.rehearse(&plan, &config, &before).await.map(drop),
+            false => self.make(&plan, &config, &before).await,
+        };
+        done.map_err(|error| match config.locate(&self.of_the_file(&error)) {
+            Some(mistake) => {
+                mistakes.add(mistake);
+                Error::generic(&mistakes)
+            }
+            None => error.into(),
+        })?;
         if !wish.dry_run {
-            let made = self.make(&plan, &config, &before).await;
-            made.map_err(|error| match config.locate(&self.of_the_file(&error)) {
-                Some(mistake) => {
-                    mistakes.add(mistake);
-                    Error::generic(&mistakes)
-                }
-                None => error.into(),
-            })?;
             self.journals.configure(&config);
         }
         Ok(Applied { steps, kept: plan.kept, restart })

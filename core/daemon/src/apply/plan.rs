@@ -100,7 +100,7 @@ pub(crate) fn plan(running: &State, wanted: &State, prune: bool) -> Plan {
         }
     }
     for name in gone(&running.drives, &wanted.drives) {
-        plan.steps.push(Step::EndDrive(name.clone()));
+        plan.end_drive(name, &running.drives[name], prune);
     }
     for name in gone(&running.nodes, &wanted.nodes) {
         plan.steps.push(Step::Close(name.clone(), running.nodes[name].driver.clone()));
@@ -129,7 +129,13 @@ fn gone<'a, T>(running: &'a BTreeMap<String, T>, wanted: &BTreeMap<String, T>) -
 impl Plan {
     fn node(&mut self, name: &str, before: &Shape, after: &Shape) {
         let mut found = Vec::new();
-        differences(before, after, before.read_only, "", &mut found);
+        differences(
+            before,
+            after,
+            before.read_only.filter(|_| before.is_auto_read_only()).or(Some(false)),
+            "",
+            &mut found,
+        );
         // Children that have names of their own can be exchanged while the node stays as it is.
         let (children, rest): (Vec<_>, Vec<_>) = found.into_iter().partition(|found| found.is_child);
         if !rest.is_empty() {
@@ -142,6 +148,27 @@ impl Plan {
                 Step::Repoint { node: name.to_owned(), child: at, before: some(before), after: some(after) };
             self.steps.push(step);
         }
+    }
+
+    fn end_drive(&mut self, name: &str, before: &DriveShape, prune: bool) {
+        let names =
+            |of: Vec<&String>| of.iter().map(|name| format!("'{name}'")).collect::<Vec<_>>().join(", ");
+        let why = if !before.checkpoints.is_empty() {
+            let checkpoints = names(before.checkpoints.iter().collect());
+            format!("it has checkpoints ({checkpoints}), which would end with it; delete them first")
+        } else if !before.bitmaps.is_empty() && !prune {
+            let bitmaps = names(before.bitmaps.keys().collect());
+            format!(
+                "it has bitmaps ({bitmaps}), which would end with it; remove them first, or ask for that with \
+                 --prune-bitmaps"
+            )
+        } else {
+            let drive = || name.to_owned();
+            let ended = before.bitmaps.keys();
+            self.steps.extend(ended.map(|name| Step::EndBitmap { drive: drive(), name: name.clone() }));
+            return self.steps.push(Step::EndDrive(drive()));
+        };
+        self.refused.push(Refused { table: "drive", name: name.to_owned(), why });
     }
 
     fn drive(&mut self, name: &str, before: &DriveShape, after: &DriveShape, prune: bool) {
@@ -243,7 +270,9 @@ fn differences(before: &Shape, after: &Shape, above: Option<bool>, at: &str, fou
     for (child, is, wanted) in inside {
         let at = if at.is_empty() { child.clone() } else { format!("{at}.{child}") };
         // A node that is defined in place is read-only as the one around it, unless it says otherwise.
-        differences(is, wanted, is.read_only, &at, found);
+        let by_itself = after.read_only != Some(false) || child == "backing" || is.is_auto_read_only();
+        let above = if by_itself { is.read_only } else { Some(false) };
+        differences(is, wanted, above, &at, found);
     }
 }
 
@@ -258,6 +287,7 @@ fn export_differences(before: &ExportShape, after: &ExportShape) -> Vec<Differen
             ("bitmaps", export.bitmaps.iter().map(|(_, name)| name.as_str()).collect::<Vec<_>>().join(", ")),
             ("allocation-depth", export.allocation_depth.to_string()),
             ("description", export.description.clone()),
+            ("tls", export.tls.clone().unwrap_or_default()),
         ]
     };
     let pairs = members(before).into_iter().zip(members(after));

@@ -5,6 +5,7 @@ use crate::{
     exports::NewExport,
 };
 use driveline_bitmap::{Bitmap, Durability, View};
+use driveline_checkpoints::Epoch;
 use driveline_graph::{ChildDefinition, Definition, Graph, NodeOptions, NodeView, Options, Result, Role};
 use driveline_jobs::HOLDER_DRIVER;
 use std::{collections::BTreeMap, sync::Arc};
@@ -58,6 +59,8 @@ pub(crate) struct DriveShape {
     /// The node that it leads to below its holders.
     pub(crate) root: String,
     pub(crate) bitmaps: BTreeMap<String, BitmapShape>,
+    /// Moments that are kept by name. No file says any.
+    pub(crate) checkpoints: Vec<String>,
     pub(crate) permanent_holder: bool,
     /// `None`: the program chooses.
     pub(crate) store: Option<StorePlace>,
@@ -90,6 +93,7 @@ impl State {
             let shape = DriveShape {
                 root: drive.root.get_ref().clone(),
                 bitmaps: bitmaps.collect(),
+                checkpoints: Vec::new(),
                 permanent_holder: drive.permanent_holder,
                 store: drive.store.as_ref().map(|store| store.get_ref().clone()),
             };
@@ -136,10 +140,14 @@ impl State {
                 root = below.node.to_string();
             }
             let bitmaps = graph.bitmaps(&drive.name).unwrap_or_default();
-            let bitmaps = bitmaps.iter().filter(|bitmap| !bitmap.name().as_str().starts_with('#'));
+            let is_internal = |name: &str| name.starts_with('#') || Epoch::is_name(name);
+            let epochs = bitmaps.iter().filter_map(|bitmap| bitmap.name().as_str().parse::<Epoch>().ok());
+            let checkpoints = epochs.map(|epoch| epoch.checkpoint).collect();
+            let bitmaps = bitmaps.iter().filter(|bitmap| !is_internal(bitmap.name().as_str()));
             let shape = DriveShape {
                 root,
                 bitmaps: bitmaps.map(|b| (b.name().to_string(), BitmapShape::running(b))).collect(),
+                checkpoints,
                 permanent_holder,
                 store: stores.get(&*drive.name).cloned(),
             };
@@ -209,6 +217,11 @@ fn is_generated(name: &str) -> bool {
 }
 
 impl Shape {
+    /// Does it become read-only by itself, where it has to?
+    pub(super) fn is_auto_read_only(&self) -> bool {
+        self.options.get("auto-read-only").and_then(serde_json::Value::as_bool).unwrap_or_default()
+    }
+
     fn wanted(definition: &Definition) -> Self {
         let child = |child: &ChildDefinition| match child {
             ChildDefinition::Node(name) => Child::Named(name.clone()),

@@ -61,7 +61,7 @@ pub fn rehearse(config: &Config, mut mistakes: Mistakes) -> Result<String, Faile
 }
 
 /// The same node, without any effect on anybody: read-only, and its files without locks.
-fn harmless(mut definition: Definition) -> Definition {
+pub(crate) fn harmless(mut definition: Definition) -> Definition {
     definition.read_only = Some(true);
     if definition.driver == "file" {
         definition.options.insert("locking".into(), "off".into());

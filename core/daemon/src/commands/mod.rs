@@ -10,6 +10,7 @@ mod plugin;
 mod run;
 
 pub use bitmap::{bitmap, map};
+pub(crate) use check::harmless;
 pub use check::{Failed, check, rehearse};
 pub use completions::completions;
 pub use ctl::{apply, ctl, names as ctl_names};

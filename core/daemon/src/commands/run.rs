@@ -6,7 +6,7 @@ use crate::{
     daemon::{Daemon, StartError},
     notify,
 };
-use driveline_engine::signal::Signals;
+use driveline_engine::{net::Listener, signal::Signals};
 use futures::future::{Either, select};
 use std::{
     path::Path,
@@ -29,7 +29,13 @@ pub fn run(file: &Path) -> ExitCode {
         Ok(signals) => signals,
         Err(error) => return fail(format_args!("cannot catch signals: {error}")),
     };
-    let daemon = match Daemon::start(&config, mistakes) {
+    let passed = match passed() {
+        Ok(passed) => passed,
+        Err(error) => return fail(error),
+    };
+    let first = &mut signals;
+    let ended = move || async move { drop(first.next().await) };
+    let daemon = match Daemon::start_activated(&config, mistakes, passed, ended) {
         Ok(daemon) => daemon,
         Err(StartError::Config(mistakes)) => {
             mistakes.print();
@@ -37,10 +43,6 @@ pub fn run(file: &Path) -> ExitCode {
         }
         Err(error) => return fail(format_args!("{}: {error}", file.display())),
     };
-    if let Err(error) = activate(&daemon) {
-        drop(daemon.stop());
-        return fail(error);
-    }
     daemon.to_tell().iter().for_each(say);
     daemon.interrupted().iter().for_each(say);
     let lines: String =
@@ -78,17 +80,10 @@ pub(crate) fn until_the_end(daemon: Daemon, signals: &mut Signals) -> ExitCode {
     }
 }
 
-/// Serves on the sockets that systemd passed, too: on each, what is on the server of the export of its name; if no export has
-/// its name, of the first.
-fn activate(daemon: &Daemon) -> Result<(), String> {
-    let exports = &daemon.inner().exports;
-    let ids: Vec<String> = exports.list().into_iter().map(|export| export.id).collect();
-    for (number, name) in notify::passed() {
-        let listener = notify::socket(&number.to_string())?;
-        let of = ids.iter().find(|id| **id == name).map(String::as_str);
-        exports.also_on(of, listener).map_err(|error| error.to_string())?;
-    }
-    Ok(())
+/// The sockets that systemd passed, with their names.
+fn passed() -> Result<Vec<(String, Listener)>, String> {
+    let passed = notify::passed().into_iter();
+    passed.map(|(number, name)| Ok((name, notify::socket(&number.to_string())?))).collect()
 }
 
 /// Waits for the end, and ends everything in order. `None`: there was a signal meanwhile.

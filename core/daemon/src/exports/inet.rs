@@ -2,7 +2,7 @@
 //!
 //! Source: QEMU's util/qemu-sockets.c, and what its storage daemon answers.
 
-use super::Unheard;
+use super::sockets::Unheard;
 use driveline_engine::net::{TcpListener, TcpOptions};
 use driveline_qmp::Inet;
 use std::{

@@ -62,7 +62,7 @@ fn nothing_is_served_any_more_once_the_end_has_begun() {
             allow_inactive: false,
             thread: None,
         };
-        let refused = exports.start(vec![(address, new.clone())]).await;
+        let refused = exports.start(vec![(address, new.clone())], Reserved::default()).await;
         assert_eq!(refused.unwrap_err().to_string(), "the program is ending");
         assert_eq!(exports.add(new).await.unwrap_err().to_string(), "the program is ending");
     });
@@ -112,14 +112,14 @@ fn a_start_that_fails_leaves_no_user_of_the_exports_that_had_come() {
     daemon.engine().block_on_local(|| async {
         let exports = &daemon.inner().exports;
         let both = vec![(Address::Unix(good.clone()), new("a")), (Address::Unix(bad), new("b"))];
-        let refused = exports.start(both).await.unwrap_err().to_string();
+        let refused = exports.start(both, Reserved::default()).await.unwrap_err().to_string();
         assert!(refused.contains("nowhere/b.sock"), "{refused}");
         assert!(exports.list().is_empty());
         assert_eq!(locks(), before, "nobody writes any more");
         let users = daemon.graph().edges();
         assert!(!users.iter().any(|edge| format!("{:?}", edge.parent).contains("export")), "{users:?}");
         assert!(!good.exists());
-        exports.start(vec![(Address::Unix(good.clone()), new("a"))]).await.unwrap();
+        exports.start(vec![(Address::Unix(good.clone()), new("a"))], Reserved::default()).await.unwrap();
     });
     daemon.stop().unwrap();
 }

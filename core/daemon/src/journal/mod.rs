@@ -24,7 +24,10 @@ use std::{
     collections::BTreeMap,
     fmt,
     path::PathBuf,
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
     time::SystemTime,
 };
 
@@ -39,6 +42,8 @@ pub(crate) struct Journals {
     /// Those of jobs that live.
     books: Mutex<Vec<Weak<Book>>>,
     interrupted: Mutex<Vec<Interrupted>>,
+    /// The jobs that were there at the start have been decided about; others may come with their images.
+    looks: AtomicBool,
     /// One at a time decides about a job that was interrupted.
     turn: async_lock::Mutex<()>,
 }
@@ -104,9 +109,9 @@ impl fmt::Display for Interrupted {
 impl Journals {
     /// For the jobs of a graph, of this boot.
     pub(crate) fn new(graph: &Graph, stores: &Arc<Stores>) -> Arc<Self> {
-        let (policies, books, interrupted, turn) = Default::default();
+        let (policies, books, interrupted, looks, turn) = Default::default();
         let (graph, boot_id, stores) = (graph.clone(), stores.boot_id(), Arc::downgrade(stores));
-        Arc::new(Self { graph, boot_id, stores, policies, books, interrupted, turn })
+        Arc::new(Self { graph, boot_id, stores, policies, books, interrupted, looks, turn })
     }
 
     /// Takes what a configuration says of drives.
@@ -114,6 +119,11 @@ impl Journals {
         let said = config.drives.iter();
         let said = said.filter_map(|drive| Some((drive.name.get_ref().clone(), drive.on_restart?)));
         *self.policies.lock() = said.collect();
+    }
+
+    /// Images come one by one from now on, until [`Journals::restart_all`].
+    pub(crate) fn hold(&self) {
+        self.looks.store(false, SeqCst);
     }
 
     /// The jobs that were found.
@@ -171,8 +181,11 @@ impl Journal for Journals {
             );
             return Err(Error::new(Kind::Exists, text));
         }
-        let book = Book::create(&path, record, self.files_of(record), self.boot_id)?;
-        self.books.lock().push(Arc::downgrade(&book));
+        let files = self.files_of(record);
+        // Whoever looks for files meanwhile finds this one, and has to learn whose it is.
+        let mut books = self.books.lock();
+        let book = Book::create(&path, record, files, self.boot_id)?;
+        books.push(Arc::downgrade(&book));
         Ok(book)
     }
 }

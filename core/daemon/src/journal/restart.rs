@@ -9,7 +9,7 @@ use driveline_graph::{Error, Kind, Result};
 use driveline_jobs::{Completion, FoundJob, JobArgs, JobRecord, Jobs, Journal, OnRestart, Page, Restarted};
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::SeqCst},
 };
 
 /// What is to become of a job, and what was found of it until then.
@@ -23,6 +23,7 @@ impl Journals {
     /// filter has to be in place. Returns what became of them; it is listed, too.
     pub(crate) async fn restart_all(&self, jobs: &Jobs) -> Vec<Interrupted> {
         let _turn = self.turn.lock().await;
+        self.looks.store(true, SeqCst);
         let mut groups: Vec<(Option<String>, bool, Vec<PathBuf>)> = Vec::new();
         let mut reports = Vec::new();
         for Candidate { path, record } in self.candidates() {
@@ -32,19 +33,7 @@ impl Journals {
             match record {
                 // The program ended while it made the file: nobody was told that there is a job.
                 Err(_) if is_blank(&path) => self.forget(&path),
-                Err(error) => {
-                    let (kind, device, left) = (None, None, None);
-                    let (id, reason, file) = (id_of(&path), Some(error.to_string()), path);
-                    reports.push(Interrupted {
-                        id,
-                        kind,
-                        device,
-                        outcome: Outcome::Failed,
-                        reason,
-                        left,
-                        file,
-                    });
-                }
+                Err(error) => reports.push(unreadable(&path, &error)),
                 Ok(record) if self.wants_drop(&record) => reports.push(self.give_up(&path, &record)),
                 Ok(record) => {
                     let together = record.group.is_some();
@@ -67,7 +56,69 @@ impl Journals {
         }
         // Whoever starts the program tells of them.
         reports.iter().for_each(|report| tracing::info!("{report}"));
-        self.interrupted.lock().extend(reports.clone());
+        self.interrupted.lock().extend(reports.iter().cloned());
+        reports
+    }
+
+    /// Nobody but the log tells of what is found later.
+    fn list(&self, reports: &[Interrupted]) {
+        for report in reports {
+            match report.outcome {
+                Outcome::Resumed | Outcome::Finished => tracing::info!("{report}"),
+                Outcome::Dropped | Outcome::Failed => tracing::warn!("{report}"),
+            }
+        }
+        self.interrupted.lock().extend(reports.iter().cloned());
+    }
+
+    /// Looks for jobs of images that came after the start. They wait for a decision: their other images may come yet. Nobody may
+    /// write to those images before this is done, since nobody marks for the jobs what is written. Returns what was found; it is
+    /// listed, too.
+    pub(crate) async fn find_added(&self) -> Vec<Interrupted> {
+        let _turn = self.turn.lock().await;
+        self.look()
+    }
+
+    /// The same for whoever has the turn.
+    fn look(&self) -> Vec<Interrupted> {
+        if !self.looks.load(SeqCst) {
+            return Vec::new();
+        }
+        let mut reports = Vec::new();
+        for Candidate { path, record } in self.candidates() {
+            // One that is over is gone by the time that nobody knows it any more.
+            if self.knows(&path) || !path.exists() {
+                continue;
+            }
+            let record = match record {
+                Err(_) if is_blank(&path) => {
+                    self.forget(&path);
+                    continue;
+                }
+                Err(error) => {
+                    reports.push(unreadable(&path, &error));
+                    continue;
+                }
+                Ok(record) if self.wants_drop(&record) => {
+                    reports.push(self.give_up(&path, &record));
+                    continue;
+                }
+                Ok(record) => record,
+            };
+            let page: Arc<dyn Page> = match self.open(&path) {
+                Ok(found) => found.page,
+                // It lives, in another program; or it was over in this one just now.
+                Err(error) if error.kind() == Kind::Busy || !path.exists() => continue,
+                Err(error) => {
+                    reports.push(unreadable(&path, &error));
+                    continue;
+                }
+            };
+            let late = "its images came after the start".to_owned();
+            let report = report(&path, &record, Outcome::Failed, Some(late));
+            reports.push(self.conclude(Case { report, written: Some((record, page)) }, &Ok(Vec::new())));
+        }
+        self.list(&reports);
         reports
     }
 
@@ -76,6 +127,7 @@ impl Journals {
     /// Errors: there is none of that id, or they still cannot.
     pub(crate) async fn resume(&self, jobs: &Jobs, id: &str) -> Result<()> {
         let _turn = self.turn.lock().await;
+        self.look();
         let failed = self.failed(id)?;
         let reports = self.restart(jobs, &self.together(&failed.file), true).await;
         reports.iter().for_each(|report| self.replace(report.clone()));
@@ -109,6 +161,7 @@ impl Journals {
     /// Errors: there is none of that id, another program has it, or its file cannot be removed.
     pub(crate) async fn give_up_failed(&self, id: &str) -> Result<()> {
         let _turn = self.turn.lock().await;
+        self.look();
         let failed = self.failed(id)?;
         // What cannot be read can go; what another program has cannot.
         match self.open(&failed.file) {
@@ -177,11 +230,7 @@ impl Journals {
             let found = match self.open(path) {
                 Ok(found) => found,
                 Err(error) => {
-                    let (kind, device, left) = (None, None, None);
-                    let (id, reason, file) = (id_of(path), Some(error.to_string()), path.clone());
-                    let outcome = Outcome::Failed;
-                    let report = Interrupted { id, kind, device, outcome, reason, left, file };
-                    cases.push(Case { report, written: None });
+                    cases.push(Case { report: unreadable(path, &error), written: None });
                     continue;
                 }
             };
@@ -237,6 +286,19 @@ impl Journals {
             tracing::error!("job '{}', which is over: {error}", report.id);
         }
         report
+    }
+}
+
+/// One of which nothing can be told but its file.
+fn unreadable(path: &Path, error: &Error) -> Interrupted {
+    Interrupted {
+        id: id_of(path),
+        kind: None,
+        device: None,
+        outcome: Outcome::Failed,
+        reason: Some(error.to_string()),
+        left: None,
+        file: path.to_owned(),
     }
 }
 

@@ -184,6 +184,7 @@ struct Starting<'a> {
 impl Starting<'_> {
     fn all(&mut self, given: &[Given]) -> Result<Done, String> {
         self.daemon.inner().exports.hold();
+        self.daemon.inner().journals.hold();
         for option in given {
             match self.one(option).map_err(|error| format!("{}: {error}", option.text))? {
                 Done::All => {}

@@ -275,7 +275,9 @@ impl Stores {
                 self.report(kept, &stored.name, lost(stored), true);
                 continue;
             };
-            let bitmap = Bitmap::new(name, granularity, size).with_view(view_for(&kept.owner, View::Drive));
+            // An image does not say the view.
+            let view = section.map_or(View::Drive, |section| section.view);
+            let bitmap = Bitmap::new(name, granularity, size).with_view(view_for(&kept.owner, view));
             let bitmap = match bits {
                 Some(bits) => {
                     let bitmap = bitmap.with_recording(stored.recording);

@@ -43,10 +43,39 @@ impl Stores {
         }
         self.adopt_writable().await;
         for kept in self.all() {
+            if self.is_over(&kept) {
+                continue;
+            }
             if let Err(error) = self.settle_one(&kept).await {
                 tracing::error!("bitmaps of {}: {error}", kept.owner);
             }
         }
+    }
+
+    /// A drive or node that is gone keeps nothing any more, and the next one of its name has a place of its own.
+    fn is_over(&self, kept: &Arc<Kept>) -> bool {
+        if self.graph.node_or_drive(kept.owner.name()).is_ok() {
+            return false;
+        }
+        let (path, attached) = {
+            let inner = kept.inner.lock();
+            (inner.store.as_ref().map(|store| store.path()), inner.attached)
+        };
+        if path.as_ref().is_some_and(|path| !self.bitmaps_of(path).is_empty()) {
+            return false;
+        }
+        drop(kept.inner.lock().store.take());
+        self.forget(kept);
+        // What was found and could not be attached is there the next time.
+        let path = path.filter(|_| attached);
+        if let Some(Err(error)) = path.map(|path| super::save::remove(&path)) {
+            tracing::error!("bitmaps of {}, of which there are none any more: {error}", kept.owner);
+        }
+        true
+    }
+
+    pub(super) fn forget(&self, kept: &Arc<Kept>) {
+        self.state.lock().kept.retain(|other| !Arc::ptr_eq(other, kept));
     }
 
     async fn settle_one(self: &Arc<Self>, kept: &Arc<Kept>) -> Result<()> {
@@ -223,10 +252,12 @@ impl Stores {
         let kept = self.all().into_iter().find(own);
         let users = view.parents.iter().filter(|parent| !parent.starts_with("bitmaps of ")).count();
         let persistent: Vec<_> = view.bitmaps.iter().filter(|bitmap| bitmap.is_persistent()).collect();
-        if users > 0 || persistent.is_empty() {
+        // All of them may have been removed, and the file for them is there all the same.
+        let kept = kept.filter(|kept| kept.inner.lock().store.is_some());
+        if users > 0 || persistent.is_empty() && kept.is_none() {
             return Ok(());
         }
-        if let Some(kept) = kept.filter(|kept| kept.inner.lock().store.is_some()) {
+        if let Some(kept) = kept {
             self.save_image(&kept, node, &view.bitmaps).await?;
             let store = {
                 let mut inner = kept.inner.lock();
@@ -234,7 +265,7 @@ impl Stores {
                 inner.announced.clear();
                 inner.store.take()
             };
-            self.state.lock().kept.retain(|other| !Arc::ptr_eq(other, &kept));
+            self.forget(&kept);
             let path = store.map(|store| store.path());
             path.map_or(Ok(()), |path| super::save::remove(&path))?;
         }
@@ -256,14 +287,14 @@ impl Stores {
         }
     }
 
-    /// Moves a drive's bitmaps to a place that somebody names. It does not follow the drive any more then.
+    /// Whether the bitmaps of a drive could be moved to a place.
     ///
-    /// Errors: the place cannot keep them; they stay where they are then.
-    pub(crate) async fn rebind(
-        self: &Arc<Self>,
+    /// Errors: those of [`Stores::rebind`].
+    pub(crate) fn check_rebind(
+        &self,
         target: &str,
         place: &crate::config::StorePlace,
-    ) -> Result<()> {
+    ) -> Result<(Arc<Kept>, Place)> {
         let kept = self.of(target)?;
         let place = Place::configured(&self.graph, place)?;
         let path = kept.inner.lock().store.as_ref().map(|store| store.path());
@@ -274,12 +305,47 @@ impl Stores {
             let there = place.store_path();
             return Err(Error::new(Kind::Exists, format_args!("{} is there already", there.display())));
         }
+        Ok((kept, place))
+    }
+
+    /// Moves a drive's bitmaps to a place that somebody names. It does not follow the drive any more then.
+    ///
+    /// Errors: the place cannot keep them; they stay where they are then.
+    pub(crate) async fn rebind(
+        self: &Arc<Self>,
+        target: &str,
+        place: &crate::config::StorePlace,
+    ) -> Result<()> {
+        let (kept, place) = self.check_rebind(target, place)?;
         let _turn = self.turn.lock().await;
         self.move_to(&kept, &place).await?;
         {
             let mut inner = kept.inner.lock();
             inner.place = place;
             inner.fixed = true;
+        }
+        self.settle_one(&kept).await
+    }
+
+    /// Where the bitmaps of a drive are, for [`Stores::move_back`].
+    pub(crate) fn place_now(&self, drive: &str) -> Result<(Place, bool)> {
+        let kept = self.of(drive)?;
+        let inner = kept.inner.lock();
+        Ok((inner.place.clone(), inner.fixed))
+    }
+
+    /// Takes a [`Stores::rebind`] back.
+    pub(crate) async fn move_back(
+        self: &Arc<Self>,
+        drive: &str,
+        (place, fixed): (Place, bool),
+    ) -> Result<()> {
+        let kept = self.of(drive)?;
+        let _turn = self.turn.lock().await;
+        self.move_to(&kept, &place).await?;
+        {
+            let mut inner = kept.inner.lock();
+            (inner.place, inner.fixed) = (place, fixed);
         }
         self.settle_one(&kept).await
     }

@@ -31,6 +31,7 @@ pub(crate) use self::{
     open::changes_outside,
     owner::Owned,
     place::{Place, all_files, file_in, file_of, files_at_open},
+    save::Remaining,
 };
 
 use crate::{
@@ -214,8 +215,10 @@ impl Stores {
         self.state.lock().kept.clone()
     }
 
+    /// What is known of an owner of before that had the same name, and kept nothing, is replaced.
     fn add(&self, owner: Owner, place: Place, fixed: bool) -> Arc<Kept> {
         let mut state = self.state.lock();
+        state.kept.retain(|kept| kept.owner != owner || kept.inner.lock().store.is_some());
         let inner = KeptInner {
             place,
             fixed,

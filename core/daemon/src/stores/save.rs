@@ -1,7 +1,7 @@
 //! At the end: bitmaps go where they are between two runs of the program.
 
 use super::{
-    Kept, Stores,
+    Kept, Owner, Stores,
     owner::Owned,
     place::{self, Place},
     store_error,
@@ -14,6 +14,12 @@ use std::{fs, io, path::PathBuf, sync::Arc, time::SystemTime};
 /// Stores that stay files, with the images that they are about, for the time when those are closed.
 #[derive(Debug, Default)]
 pub(crate) struct Remaining(Vec<(Arc<Kept>, Store, Vec<PathBuf>)>);
+
+impl Remaining {
+    pub(crate) fn append(&mut self, more: Self) {
+        self.0.extend(more.0);
+    }
+}
 
 /// A bitmap for an image, by value: what is done in a graph change outlives who asks for it.
 pub(super) struct ForImage {
@@ -137,6 +143,50 @@ impl Stores {
         (remaining, first)
     }
 
+    /// Puts the bitmaps of a drive that is about to go where they are between two runs of the program, and takes them off it. What
+    /// stays a file is returned, for [`Stores::close_files`] once its images are closed.
+    pub(crate) async fn leave(&self, drive: &str) -> Result<Remaining> {
+        let _turn = self.turn.lock().await;
+        let owner = Owner::Drive(drive.to_owned());
+        let mut remaining = Remaining::default();
+        let Some(kept) = self.all().into_iter().find(|kept| kept.owner == owner) else {
+            return Ok(remaining);
+        };
+        let (path, place, attached) = {
+            let inner = kept.inner.lock();
+            (inner.store.as_ref().map(|store| store.path()), inner.place.clone(), inner.attached)
+        };
+        let bitmaps = path.as_deref().map(|path| self.bitmaps_of(path)).unwrap_or_default();
+        if let (Place::Image { node, .. }, true) = (&place, path.is_some() && attached) {
+            self.save_image(&kept, node, &bitmaps).await?;
+        }
+        let mut change = self.graph.change().await;
+        let shown = self.graph.bitmaps(drive)?;
+        for bitmap in shown.iter().filter(|bitmap| bitmap.is_persistent()) {
+            change.detach_bitmap(drive, bitmap.name().as_str())?;
+        }
+        change.commit().await?;
+        let files = place::files_below(&self.graph, drive);
+        let store = {
+            let mut inner = kept.inner.lock();
+            inner.pin = None;
+            inner.announced.clear();
+            inner.store.take()
+        };
+        self.forget(&kept);
+        // What was found and could not be attached is there the next time, as after a kill.
+        let Some(store) = store.filter(|_| attached) else { return Ok(remaining) };
+        match place {
+            Place::File(_) if !bitmaps.is_empty() => remaining.0.push((kept, store, files)),
+            _ => {
+                let path = store.path();
+                drop(store);
+                remove(&path)?;
+            }
+        }
+        Ok(remaining)
+    }
+
     pub(super) async fn save_image(&self, kept: &Kept, node: &str, bitmaps: &[Arc<Bitmap>]) -> Result<()> {
         let mut stored: Vec<ForImage> =
             bitmaps.iter().filter(|bitmap| bitmap.ledger().is_some()).map(ForImage::live).collect();
@@ -189,7 +239,7 @@ pub(super) fn remove(path: &std::path::Path) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::Owner, *};
+    use super::*;
     use driveline_graph::GraphOptions;
     use futures::FutureExt;
 

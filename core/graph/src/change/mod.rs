@@ -191,6 +191,11 @@ impl Change {
         self.detach(root.id());
     }
 
+    /// Detaches all roots of a user as part of this change: to try what will be possible once it is gone.
+    pub fn detach_user(&mut self, user: &str) {
+        self.topology.roots.retain(|_, attached| attached.root.user() != user);
+    }
+
     /// The first node that is no filter, from a node or drive down, as it will be after this change.
     pub fn first_format(&self, name: &str) -> Result<NodeId> {
         Ok(self.topology.skip_filters(self.topology.node_or_drive(name)?))

@@ -40,7 +40,13 @@ fn drive(random: &mut StdRng) -> DriveShape {
         }
     }
     let root = pick(random, &["n0", "n1"]).to_owned();
-    DriveShape { root, bitmaps, permanent_holder: random.random_bool(0.3), store: None }
+    DriveShape {
+        root,
+        bitmaps,
+        checkpoints: Vec::new(),
+        permanent_holder: random.random_bool(0.3),
+        store: None,
+    }
 }
 
 fn export(random: &mut StdRng, id: &str) -> ExportShape {
@@ -160,7 +166,8 @@ fn bitmaps_are_never_lost_by_the_way() {
     };
     let state = |bitmaps: &[(&str, BitmapShape)]| {
         let bitmaps = bitmaps.iter().map(|(name, shape)| ((*name).to_owned(), *shape)).collect();
-        let drive = DriveShape { root: "n".to_owned(), bitmaps, permanent_holder: false, store: None };
+        let (root, checkpoints) = ("n".to_owned(), Vec::new());
+        let drive = DriveShape { root, bitmaps, checkpoints, permanent_holder: false, store: None };
         State { drives: [("vda".to_owned(), drive)].into(), ..State::default() }
     };
     let running = state(&[("daily", bitmap(65536)), ("weekly", bitmap(65536))]);

@@ -98,6 +98,11 @@ impl Client {
         message
     }
 
+    /// An event that came before the last answer.
+    pub(super) fn event_at_hand(&mut self) -> Option<Value> {
+        self.events.pop_front()
+    }
+
     fn set_patience(&self, patience: Option<Duration>) -> Result<()> {
         self.writer.set_read_timeout(patience).map_err(|error| lost(&error))
     }

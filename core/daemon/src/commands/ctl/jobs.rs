@@ -166,11 +166,17 @@ impl Talk {
         let bar = bar(id);
         let mut last = json!({ "id": id });
         let mut completing = false;
+        let mut end = None;
         loop {
+            let job = find(&self.client.run("query-jobs", json!({}))?, id).cloned();
+            // The event of its end comes before it is over.
+            while let Some(event) = self.client.event_at_hand() {
+                end = end.or(ending(&event, id));
+            }
             // Gone: another client has dismissed it, or it was to go by itself.
-            let Some(job) = find(&self.client.run("query-jobs", json!({}))?, id).cloned() else {
+            let Some(job) = job else {
                 bar.finish_and_clear();
-                return self.answer(&last, |_| String::new());
+                return self.gone(id, &last, end);
             };
             bar.set_length(number(&job["total-progress"]));
             bar.set_position(number(&job["current-progress"]));
@@ -178,7 +184,7 @@ impl Talk {
             match text(&job["status"]) {
                 "concluded" => {
                     bar.finish_and_clear();
-                    return self.concluded(id, &job);
+                    return self.concluded(id, &job, end);
                 }
                 "ready" if at_ready == AtReady::Leave => {
                     bar.finish_and_clear();
@@ -200,7 +206,12 @@ impl Talk {
             }
             last = job;
             // Events only cut the wait short.
-            while self.client.event(Some(LOOK_AGAIN))?.is_some_and(|event| event["data"]["id"] != id) {}
+            while let Some(event) = self.client.event(Some(LOOK_AGAIN))? {
+                end = end.or(ending(&event, id));
+                if event["data"]["id"] == id {
+                    break;
+                }
+            }
         }
     }
 
@@ -211,22 +222,60 @@ impl Talk {
     }
 
     /// Says how it ended, and lets it be forgotten.
-    fn concluded(&mut self, id: &str, job: &Value) -> Result<ExitCode> {
+    fn concluded(&mut self, id: &str, job: &Value, end: Option<End>) -> Result<ExitCode> {
         // One that goes by itself may be gone by now.
         let _ = self.client.run("job-dismiss", json!({ "id": id }));
+        let end = match (end, job["error"].as_str()) {
+            (Some(End::Cancelled), _) | (_, Some("Operation canceled")) => End::Cancelled,
+            (_, Some(error)) => End::Failed(error.to_owned()),
+            (end, None) => end.unwrap_or(End::Done),
+        };
+        self.ended(id, job, end)
+    }
+
+    /// Nobody can be asked any more: the event of its end says how that was.
+    fn gone(&mut self, id: &str, last: &Value, end: Option<End>) -> Result<ExitCode> {
+        let unknown = || Failed::Refused(format!("job {id} is gone, and how it ended was not seen"));
+        self.ended(id, last, end.ok_or_else(unknown)?)
+    }
+
+    fn ended(&mut self, id: &str, job: &Value, end: End) -> Result<ExitCode> {
         if self.json {
             print(&format!("{job:#}\n"));
         }
-        match job["error"].as_str() {
-            Some(error) => {
+        match end {
+            End::Failed(error) => {
                 let target = self.target.as_ref().map(|target| format!(" (it copied to {target})"));
                 Err(Failed::Refused(format!("job {id}: {error}{}", target.unwrap_or_default())))
             }
-            None => {
+            End::Cancelled => Err(Failed::Refused(format!("job {id} was cancelled"))),
+            End::Done => {
                 let done = amount(number(&job["current-progress"]));
                 Ok(if self.json { ExitCode::SUCCESS } else { print(&format!("{id}: done, {done}\n")) })
             }
         }
+    }
+}
+
+/// How a job ended.
+#[derive(Debug)]
+enum End {
+    Done,
+    Cancelled,
+    Failed(String),
+}
+
+/// How a job ended, if this is the event of that.
+fn ending(event: &Value, id: &str) -> Option<End> {
+    let data = &event["data"];
+    match text(&event["event"]) {
+        _ if data["device"] != id => None,
+        "BLOCK_JOB_CANCELLED" => Some(End::Cancelled),
+        "BLOCK_JOB_COMPLETED" => Some(match data["error"].as_str() {
+            Some(error) => End::Failed(error.to_owned()),
+            None => End::Done,
+        }),
+        _ => None,
     }
 }
 
