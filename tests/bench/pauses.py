@@ -19,10 +19,10 @@ QUERIES_PER_SECOND = 10000
 
 
 def kinds(pause):
-    """What is measured of each, and whether more is better."""
+    """What is measured of each."""
     if pause == "query":
-        return [("reads beside 10000 query-block/s, of those without", True)]
-    return [("99th percentile of writes, ms", False), ("until it is taken, ms", False)]
+        return ["4 KiB reads beside 10000 query-block/s, of those without"]
+    return ["99th percentile of the writes then, ms", "until it is taken, ms"]
 
 
 def start(program, directory, paths, image_format):

@@ -4,7 +4,7 @@
     cargo build --release --workspace
     tests/bench/run.py                      # some ten minutes
     tests/bench/run.py --quick              # two minutes, rougher
-    tests/bench/run.py --only jobs          # or: raw, qcow2, copies, memory, durability; and parts of a load's name
+    tests/bench/run.py --only jobs          # or: raw, qcow2, copies, pauses, memory, durability; and parts of a load's name
 
 All servers take their turn on each load before the next round begins, so that what else the machine does meets all of
 them; a number is the median of its rounds, and a ratio the median of the ratios within each round. Compare ratios, not
@@ -24,6 +24,7 @@ import copies
 import images
 import jobs
 import load
+import pauses
 import servers
 
 # What is not Driveline.
@@ -35,7 +36,7 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--program", type=Path, default=ROOT / "target/release/driveline")
     parser.add_argument("--directory", type=Path, help="where images are made; without it, the temporary folder")
-    parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="raw, qcow2, jobs, copies, memory, durability, parts of a load's name")
+    parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="raw, qcow2, jobs, copies, pauses, memory, durability, parts of a load's name")
     parser.add_argument("--quick", action="store_true", help="small images, short runs")
     parser.add_argument("--against", nargs="+", metavar="NAME", help="of the table's columns; plain is always there")
     parser.add_argument("--rounds", type=int, default=3)
@@ -201,6 +202,25 @@ def measure_copies(given, directory):
     table(["copy", *against, "qsd ÷ driveline"], rows)
 
 
+def measure_pauses(given, directory):
+    """The writes that wait, and reads beside questions; only Driveline has checkpoints."""
+    against = {"driveline": [given.program, "storage-daemon"], "qsd": ["qemu-storage-daemon"]}
+    print(f"### Pauses: {pauses.DRIVES} qcow2 drives, {pauses.DRIVES * pauses.WRITES_PER_SECOND} writes of 4 KiB a second\n")
+    of = wanted(given, pauses.PAUSES)
+    measure = lambda pause, program: pauses.measure(pause, program, directory)
+    rows = []
+    for names, fewer_is_better in ((["snapshot"], True), (["query"], False)):
+        names = [name for name in names if name in of]
+        rows += side_by_side(
+            given, names, measure, pauses.kinds, against, digits=2, fewer_is_better=fewer_is_better
+        )
+    if "checkpoint" in of:
+        rounds = [measure("checkpoint", against["driveline"]) for _ in range(given.rounds)]
+        for kind, values in zip(pauses.kinds("checkpoint"), zip(*rounds)):
+            rows.append([f"checkpoint, {kind}", f"{statistics.median(values):.2f}", "", ""])
+    table(["pause", *against, "times better"], rows)
+
+
 def measure_memory(given, directory):
     """What the daemon takes with the graph of README's example, idle."""
     chain = images.chain(directory, "idle", 16 << 20, "base")
@@ -225,6 +245,7 @@ PARTS = {
     "qcow2": lambda given, directory: measure_loads(given, directory, "qcow2"),
     "jobs": measure_jobs,
     "copies": measure_copies,
+    "pauses": measure_pauses,
     "memory": measure_memory,
     "durability": measure_durability,
 }
@@ -237,6 +258,8 @@ def parts(given):
         named.append("jobs")
     if any(copy in words for copy in copies.COPIES):
         named.append("copies")
+    if any(pause in words for pause in pauses.PAUSES):
+        named.append("pauses")
     return named or list(PARTS)
 
 
