@@ -64,6 +64,7 @@ pub(super) fn check(config: &Config, mistakes: &mut Mistakes) {
         check_store(drive, nodes.clone(), mistakes);
     }
     check_same_store(config, mistakes);
+    check_same_image(config, mistakes);
     let mut taken: BTreeMap<(&Address, &str), &str> = BTreeMap::new();
     let mut secured: BTreeMap<&Address, &ExportSection> = BTreeMap::new();
     for export in &config.exports {
@@ -128,6 +129,45 @@ fn check_same_store(config: &Config, mistakes: &mut Mistakes) {
             mistakes.add(Mistake::new(store.span(), message).label("the second drive"));
         }
     }
+}
+
+/// An image has room for the bitmaps of one drive. (Other formats have none, and each drive has a file of its name.)
+fn check_same_image(config: &Config, mistakes: &mut Mistakes) {
+    let keeps = |drive: &&DriveSection| {
+        drive.store.is_none() && drive.bitmaps.iter().any(|bitmap| bitmap.durability.is_some())
+    };
+    let keepers: Vec<&DriveSection> = config.drives.iter().filter(keeps).collect();
+    for (at, drive) in keepers.iter().enumerate() {
+        let Some(image) = image_of(config, drive.root.get_ref()) else { continue };
+        let same = |other: &&&DriveSection| image_of(config, other.root.get_ref()) == Some(image);
+        if let Some(other) = keepers[..at].iter().find(same) {
+            let (name, other) = (drive.name.get_ref(), other.name.get_ref());
+            let message = format_args!(
+                "drives '{other}' and '{name}' would both keep their bitmaps in the image of node '{image}'"
+            );
+            let help = format_args!("write bitmap-store = \"file:PATH\" in [drive.{name}]");
+            mistakes.add(Mistake::new(drive.name.span(), message).help(help));
+        }
+    }
+}
+
+/// The qcow2 node that a node is or shows, as far as the file says it.
+fn image_of<'c>(config: &'c Config, node: &str) -> Option<&'c str> {
+    let mut name = node;
+    // As many steps as there are nodes: the file may have a cycle.
+    for _ in &config.nodes {
+        let node = config.nodes.iter().find(|node| node.name.get_ref() == name)?;
+        let Value::Table(table) = node.value.get_ref() else { return None };
+        let text = |key: &str| match get(table, key).map(|(_, value)| value.get_ref()) {
+            Some(Value::String(text)) => Some(text.as_str()),
+            _ => None,
+        };
+        if text("driver") == Some("qcow2") {
+            return Some(node.name.get_ref());
+        }
+        name = text("child").or(text("file"))?;
+    }
+    None
 }
 
 /// An export shows bitmaps of its drive, or of the drives whose root its node is.
