@@ -42,6 +42,16 @@ fn a_mistake_on_one_line_names_file_and_line() {
     assert_eq!(mistakes.to_string(), expected);
 }
 
+/// A column that does not fit into 16 bits took the program down instead of being shown.
+#[test]
+fn a_mistake_far_out_on_a_line_is_shown_with_what_is_near_it() {
+    let far = "\u{e4}".repeat(50_000);
+    let text = format!("node = {{ a = {{ driver = \"memory\", size = 1, long = \"{far}\", sise = 2 }} }}\n");
+    let shown = render("vm.toml", &text);
+    assert!(shown.contains("unknown key 'long'") && shown.contains("unknown key 'sise'"), "{shown}");
+    assert!(shown.contains("sise = 2 }") && shown.len() < 40_000, "{shown}");
+}
+
 /// Whatever stands in a file, reading it ends in mistakes or none, never in a panic.
 #[test]
 fn no_text_makes_reading_panic() {

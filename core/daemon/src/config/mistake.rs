@@ -174,12 +174,13 @@ impl Diagnostic for Shown<'_> {
 
     fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
         // An underline of nothing, or of the end of a line, would not be seen.
-        let (start, length) = (self.mistake.span.start, self.mistake.span.len().max(1));
+        let (start, length) = (self.mistake.span.start, self.mistake.span.len().clamp(1, SHOWN_BYTES));
         let text = self.source.inner().as_bytes();
         let at_end = start > 0 && text.get(start).is_none_or(|byte| *byte == b'\n');
         let start = if at_end && text[start - 1] != b'\n' { start - 1 } else { start };
         let label = (!self.mistake.label.is_empty()).then(|| self.mistake.label.clone());
-        let span = LabeledSpan::new(label, start, length);
+        let end = self.source.inner().ceil_char_boundary(start + length);
+        let span = LabeledSpan::new(label, start, end - start);
         Some(Box::new(std::iter::once(span)))
     }
 
@@ -187,6 +188,9 @@ impl Diagnostic for Shown<'_> {
         self.mistake.help.as_ref().map(|help| Box::new(help) as _)
     }
 }
+
+/// More than this of a line is shown on neither side of what is wrong in it. (miette keeps columns in 16 bits, for one.)
+const SHOWN_BYTES: usize = 2000;
 
 /// The line that is wrong says enough: its neighbours are not shown.
 impl SourceCode for Shown<'_> {
@@ -206,6 +210,10 @@ impl SourceCode for Shown<'_> {
             .iter()
             .position(|byte| *byte == b'\n')
             .map_or(text.len(), |at| end.max(1) - 1 + at);
-        self.source.read_span(&(start, end.max(start) - start).into(), 0, 0)
+        let end = end.max(start);
+        let text = self.source.inner();
+        let first = text.floor_char_boundary(span.offset().saturating_sub(SHOWN_BYTES).max(start));
+        let last = text.ceil_char_boundary((span.offset() + span.len()).saturating_add(SHOWN_BYTES).min(end));
+        self.source.read_span(&(first, last.max(first) - first).into(), 0, 0)
     }
 }
