@@ -293,6 +293,61 @@ fn state(directory: &Path) -> BTreeMap<String, (Vec<u8>, SystemTime)> {
     files.map(state).collect()
 }
 
+/// What is copied before it is overwritten goes into a target. The rehearsal opens all of it read-only, and then said that the target
+/// has to be written.
+#[test]
+fn check_takes_a_target_that_run_would_write() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("vm.toml");
+    let text = r#"
+        [node.old]
+        driver = "memory"
+        size = "1MiB"
+        [node.disk]
+        driver = "memory"
+        size = "1MiB"
+        [node.top]
+        driver = "copy-before-write"
+        file = "disk"
+        target = "old"
+        [export.top]
+        type = "nbd"
+        node = "top"
+        socket = "top.sock"
+        writable = true
+    "#;
+    fs::write(&file, text).unwrap();
+    let output = Command::new(program_with_filters()).arg("check").arg(&file).output().unwrap();
+    assert!(output.status.success(), "{}", text_of(&output));
+    run(program_with_filters(), &file, 1).signal("-TERM");
+}
+
+fn text_of(output: &std::process::Output) -> String {
+    [text(&output.stdout), text(&output.stderr)].concat()
+}
+
+/// Signals were looked at once all was open.
+#[test]
+fn a_start_that_waits_for_a_server_that_says_nothing_can_be_ended() {
+    let directory = tempfile::tempdir().unwrap();
+    let silent = std::os::unix::net::UnixListener::bind(directory.path().join("silent.sock")).unwrap();
+    let file = directory.path().join("vm.toml");
+    let text = r#"
+        [node.far]
+        driver = "nbd"
+        server = { type = "unix", path = "silent.sock" }
+    "#;
+    fs::write(&file, text).unwrap();
+    let mut command = Command::new(program_with_filters());
+    command.arg("run").arg(&file).current_dir(&directory).stdout(Stdio::null()).stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    let _client = silent.accept().unwrap();
+    Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    let ended = child.wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+    assert!(text_of(&ended).contains("it was ended while it opened its images"), "{}", text_of(&ended));
+}
+
 #[test]
 fn check_has_no_effect_and_can_be_asked_while_the_file_is_in_use() {
     let directory = tempfile::tempdir().unwrap();
