@@ -176,7 +176,7 @@ fn once_the_point_in_time_is_lost_nobody_waits_for_the_copy_that_hangs() {
         let reader = past.clone();
         let reader = driveline_engine::spawn_local(async move { reader.read(0..4096).await });
         in_time(first).await.unwrap().unwrap();
-        assert_eq!(in_time(reader).await.unwrap().unwrap_err().errno_code(), 13);
+        assert_eq!(in_time(reader).await.unwrap().unwrap_err().errno_code(), libc::EIO);
         in_time(root.write(4096, &[5; 4096], 0)).await.unwrap();
         cure.0.send(()).unwrap();
         in_time(async { (past.close().await.unwrap(), root.close().await.unwrap()) }).await;

@@ -76,26 +76,26 @@ fn nested_of(value: Value) -> Value {
 /// QEMU's default. Guests' discards gave space back, and what they discarded was lost, where nobody had asked for that.
 #[test]
 fn discards_are_ignored_unless_something_is_said() {
-    let null = json!({ "driver": "null-co" });
+    let below = json!({ "driver": "null-co" });
     for (said, means) in [(json!(null), "ignore"), (json!("unmap"), "unmap"), (json!("off"), "off")] {
-        let mut options = json!({ "driver": "raw", "file": null });
+        let mut options = json!({ "driver": "raw", "file": below });
         if said.is_string() {
             options["discard"] = said;
         }
         let node = translate(options).unwrap();
-        assert_eq!((&node["discard"], &node["file"]), (&json!(means), &null), "below it, the parent decides");
+        assert_eq!((&node["discard"], &node["file"]), (&json!(means), &below), "below it, the parent decides");
     }
 }
 
 /// `image` of blkdebug was unexpected, and `file` missing, which QEMU does not know there.
 #[test]
 fn a_filters_child_has_the_word_that_qemu_has_for_it() {
-    let null = json!({ "driver": "null-co", "size": 512 });
+    let below = json!({ "driver": "null-co", "size": 512 });
     for options in [
-        json!({ "driver": "blkdebug", "image": null }),
+        json!({ "driver": "blkdebug", "image": below }),
         json!({ "driver": "blkdebug", "image.driver": "null-co", "image.size": 512 }),
     ] {
-        assert_eq!(translate(options).unwrap()["child"], null);
+        assert_eq!(translate(options).unwrap()["child"], below);
     }
     for (options, expected) in [
         (json!({ "driver": "blkdebug" }), "Parameter 'image' is missing"),

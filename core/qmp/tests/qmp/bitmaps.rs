@@ -69,10 +69,6 @@ fn a_bitmap_moves_to_a_filter_and_back() {
         (bitmaps(&mut client, "f"), bitmaps(&mut client, "disk")),
         (vec![named("daily", 65536, true)], vec![])
     );
-    // With its bitmaps on it, the filter stays.
-    assert!(
-        client.wrong("x-driveline-blockdev-remove-filter", json!({ "node-name": "f" })).contains("daily")
-    );
     client.ok(
         "x-driveline-block-dirty-bitmap-move",
         json!({ "node": "vda", "name": "daily", "target": "disk" }),

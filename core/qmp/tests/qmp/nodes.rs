@@ -158,7 +158,7 @@ fn a_filter_goes_in_and_out_below_a_drive() {
         (json!({ "options": { "driver": "null-co" }, "above": "vda" }), "'null-co' is no filter"),
         (
             json!({ "options": { "driver": "idle", "file": "disk" }, "above": "vda" }),
-            "Parameter 'options.child' is unexpected",
+            "Parameter 'options.file' is unexpected",
         ),
         (
             json!({ "options": { "driver": "idle", "z": 1 }, "above": "vda" }),
