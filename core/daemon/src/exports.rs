@@ -313,9 +313,9 @@ impl Exports {
             let message = format_args!("export '{}': {address} is served {how} TLS already", new.id);
             return Err(Error::new(Kind::Invalid, message));
         }
-        let stays = state.exports.iter().filter(|(id, _)| !gone.contains(&***id)).map(|(_, entry)| entry);
+        let mut stays = state.exports.iter().filter(|(id, _)| !gone.contains(&***id)).map(|(_, entry)| entry);
         let differs = |entry: &&Entry| entry.at == *address && entry.configured && entry.new.tls != new.tls;
-        match { stays }.find(differs) {
+        match stays.find(differs) {
             None => Ok(()),
             Some(other) => {
                 let message = format_args!(

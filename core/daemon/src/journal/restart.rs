@@ -90,30 +90,27 @@ impl Journals {
             if self.knows(&path) || !path.exists() {
                 continue;
             }
-            let record = match record {
-                Err(_) if is_blank(&path) => {
+            let found = match self.open(&path) {
+                // It lives, in another program; or it was over in this one just now.
+                Err(error) if error.kind() == Kind::Busy || !path.exists() => continue,
+                found => found,
+            };
+            let (record, page) = match (record, found) {
+                (Err(_), _) if is_blank(&path) => {
                     self.forget(&path);
                     continue;
                 }
-                Err(error) => {
-                    reports.push(unreadable(&path, &error));
-                    continue;
-                }
-                Ok(record) if self.wants_drop(&record) => {
-                    reports.push(self.give_up(&path, &record));
-                    continue;
-                }
-                Ok(record) => record,
-            };
-            let page: Arc<dyn Page> = match self.open(&path) {
-                Ok(found) => found.page,
-                // It lives, in another program; or it was over in this one just now.
-                Err(error) if error.kind() == Kind::Busy || !path.exists() => continue,
-                Err(error) => {
+                (Ok(record), Ok(found)) => (record, found.page),
+                (Err(error), _) | (_, Err(error)) => {
                     reports.push(unreadable(&path, &error));
                     continue;
                 }
             };
+            if self.wants_drop(&record) {
+                drop(page);
+                reports.push(self.give_up(&path, &record));
+                continue;
+            }
             let late = "its images came after the start".to_owned();
             let report = report(&path, &record, Outcome::Failed, Some(late));
             reports.push(self.conclude(Case { report, written: Some((record, page)) }, &Ok(Vec::new())));
