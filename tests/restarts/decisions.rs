@@ -176,28 +176,6 @@ fn a_record_that_cannot_be_read_is_kept_and_told_of() {
     world.end();
 }
 
-#[test]
-fn a_mirror_whose_target_was_changed_meanwhile_copies_all_of_it_again() {
-    if !have("restarts", &TOOLS) {
-        return;
-    }
-    let mut world = World::raw(15);
-    raw_target(&mut world);
-    begin(&mut world, "blockdev-mirror", json!({ "device": "vda", "target": "copy", "sync": "full" }));
-    world.kill_midway("work");
-    // Somebody wrote to the target, which the job knows nothing of.
-    let late = std::time::SystemTime::now() + std::time::Duration::from_secs(60);
-    let file = std::fs::OpenOptions::new().write(true).open(world.path("copy.raw")).unwrap();
-    file.set_modified(late).unwrap();
-    world.start_and_resume("work");
-    world.hurry("work");
-    world.qmp.wait_event("BLOCK_JOB_READY", "work");
-    let job = world.job("work").unwrap();
-    assert!(job["current-progress"].as_u64().unwrap() >= SIZE, "{job}");
-    world.stop_writing();
-    world.end();
-}
-
 /// Nothing is known of what was written since, but the layers say what they hold.
 #[test]
 fn a_commit_whose_images_were_changed_meanwhile_looks_again_for_what_there_is_to_do() {

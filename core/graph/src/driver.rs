@@ -7,6 +7,7 @@ use crate::{
     BitmapToStore, CreateArgs, Created, Error, Graph, Kind, ObjectCall, Preallocation, Result, StoredBitmaps,
     Witness, stored,
 };
+pub use crate::permission::Permissions;
 use driveline_bitmap::Bits;
 use driveline_op::{Ask, Buffer, Call, Edge, Info, Instance, op};
 use std::{
@@ -360,75 +361,6 @@ impl OpenArgs<'_> {
     /// The child of that name.
     pub fn child(&self, name: &str) -> Option<&OpenChild> {
         self.children.iter().find(|child| child.name == name)
-    }
-}
-
-/// Bits of what users of a node may do: what an edge needs, or what it lets others do.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub struct Permissions(pub u8);
-
-impl Permissions {
-    /// Nothing.
-    pub const NONE: Self = Self(0);
-    /// Read data that makes sense.
-    pub const CONSISTENT_READ: Self = Self(1);
-    /// Write.
-    pub const WRITE: Self = Self(2);
-    /// Write what does not change the data seen.
-    pub const WRITE_UNCHANGED: Self = Self(4);
-    /// Change the size.
-    pub const RESIZE: Self = Self(8);
-    /// Everything.
-    pub const ALL: Self = Self(15);
-
-    const NAMES: [(Self, &'static str); 4] = [
-        (Self::CONSISTENT_READ, "consistent read"),
-        (Self::WRITE, "write"),
-        (Self::WRITE_UNCHANGED, "write unchanged"),
-        (Self::RESIZE, "resize"),
-    ];
-
-    /// Are all of `other` in it?
-    pub const fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-
-    /// Is any of `other` in it?
-    pub const fn intersects(self, other: Self) -> bool {
-        self.0 & other.0 != 0
-    }
-
-    /// Those of both.
-    #[must_use]
-    pub const fn and(self, other: Self) -> Self {
-        Self(self.0 & other.0)
-    }
-
-    /// Those of either.
-    #[must_use]
-    pub const fn or(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-
-    /// Those that `other` lacks.
-    #[must_use]
-    pub const fn without(self, other: Self) -> Self {
-        Self(self.0 & !other.0)
-    }
-}
-
-impl fmt::Display for Permissions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names: Vec<_> =
-            Self::NAMES.iter().filter(|(bit, _)| self.contains(*bit)).map(|(_, n)| *n).collect();
-        f.write_str(if names.is_empty() { "nothing" } else { "" })?;
-        f.write_str(&names.join(", "))
-    }
-}
-
-impl fmt::Debug for Permissions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Permissions({self})")
     }
 }
 

@@ -5,7 +5,6 @@
 
 use driveline_bitmap::Bitmap;
 use driveline_graph::{DriverKind, Filenames, Graph, Layout, NodeView, Role};
-use driveline_op::Info;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::{os::unix::fs::MetadataExt, sync::Arc};
@@ -192,15 +191,24 @@ impl Views {
         self.0.filename(view)
     }
 
-    /// Size and limits as they are now. What the graph keeps is of its last change, and a file below a format grows without one, with
-    /// the filters on it.
-    fn info(&self, view: &NodeView) -> Info {
-        if view.children.iter().any(|child| child.role == Role::Storage) {
-            return view.node.info();
+    /// The size as it is now. What the graph keeps is of its last change, and a file below a format grows without one, with what
+    /// shows nothing but it.
+    fn size_bytes(&self, view: &NodeView) -> u64 {
+        let mut way = vec![view];
+        while let Some(NodeView { children, .. }) = way.last()
+            && let [child] = &children[..]
+            && matches!(child.role, Role::Filtered | Role::Data)
+            && let Some(below) = self.get(&child.node)
+        {
+            way.push(below);
         }
-        let below = view.children.iter().map(|child| self.get(&child.node).map(|below| self.info(below)));
-        let below: Option<Vec<Info>> = below.collect();
-        below.map_or_else(|| view.node.info(), |below| view.node.open_node().info(&below))
+        let is_leaf = |view: &&NodeView| view.node.driver().description().kind == DriverKind::Protocol;
+        let Some(leaf) = way.pop().filter(is_leaf) else { return view.node.info().size_bytes };
+        let mut info = leaf.node.open_node().info(&[]);
+        while let Some(above) = way.pop() {
+            info = above.node.open_node().info(&[info]);
+        }
+        info.size_bytes
     }
 
     fn child(&self, view: &NodeView, is: impl Fn(Role) -> bool) -> Option<&NodeView> {
@@ -258,7 +266,7 @@ impl Views {
         ImageInfo {
             filename: self.filename(view),
             format: view.node.driver_name().to_owned(),
-            virtual_size: self.info(view).size_bytes,
+            virtual_size: self.size_bytes(view),
             actual_size: self.actual_size(view),
             dirty_flag: clusters.map(|(dirty, _)| dirty),
             cluster_size: clusters.map(|(_, size)| size).filter(|size| *size > 0),
