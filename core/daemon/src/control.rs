@@ -10,7 +10,7 @@ use crate::{
 use driveline_bitmap::Bitmap;
 use driveline_engine::net::{TcpListener, UnixListener};
 use driveline_graph::{BoxFuture, Change};
-use driveline_nbd::ServerOptions;
+use driveline_nbd::{Authorize, ServerOptions};
 use driveline_qmp::{
     Address as QmpAddress, Applied, ApplyWish, BitmapPlace, BitmapStore, Control, Endpoint, Error, Event,
     ExportInfo, ExportToCome, InterruptedJob, Listener, NbdExport, NbdServer, Object, ObjectChange, Objects,
@@ -87,13 +87,15 @@ impl Control for Program {
                 QmpAddress::Inet(inet) => Address::Inet(inet),
                 QmpAddress::Fd(name) => Address::Passed(name),
             };
+            let inner = self.inner()?;
             let options = ServerOptions {
                 handshake_limit: Duration::from_secs(server.handshake_max_seconds.into()),
                 connections_max: server.max_connections as usize,
                 tls,
+                authorize: server.authz.map(|id| authorize(&inner.objects, id)),
                 ..ServerOptions::default()
             };
-            let exports: &Exports = &self.inner()?.exports;
+            let exports: &Exports = &inner.exports;
             Ok(exports.start_server(address, options).await?)
         })
     }
@@ -237,6 +239,12 @@ pub(crate) fn bind(address: &Address) -> io::Result<Listener> {
         Address::Tcp(address) => TcpListener::bind(address.as_str())?.into(),
         _ => return Err(io::ErrorKind::Unsupported.into()),
     })
+}
+
+/// Lets in whom the object of this id allows at that time.
+fn authorize(objects: &Objects, id: String) -> Authorize {
+    let objects = objects.clone();
+    Authorize::new(move |name| objects.authorize(&id, name).map_err(|error| error.desc))
 }
 
 /// Loads the certificates that an object names.

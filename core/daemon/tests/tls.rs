@@ -135,3 +135,55 @@ fn objects_of_a_monitor_protect_a_server_and_a_node_that_is_its_client() {
     }
     daemon.stop().unwrap();
 }
+
+/// Who may connect is said by an object, which is asked when a client comes: whoever is refused is disconnected in TLS already.
+#[test]
+fn a_server_lets_in_only_those_whom_its_object_allows() {
+    use serde_json::json;
+    let creds = Creds::whole();
+    let daemon = start(creds.dir(), "[node.disk]\ndriver = \"memory\"\nsize = \"1MiB\"\n").unwrap();
+    let run = |command: &str, arguments: serde_json::Value| {
+        daemon.execute(command, arguments).map_err(|error| error.desc)
+    };
+    let tls = |id: &str, endpoint: &str, verify: bool| {
+        json!({ "qom-type": "tls-creds-x509", "id": id, "endpoint": endpoint,
+        "dir": creds.dir(), "verify-peer": verify })
+    };
+    run("object-add", tls("for-server", "server", true)).unwrap();
+    run("object-add", tls("for-anybody", "server", false)).unwrap();
+    run("object-add", tls("for-client", "client", true)).unwrap();
+    let socket = creds.dir().join("nbd.sock");
+    let serve = |more: serde_json::Value| {
+        let mut arguments =
+            json!({ "addr": { "type": "unix", "data": { "path": socket } }, "tls-authz": "who" });
+        arguments.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        run("nbd-server-start", arguments)
+    };
+    for nameless in [json!({}), json!({ "tls-creds": "for-anybody" })] {
+        let error = serve(nameless).unwrap_err();
+        assert!(error.starts_with("Parameter 'tls-authz' needs 'tls-creds' with 'verify-peer'"), "{error}");
+    }
+    serve(json!({ "tls-creds": "for-server" })).unwrap();
+    run("block-export-add", json!({ "type": "nbd", "id": "e", "node-name": "disk" })).unwrap();
+    let comes = || {
+        let node = json!({ "driver": "nbd", "node-name": "near", "export": "disk", "tls-creds": "for-client",
+            "tls-hostname": "localhost", "server": { "type": "unix", "path": socket }, "read-only": true });
+        let came = run("blockdev-add", node);
+        if came.is_ok() {
+            run("blockdev-del", json!({ "node-name": "near" })).unwrap();
+        }
+        came.map(drop)
+    };
+    comes().unwrap_err();
+    run("object-add", json!({ "qom-type": "authz-simple", "id": "who", "identity": "CN=nobody" })).unwrap();
+    comes().unwrap_err();
+    run("qom-set", json!({ "path": "who", "property": "identity", "value": "CN=somebody" })).unwrap();
+    comes().unwrap();
+    // Nobody holds it: another may take its place.
+    run("object-del", json!({ "id": "who" })).unwrap();
+    comes().unwrap_err();
+    let rules = json!([{ "match": "CN=some*", "policy": "allow", "format": "glob" }]);
+    run("object-add", json!({ "qom-type": "authz-list", "id": "who", "rules": rules })).unwrap();
+    comes().unwrap();
+    daemon.stop().unwrap();
+}

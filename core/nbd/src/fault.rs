@@ -42,6 +42,12 @@ pub enum Fault {
     /// The client and we did not come to TLS.
     #[error("TLS handshake")]
     Tls(#[source] io::Error),
+    /// The client is one of those that may not connect.
+    #[error("{why}")]
+    NotAuthorized {
+        /// Who it is, and what forbids it.
+        why: String,
+    },
     /// The client took too long to choose an export.
     #[error("handshake took too long")]
     HandshakeTimeout,

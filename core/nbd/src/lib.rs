@@ -59,6 +59,9 @@
 //! `ERR_TLS_REQD`, and `EXPORT_NAME` ends the connection. What was agreed before is forgotten then, and what was sent between the wish
 //! and its answer ends the connection. Credentials are x509 certificates only, see [`TlsCreds`].
 //!
+//! Of those whose certificates are good, [`ServerOptions::authorize`] may let in some by name. The others are disconnected as soon
+//! as TLS is on, without a word: so they are by QEMU.
+//!
 //! # What it costs
 //!
 //! A session is one task. Requests are begun where they are read, 32 pipelined ones out of a single `recv`; those that storage
@@ -68,6 +71,7 @@
 
 #![forbid(unsafe_code)]
 
+mod authorize;
 mod contexts;
 mod export;
 mod fault;
@@ -77,6 +81,7 @@ mod serve;
 mod server;
 mod session;
 
+pub use authorize::Authorize;
 pub use driveline_transport::{Endpoint, ServerTls, TlsCreds, TlsError, TlsRegistry, Transport};
 pub use driveline_wire as wire;
 pub use export::{AddError, Export, Exports, Removed, Storage};

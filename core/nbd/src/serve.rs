@@ -6,6 +6,7 @@ use std::task::{Context, Poll, Waker};
 
 use driveline_transport::{Receive, ServerTls, TlsStream, Transport};
 
+use crate::authorize::Authorize;
 use crate::export::{Exports, Storage};
 use crate::fault::Fault;
 use crate::handshake::{Haggled, Negotiated, Security, haggle, handshake};
@@ -33,7 +34,7 @@ pub async fn serve_tls<T: Transport, S: Storage>(
     tls: &ServerTls,
     handshake_limit: impl Future<Output = ()>,
 ) -> Result<(), Fault> {
-    match choose_tls(transport, exports, tls, handshake_limit).await? {
+    match choose_tls(transport, exports, tls, None, handshake_limit).await? {
         Some((stream, chosen)) => transmit_tls(&stream, chosen).await,
         None => Ok(()),
     }
@@ -71,6 +72,7 @@ pub(crate) async fn choose_tls<T: Transport, S: Storage>(
     transport: T,
     exports: &Exports<S>,
     tls: &ServerTls,
+    authorize: Option<&Authorize>,
     handshake_limit: impl Future<Output = ()>,
 ) -> Result<Option<(TlsStream<T>, Chosen<S>)>, Fault> {
     let mut limit = pin!(handshake_limit);
@@ -84,6 +86,9 @@ pub(crate) async fn choose_tls<T: Transport, S: Storage>(
         let accept = pin!(async { TlsStream::accept(transport, tls).await.map_err(Fault::Tls) });
         limited(accept, limit.as_mut()).await?
     };
+    if let Some(authorize) = authorize {
+        limited(pin!(authorize.check(&stream)), limit.as_mut()).await?;
+    }
     // Nothing that was received before counts any more.
     let mut receive = Receive::new();
     let haggled = {

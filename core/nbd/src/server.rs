@@ -17,6 +17,7 @@ use driveline_op::{Answer, Ask, Buffer, Info};
 use driveline_transport::ServerTls;
 use parking_lot::Mutex;
 
+use crate::authorize::Authorize;
 use crate::export::{AddError, Export, Exports, Storage};
 use crate::fault::Fault;
 use crate::serve::{choose, choose_tls, transmit, transmit_tls};
@@ -48,6 +49,9 @@ pub struct ServerOptions {
     pub farewell: Duration,
     /// With it, clients have to upgrade to TLS before they are told of any export. Default: none, and who asks for TLS is refused.
     pub tls: Option<ServerTls>,
+    /// Which of those that have upgraded may go on. Default: all. It counts together with
+    /// [`ServerOptions::tls`] only, whose credentials have to ask clients for their certificates.
+    pub authorize: Option<Authorize>,
 }
 
 impl Default for ServerOptions {
@@ -57,6 +61,7 @@ impl Default for ServerOptions {
             connections_max: 100,
             farewell: Duration::from_secs(2),
             tls: None,
+            authorize: None,
         }
     }
 }
@@ -333,7 +338,7 @@ impl<S: Storage> Connected<S> {
                 }
                 ended => self.tell(&name, ended.map(drop)),
             },
-            Some(tls) => match choose_tls(stream, exports, tls, limit).await {
+            Some(tls) => match choose_tls(stream, exports, tls, options.authorize.as_ref(), limit).await {
                 Ok(Some((stream, chosen))) => {
                     let thread = chosen.thread();
                     self.on(thread, name, move || async move { transmit_tls(&stream, chosen).await }).await;

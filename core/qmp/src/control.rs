@@ -244,6 +244,8 @@ pub struct NbdServer {
     pub address: Address,
     /// Clients must use TLS, with these credentials.
     pub tls: Option<TlsX509>,
+    /// Those of them may connect whom the object of this id allows when they come, see [`Objects::authorize`]. Never without `tls`.
+    pub authz: Option<String>,
     /// How many clients at once; 0 for any number.
     pub max_connections: u32,
     /// How long a client may take until it transmits; 0 for any time.

@@ -489,14 +489,17 @@ impl SocketAddressLegacy {
 }
 
 pub(crate) async fn nbd_server_start(monitor: &Monitor, start: NbdServerStart) -> Result<Done> {
-    if start.tls_authz.is_some() {
-        let text = "Parameter 'tls-authz' is not supported: the certificates say who may connect";
+    let creds = |id: String| monitor.objects().tls_creds(&id, Endpoint::Server).map(|(creds, _)| creds);
+    let tls = start.tls_creds.map(creds).transpose()?;
+    // QEMU lets everybody in then, as if there were no list.
+    if start.tls_authz.is_some() && !tls.as_ref().is_some_and(|creds| creds.verify_peer) {
+        let text = "Parameter 'tls-authz' needs 'tls-creds' with 'verify-peer': without certificates clients have no names";
         return Err(Error::generic(text));
     }
-    let creds = |id: String| monitor.objects().tls_creds(&id, Endpoint::Server).map(|(creds, _)| creds);
     let server = NbdServer {
         address: start.addr.read()?,
-        tls: start.tls_creds.map(creds).transpose()?,
+        tls,
+        authz: start.tls_authz,
         max_connections: start.max_connections.unwrap_or(CONNECTIONS_DEFAULT),
         handshake_max_seconds: start.handshake_max_seconds.unwrap_or(HANDSHAKE_SECONDS_DEFAULT),
     };

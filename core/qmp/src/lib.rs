@@ -146,5 +146,6 @@ pub use error::{Class, Error, Result};
 pub use events::{Event, Reason};
 pub use monitor::{Listener, Monitor};
 pub use objects::{
-    Endpoint, IoThread, Limit, Object, ObjectChange, ObjectUse, Objects, Secret, ThrottleLimits, TlsX509,
+    AuthzList, AuthzListFile, AuthzPolicy, AuthzRule, Endpoint, IoThread, Limit, Object, ObjectChange,
+    ObjectUse, Objects, Secret, ThrottleLimits, TlsX509,
 };

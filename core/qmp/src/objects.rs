@@ -4,21 +4,28 @@
 //! `iothread`, a filter the limits of a `throttle-group`, a server the certificates of `tls-creds-x509`. Who uses one holds it
 //! ([`Objects::hold`]), so that it is not deleted meanwhile.
 //!
-//! QEMU's other types are refused by name. `tls-creds-psk` and `tls-creds-anon` are among them: TLS here has certificates only.
+//! QEMU's other types are refused by name. `tls-creds-psk` and `tls-creds-anon` are among them: TLS here has certificates only. So
+//! is `authz-pam`: what PAM is asked may come from anywhere.
 
+mod authz;
 pub(crate) mod commands;
 mod kept;
 mod limits;
+mod secret;
 
+pub use authz::{AuthzList, AuthzListFile, AuthzPolicy, AuthzRule};
 pub use limits::{Limit, ThrottleLimits};
+pub use secret::Secret;
 
 use crate::{
     arguments,
     error::{Class, Error, Result},
     schema::{Shape, trace},
 };
+use authz::{AuthzListArguments, AuthzListFileArguments, AuthzSimpleArguments};
 use limits::GivenLimits;
 use parking_lot::Mutex;
+use secret::SecretArguments;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::{
@@ -40,6 +47,12 @@ pub enum Object {
     Secret(Secret),
     /// A directory of certificates.
     TlsX509(TlsX509),
+    /// The one name that may connect.
+    AuthzSimple(String),
+    /// Names that may connect, and names that may not.
+    AuthzList(AuthzList),
+    /// Such a list in a file.
+    AuthzListFile(AuthzListFile),
 }
 
 /// An `iothread`. Driveline's threads are there from the start: each object names one of them, in turn.
@@ -61,21 +74,6 @@ pub struct IoThread {
     pub thread_pool_min: i64,
     /// The largest number of them.
     pub thread_pool_max: i64,
-}
-
-/// A `secret`.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret {
-    /// What it says, decoded.
-    pub bytes: Vec<u8>,
-    given: SecretArguments,
-}
-
-impl fmt::Debug for Secret {
-    /// Without the secret.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Secret").field("file", &self.given.file).finish_non_exhaustive()
-    }
 }
 
 /// A `tls-creds-x509`: where certificates are, by the names that QEMU has for the files.
@@ -111,7 +109,10 @@ struct Type {
     properties: &'static [(&'static str, &'static str)],
 }
 
-const TYPES: [Type; 4] = [
+const TYPES: [Type; 7] = [
+    Type { name: "authz-list", parent: "authz", properties: authz::LIST },
+    Type { name: "authz-listfile", parent: "authz", properties: authz::LIST_FILE },
+    Type { name: "authz-simple", parent: "authz", properties: authz::SIMPLE },
     Type {
         name: "iothread",
         parent: "event-loop-base",
@@ -124,7 +125,7 @@ const TYPES: [Type; 4] = [
             ("thread-pool-min", "int"),
         ],
     },
-    Type { name: "secret", parent: "secret_common", properties: SECRET },
+    Type { name: "secret", parent: "secret_common", properties: secret::PROPERTIES },
     Type { name: "throttle-group", parent: "object", properties: limits::PROPERTIES },
     Type {
         name: "tls-creds-x509",
@@ -140,14 +141,6 @@ const TYPES: [Type; 4] = [
     },
 ];
 
-const SECRET: &[(&str, &str)] = &[
-    ("data", "string"),
-    ("file", "string"),
-    ("format", "QCryptoSecretFormat"),
-    ("iv", "string"),
-    ("keyid", "string"),
-];
-
 impl Object {
     fn type_name(&self) -> &'static str {
         match self {
@@ -155,6 +148,9 @@ impl Object {
             Object::ThrottleGroup(_) => "throttle-group",
             Object::Secret(_) => "secret",
             Object::TlsX509(_) => "tls-creds-x509",
+            Object::AuthzSimple(_) => "authz-simple",
+            Object::AuthzList(_) => "authz-list",
+            Object::AuthzListFile(_) => "authz-listfile",
         }
     }
 
@@ -178,6 +174,9 @@ impl Object {
                 properties.insert("priority".into(), "".into());
                 properties
             }
+            Object::AuthzSimple(identity) => Map::from_iter([("identity".into(), identity.clone().into())]),
+            Object::AuthzList(list) => object(serde_json::to_value(list)),
+            Object::AuthzListFile(file) => object(serde_json::to_value(file)),
         }
     }
 }
@@ -290,6 +289,9 @@ impl Objects {
             "iothread" => Given::IoThread(arguments::parse(properties, "")?),
             "throttle-group" => Given::ThrottleGroup(Box::new(arguments::parse(properties, "")?)),
             "secret" => Given::Secret(arguments::parse(properties, "")?),
+            "authz-simple" => Given::AuthzSimple(arguments::parse(properties, "")?),
+            "authz-list" => Given::AuthzList(arguments::parse(properties, "")?),
+            "authz-listfile" => Given::AuthzListFile(arguments::parse(properties, "")?),
             _ => Given::TlsX509(arguments::parse(properties, "")?),
         };
         if !is_identifier(&id) {
@@ -300,6 +302,9 @@ impl Objects {
             Given::ThrottleGroup(given) => Object::ThrottleGroup(ThrottleLimits::default().with(&given)?),
             Given::Secret(given) => Object::Secret(given.read()?),
             Given::TlsX509(given) => Object::TlsX509(given.check(self)?),
+            Given::AuthzSimple(given) => Object::AuthzSimple(given.identity),
+            Given::AuthzList(given) => Object::AuthzList(given.over(AuthzList::default())),
+            Given::AuthzListFile(given) => Object::AuthzListFile(given.read()?),
         };
         let object = {
             let mut state = self.0.state.lock();
@@ -430,6 +435,12 @@ impl Objects {
                 Object::ThrottleGroup(limits) if property == "limits" => {
                     Object::ThrottleGroup(limits.with(&arguments::parse(given, "")?)?)
                 }
+                Object::AuthzSimple(_) => {
+                    Object::AuthzSimple(arguments::parse::<AuthzSimpleArguments>(given, "")?.identity)
+                }
+                Object::AuthzList(list) => {
+                    Object::AuthzList(arguments::parse::<AuthzListArguments>(given, "")?.over(list.clone()))
+                }
                 _ => return Err(Error::generic("Property cannot be set after initialization")),
             }
         };
@@ -453,11 +464,17 @@ enum Given {
     ThrottleGroup(Box<GivenLimits>),
     Secret(SecretArguments),
     TlsX509(TlsX509Arguments),
+    AuthzSimple(AuthzSimpleArguments),
+    AuthzList(AuthzListArguments),
+    AuthzListFile(AuthzListFileArguments),
 }
 
 /// What each type takes, for the schema.
-pub(crate) fn shapes() -> [(&'static str, Shape); 4] {
+pub(crate) fn shapes() -> [(&'static str, Shape); 7] {
     [
+        ("authz-list", trace::<AuthzListArguments>()),
+        ("authz-listfile", trace::<AuthzListFileArguments>()),
+        ("authz-simple", trace::<AuthzSimpleArguments>()),
         ("iothread", trace::<IoThreadArguments>()),
         ("secret", trace::<SecretArguments>()),
         ("throttle-group", trace::<GivenLimits>()),
@@ -524,77 +541,6 @@ impl IoThreadArguments {
         }
         Ok(thread)
     }
-}
-
-/// QAPI's `QCryptoSecretFormat`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum SecretFormat {
-    #[default]
-    Raw,
-    Base64,
-}
-
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct SecretArguments {
-    data: Option<String>,
-    file: Option<String>,
-    format: Option<SecretFormat>,
-    keyid: Option<String>,
-    iv: Option<String>,
-}
-
-impl SecretArguments {
-    fn read(mut self) -> Result<Secret> {
-        if self.keyid.is_some() || self.iv.is_some() {
-            let text =
-                "Parameters 'keyid' and 'iv' are not supported: a secret is given in the clear or in a file";
-            return Err(Error::generic(text));
-        }
-        let bytes = match (&self.data, &self.file) {
-            (Some(_), Some(_)) => return Err(Error::generic("'file' and 'data' are mutually exclusive")),
-            (None, None) => return Err(Error::generic("Either 'file' or 'data' must be provided")),
-            (Some(data), None) => data.clone().into_bytes(),
-            (None, Some(file)) => fs::read(file)
-                .map_err(|error| Error::generic(format_args!("Unable to read {file}: {error}")))?,
-        };
-        let format = *self.format.get_or_insert_default();
-        let bytes = match format {
-            SecretFormat::Raw => bytes,
-            SecretFormat::Base64 => decode_base64(&bytes)
-                .ok_or_else(|| Error::generic("Base64 data contains invalid characters"))?,
-        };
-        Ok(Secret { bytes, given: self })
-    }
-}
-
-/// Lines are allowed, as tools write them. `None`: something else is in it, or its end is missing.
-fn decode_base64(text: &[u8]) -> Option<Vec<u8>> {
-    let mut digits: Vec<u8> = text.iter().copied().filter(|byte| !byte.is_ascii_whitespace()).collect();
-    if !digits.len().is_multiple_of(4) {
-        return None;
-    }
-    let padding = digits.iter().rev().take(2).take_while(|byte| **byte == b'=').count();
-    digits.truncate(digits.len() - padding);
-    let mut bytes = Vec::with_capacity(digits.len() / 4 * 3 + 2);
-    for group in digits.chunks(4) {
-        let mut bits = 0u32;
-        for digit in group {
-            let value = match digit {
-                b'A'..=b'Z' => digit - b'A',
-                b'a'..=b'z' => digit - b'a' + 26,
-                b'0'..=b'9' => digit - b'0' + 52,
-                b'+' => 62,
-                b'/' => 63,
-                _ => return None,
-            };
-            bits = bits << 6 | u32::from(value);
-        }
-        bits <<= 6 * (4 - group.len());
-        bytes.extend_from_slice(&bits.to_be_bytes()[1..group.len()]);
-    }
-    Some(bytes)
 }
 
 #[derive(Deserialize)]

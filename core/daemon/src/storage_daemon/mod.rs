@@ -52,7 +52,7 @@ const HELP: &str = "\
   --monitor [chardev=]ID[,mode=control][,pretty=on]
                          speak QMP there
   --nbd-server addr.type=unix,addr.path=PATH | addr.type=inet,addr.host=HOST,addr.port=PORT | addr.type=fd,addr.str=FD
-               [,tls-creds=ID][,max-connections=N][,handshake-max-seconds=N]
+               [,tls-creds=ID][,tls-authz=ID][,max-connections=N][,handshake-max-seconds=N]
                          start the NBD server, as nbd-server-start does
   --object TYPE,id=ID[,PROPERTY=VALUE...]
                          create an object, as object-add does; 'help' and 'TYPE,help' list types and properties

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 const BOOLEANS: &str = " abstract active allocation-depth allow-inactive auto-read-only bitmap-directory blkverify direct \
     discard-no-unref drop-cache fixed-iothread force-share immediately ipv4 ipv6 keep-alive lazy-refcounts log-append mptcp \
     no-flush numeric once pass-discard-other pass-discard-request pass-discard-snapshot pretty read-only read-zeroes \
-    rewrite-corrupted sanity-check snapshot-table sslverify tight verify-peer writable writethrough x-check-cache-dropped ";
+    refresh rewrite-corrupted sanity-check snapshot-table sslverify tight verify-peer writable writethrough x-check-cache-dropped ";
 
 const INTEGERS: &str = " aio-max-batch align bps-read bps-read-max bps-read-max-length bps-total bps-total-max \
     bps-total-max-length bps-write bps-write-max bps-write-max-length cache-clean-interval cache-size cbw-timeout errno \

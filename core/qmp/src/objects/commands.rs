@@ -160,8 +160,13 @@ pub(crate) struct QomListTypes {
 }
 
 /// The types above those of objects. All of them are abstract but for the containers.
-const PARENTS: [(&str, &str); 4] =
-    [("object", ""), ("event-loop-base", "object"), ("secret_common", "object"), ("tls-creds", "object")];
+const PARENTS: [(&str, &str); 5] = [
+    ("object", ""),
+    ("authz", "object"),
+    ("event-loop-base", "object"),
+    ("secret_common", "object"),
+    ("tls-creds", "object"),
+];
 
 pub(crate) async fn qom_list_types(_: &Monitor, query: QomListTypes) -> Result<Vec<TypeInfo>> {
     let wanted = query.implements.as_deref();

@@ -1,4 +1,4 @@
-use super::*;
+use super::{secret::decode_base64, *};
 use proptest::prelude::*;
 use serde_json::json;
 

@@ -12,6 +12,7 @@ fn exports_reach_the_program_as_they_were_meant() {
     let expected = NbdServer {
         address: Address::Unix("/tmp/x.sock".into()),
         tls: None,
+        authz: None,
         max_connections: 7,
         handshake_max_seconds: 10,
     };

@@ -6,6 +6,7 @@
 mod creds;
 mod error;
 mod files;
+mod name;
 mod registry;
 mod sanity;
 mod stream;

@@ -9,6 +9,7 @@ use std::task::{Context, Waker};
 
 use rustls::{CertificateError, ClientConnection, Connection, Error, ServerConnection};
 
+use super::name;
 use crate::{ClientTls, ServerTls, TlsError, Transport};
 
 /// How much is read from below at once: a few records of the largest size.
@@ -86,6 +87,14 @@ impl<T: Transport> TlsStream<T> {
                 ));
             }
         }
+    }
+
+    /// Whose the peer's certificate is: its distinguished name, as QEMU spells it (`C=GB,O=Home,CN=laptop`). `None`: it showed no
+    /// certificate, or one whose subject is no name.
+    pub fn peer_name(&self) -> Option<String> {
+        let tls = self.tls.borrow();
+        let own = tls.peer_certificates()?.first()?;
+        name::spelled(webpki::EndEntityCert::try_from(own).ok()?.subject())
     }
 
     /// The alert that the peer ended the connection with, if it sent one. What else comes is thrown away.
