@@ -183,6 +183,11 @@ impl Jobs {
             Ok(()) => self.settle(group, at).await,
             Err(stopped) => Err(stopped),
         };
+        let result = match result {
+            // What was in flight may fail because of that: a connection is cut, say.
+            Err(Stopped::Failed(_)) if job.is_cancelled() => Err(Stopped::Cancelled),
+            result => result,
+        };
         let mut was_cancelled = matches!(result, Err(Stopped::Cancelled));
         if let Err(stopped) = result {
             job.set_error(match stopped {
