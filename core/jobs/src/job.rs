@@ -236,7 +236,8 @@ impl Job {
         }
         // An error at the very end stops it there.
         let stopped_at_end = state.status == JobStatus::Pending && state.paused_by_error;
-        if !state.status.allows(verb) && !(verb == Verb::Resume && stopped_at_end) {
+        let may_resume = verb == Verb::Resume && stopped_at_end;
+        if !state.status.allows(verb) && !may_resume {
             return Err(self.refusal(verb, state.status));
         }
         match verb {

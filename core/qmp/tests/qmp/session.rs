@@ -146,7 +146,7 @@ fn out_of_band_is_for_those_who_enabled_it_and_is_answered_first() {
     assert_eq!((&reply["id"], &reply["error"]["class"]), (&json!("now"), &json!("GenericError")));
     // What waits may be waiting for a server that does not answer, and this ends that.
     let cut = "'arguments': {'node-name': 'disk'}, 'id': 'cut'";
-    let reply = client.raw(&format!("{{'exec-oob': 'x-driveline-yank', {cut}}}"));
+    let reply = client.raw(format!("{{'exec-oob': 'x-driveline-yank', {cut}}}"));
     assert_eq!(reply["id"], "cut");
     assert!(reply["error"]["desc"].as_str().unwrap().contains("no connection that could be cut"), "{reply}");
     drop(change);
