@@ -3,11 +3,11 @@
 //! The data path of a driver is an [`OpTable`](driveline_op::OpTable); here is the rest: how a node is opened from
 //! options, what it says about itself, and what is done with it while nothing is in flight.
 
+pub use crate::permission::Permissions;
 use crate::{
     BitmapToStore, CreateArgs, Created, Error, Graph, Kind, ObjectCall, Preallocation, Result, StoredBitmaps,
     Witness, stored,
 };
-pub use crate::permission::Permissions;
 use driveline_bitmap::Bits;
 use driveline_op::{Ask, Buffer, Call, Edge, Info, Instance, op};
 use std::{

@@ -53,7 +53,10 @@ pub fn run(file: &Path) -> ExitCode {
     }
     tracing::info!("serving");
     notify::tell("READY=1");
-    until_the_end(daemon, &mut signals)
+    let code = until_the_end(daemon, &mut signals);
+    // One more signal finds the program at its end: what it does by default would kill it, and that is told as a failure.
+    std::mem::forget(signals);
+    code
 }
 
 /// What a program says that serves nothing.

@@ -161,6 +161,8 @@ fn start_and_serve(program: &str, arguments: Vec<OsString>) -> Result<ExitCode, 
         return Err(format!("while closing: {error}"));
     }
     drop(pidfile);
+    // As in `run`: one more signal does not kill a program at its end.
+    std::mem::forget(signals);
     Ok(code)
 }
 

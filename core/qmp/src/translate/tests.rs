@@ -83,7 +83,11 @@ fn discards_are_ignored_unless_something_is_said() {
             options["discard"] = said;
         }
         let node = translate(options).unwrap();
-        assert_eq!((&node["discard"], &node["file"]), (&json!(means), &below), "below it, the parent decides");
+        assert_eq!(
+            (&node["discard"], &node["file"]),
+            (&json!(means), &below),
+            "below it, the parent decides"
+        );
     }
 }
 
