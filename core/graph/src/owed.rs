@@ -83,6 +83,13 @@ impl Debts {
         self.any.store(!owed.is_empty(), SeqCst);
     }
 
+    /// That one is paid, by whomever.
+    pub(crate) fn paid(&self, one: &Arc<Owed>) {
+        let mut owed = self.owed.lock();
+        owed.retain(|other| !Arc::ptr_eq(other, one));
+        self.any.store(!owed.is_empty(), SeqCst);
+    }
+
     /// Pays all of it.
     ///
     /// Errors: that of a node that cannot be flushed; it is owed still.
@@ -94,12 +101,10 @@ impl Debts {
     #[cold]
     async fn pay_all(&self) -> Result<()> {
         let owed = self.owed.lock().clone();
-        for owed in &owed {
-            owed.pay().await?;
+        for one in &owed {
+            one.pay().await?;
+            self.paid(one);
         }
-        let mut left = self.owed.lock();
-        left.retain(|one| !owed.iter().any(|paid| Arc::ptr_eq(one, paid)));
-        self.any.store(!left.is_empty(), SeqCst);
         Ok(())
     }
 

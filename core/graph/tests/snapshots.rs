@@ -29,6 +29,19 @@ fn snapshot(bench: &Bench) -> driveline_graph::Result<()> {
     bench.change(|change| change.snapshot("vda", "over"))
 }
 
+/// Takes a snapshot, and lets the disk answer with that from the flush on that comes when its users have gone on.
+fn snapshot_then_unpaid(bench: &Bench, errno: i32) {
+    bench.disk.pass(1);
+    thread::scope(|scope| {
+        let taken = scope.spawn(|| snapshot(bench));
+        while flushes(bench) < 2 {
+            thread::sleep(Duration::from_millis(1));
+        }
+        bench.disk.free(errno);
+        taken.join().unwrap().unwrap();
+    });
+}
+
 fn flushes(bench: &Bench) -> usize {
     bench.log.lock().iter().filter(|entry| *entry == "flush").count()
 }
@@ -65,15 +78,7 @@ fn users_write_while_what_a_snapshot_keeps_is_flushed_and_only_their_flushes_wai
 fn a_flush_is_refused_as_long_as_what_a_snapshot_keeps_cannot_be_made_durable() {
     let (bench, root) = drive();
     bench.run(root.write(0, b"before", 0)).unwrap();
-    bench.disk.pass(1);
-    thread::scope(|scope| {
-        let taken = scope.spawn(|| snapshot(&bench));
-        while flushes(&bench) < 2 {
-            thread::sleep(Duration::from_millis(1));
-        }
-        bench.disk.free(libc::EIO);
-        taken.join().unwrap().unwrap();
-    });
+    snapshot_then_unpaid(&bench, libc::EIO);
     let error = bench.run(root.flush()).unwrap_err();
     assert_eq!(error.errno_code(), libc::EIO);
     assert!(error.to_string().contains("base"), "it names the node: {error}");
@@ -96,18 +101,33 @@ fn a_snapshot_of_what_cannot_be_flushed_is_refused_and_changes_nothing() {
 #[test]
 fn what_is_owed_for_an_image_that_has_gone_is_forgotten() {
     let (bench, root) = drive();
-    bench.disk.pass(1);
-    thread::scope(|scope| {
-        let taken = scope.spawn(|| snapshot(&bench));
-        while flushes(&bench) < 2 {
-            thread::sleep(Duration::from_millis(1));
-        }
-        bench.disk.free(libc::EIO);
-        taken.join().unwrap().unwrap();
-    });
+    snapshot_then_unpaid(&bench, libc::EIO);
     bench.change(|change| change.set_child("over", "backing", None)).unwrap();
     bench.take_log();
     bench.disk.free(0);
     bench.run(root.flush()).unwrap();
     assert_eq!(flushes(&bench), 1, "that of the overlay");
+}
+
+/// A disk that failed kept the images of all drives open for writing.
+#[test]
+fn what_one_drive_cannot_pay_does_not_keep_another_ones_image_writable() {
+    let (bench, root) = drive();
+    let nodes = json!([
+        { "driver": "memory", "node-name": "f2" },
+        { "driver": "overlay", "node-name": "base2", "file": "f2" },
+        { "driver": "memory", "node-name": "g2" },
+        { "driver": "overlay", "node-name": "over2", "file": "g2" },
+    ]);
+    bench.add(nodes).unwrap();
+    bench.change(|change| change.set_drive("vdb", "base2")).unwrap();
+    let _other = bench.root("vdb");
+    snapshot_then_unpaid(&bench, libc::EIO);
+    bench.run(root.flush()).unwrap_err();
+    bench.disk.free(0);
+    bench.change(|change| change.snapshot("vdb", "over2")).unwrap();
+    assert!(bench.graph.view_node("base2").unwrap().read_only);
+    bench.take_log();
+    bench.run(root.flush()).unwrap();
+    assert_eq!(flushes(&bench), 2, "the first drive owes still, and the second has not tried to pay that");
 }

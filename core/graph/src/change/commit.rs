@@ -49,9 +49,14 @@ impl Change {
     async fn keep_snapshots(&mut self) {
         let Some(turn) = self.turn.take_if(|_| !self.keeping.is_empty()) else { return };
         let mut next = Change::new(self.graph.clone(), turn);
-        let roots: Vec<Arc<RootShared>> =
-            next.topology.roots.values().map(|attached| attached.root.clone()).collect();
-        let mut kept = join_all(roots.iter().map(|root| root.debts.pay())).await.into_iter().collect();
+        let mut kept = Ok(());
+        // What others owe, on a disk that fails perhaps, is no matter of these.
+        if let Some(owed) = self.owed.take() {
+            kept = owed.pay().await;
+            if kept.is_ok() {
+                next.topology.roots.values().for_each(|attached| attached.root.debts.paid(&owed));
+            }
+        }
         if let Ok(()) = kept {
             kept = next.retire(&self.keeping);
         }
@@ -261,7 +266,7 @@ impl Change {
     }
 
     /// Whoever wrote to what a snapshot keeps has that to flush, too.
-    fn owe(&self, topology: &Topology, drained: &Drained) {
+    fn owe(&mut self, topology: &Topology, drained: &Drained) {
         let kept: Vec<_> = self.keeping.iter().filter_map(|id| self.flushable(*id)).collect();
         let owed = (!kept.is_empty()).then(|| Owed::new(kept));
         for root in &drained.0 {
@@ -274,6 +279,7 @@ impl Change {
                 root.debts.add(owed.clone());
             }
         }
+        self.owed = owed;
     }
 
     /// Bitmaps take the size of their node. Whether what it has grown by is dirty is the bitmap's own rule.

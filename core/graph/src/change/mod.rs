@@ -32,6 +32,7 @@ use crate::{
     error::{Error, Kind, Result},
     graph::{Graph, State, attach, find_bitmap},
     node::NodeId,
+    owed::Owed,
     root::{Root, RootOptions},
     topology::{Attached, Attachment, Topology},
     wiring::Wired,
@@ -65,6 +66,8 @@ pub struct Change {
     settling: Vec<NodeId>,
     /// Nodes that become read-only afterwards, when what was written to them is durable.
     keeping: Vec<NodeId>,
+    /// What was written to them, once others may go on.
+    owed: Option<Arc<Owed>>,
     /// Instances that others have replaced, to be closed when nothing can fail any more.
     pub(crate) replaced: Replaced,
     directory: PathBuf,
@@ -117,6 +120,7 @@ impl Change {
             opened: Opened::new(),
             settling: Vec::new(),
             keeping: Vec::new(),
+            owed: None,
             replaced: Replaced::default(),
             directory: PathBuf::new(),
             images: Vec::new(),
