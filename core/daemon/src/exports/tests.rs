@@ -1,5 +1,23 @@
 use super::*;
 
+/// A writable export of that name.
+fn export_of(target: &str, id: &str) -> NewExport {
+    NewExport {
+        id: id.into(),
+        target: target.into(),
+        name: id.into(),
+        description: String::new(),
+        writable: true,
+        writethrough: false,
+        bitmaps: Vec::new(),
+        live_bitmaps: false,
+        allocation_depth: false,
+        tls: None,
+        allow_inactive: false,
+        thread: None,
+    }
+}
+
 #[test]
 fn a_bitmap_stays_as_long_as_an_export_shows_it() {
     let folder = tempfile::tempdir().unwrap();
@@ -48,20 +66,7 @@ fn nothing_is_served_any_more_once_the_end_has_begun() {
         assert!(exports.close().await.is_empty());
         let refused = exports.start_server(address.clone(), ServerOptions::default()).await;
         assert_eq!(refused.unwrap_err().to_string(), "the program is ending");
-        let new = NewExport {
-            id: "vda".into(),
-            target: "disk".into(),
-            name: "vda".into(),
-            description: String::new(),
-            writable: true,
-            writethrough: false,
-            bitmaps: Vec::new(),
-            live_bitmaps: false,
-            allocation_depth: false,
-            tls: None,
-            allow_inactive: false,
-            thread: None,
-        };
+        let new = export_of("disk", "vda");
         let refused = exports.start(vec![(address, new.clone())], Reserved::default()).await;
         assert_eq!(refused.unwrap_err().to_string(), "the program is ending");
         assert_eq!(exports.add(new).await.unwrap_err().to_string(), "the program is ending");
@@ -87,20 +92,7 @@ fn a_start_that_fails_leaves_no_user_of_the_exports_that_had_come() {
     let disk = "[node.disk]\ndriver = \"raw\"\nfile = \"a.img\"\n";
     let (config, mistakes) = crate::config::Config::parse(&folder.path().join("vm.toml"), disk);
     let daemon = crate::daemon::Daemon::start(&config, mistakes).unwrap();
-    let new = |id: &str| NewExport {
-        id: id.into(),
-        target: "disk".into(),
-        name: id.into(),
-        description: String::new(),
-        writable: true,
-        writethrough: false,
-        bitmaps: Vec::new(),
-        live_bitmaps: false,
-        allocation_depth: false,
-        tls: None,
-        allow_inactive: false,
-        thread: None,
-    };
+    let new = |id: &str| export_of("disk", id);
     let locks = || {
         let nodes = daemon.graph().nodes();
         let file = nodes.iter().find(|view| view.node.driver_name() == "file").unwrap();

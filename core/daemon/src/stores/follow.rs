@@ -74,6 +74,18 @@ impl Stores {
         true
     }
 
+    /// Nobody's bitmaps are kept there any more: what is left of it is the store, if it has one.
+    pub(super) fn part_with(&self, kept: &Arc<Kept>) -> Option<Store> {
+        let store = {
+            let mut inner = kept.inner.lock();
+            inner.pin = None;
+            inner.announced.clear();
+            inner.store.take()
+        };
+        self.forget(kept);
+        store
+    }
+
     pub(super) fn forget(&self, kept: &Arc<Kept>) {
         self.state.lock().kept.retain(|other| !Arc::ptr_eq(other, kept));
     }
@@ -259,13 +271,7 @@ impl Stores {
         }
         if let Some(kept) = kept {
             self.save_image(&kept, node, &view.bitmaps).await?;
-            let store = {
-                let mut inner = kept.inner.lock();
-                inner.pin = None;
-                inner.announced.clear();
-                inner.store.take()
-            };
-            self.forget(&kept);
+            let store = self.part_with(&kept);
             let path = store.map(|store| store.path());
             path.map_or(Ok(()), |path| super::save::remove(&path))?;
         }

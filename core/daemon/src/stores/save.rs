@@ -167,13 +167,7 @@ impl Stores {
         }
         change.commit().await?;
         let files = place::files_below(&self.graph, drive);
-        let store = {
-            let mut inner = kept.inner.lock();
-            inner.pin = None;
-            inner.announced.clear();
-            inner.store.take()
-        };
-        self.forget(&kept);
+        let store = self.part_with(&kept);
         // What was found and could not be attached is there the next time, as after a kill.
         let Some(store) = store.filter(|_| attached) else { return Ok(remaining) };
         match place {
