@@ -10,7 +10,7 @@ use driveline_graph::{
     BoxFuture, ChildSpec, Description, Driver, DriverKind, Graph, GraphOptions, OpenArgs, OpenNode, Options,
     Role, RootOptions,
 };
-use driveline_op::{Body, Info, Instance, OpTable};
+use driveline_op::{Ask, Body, Buffer, Info, Instance, OpTable, flag, op, status};
 use futures::executor::block_on;
 use serde_json::{Value, json};
 use std::{path::Path, process::Command, sync::Arc};
@@ -65,6 +65,35 @@ impl OpenNode for OpenPass {
     fn info(&self, children: &[Info]) -> Info {
         children[0]
     }
+}
+
+/// A write of a few blocks to a new cluster leaves the rest of it a hole of the file. Nobody is told unless they ask for it: a
+/// cluster is what is allocated.
+#[test]
+fn holes_inside_a_cluster_are_told_to_who_asks_precisely() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image.qcow2");
+    made(&path, 1 << 20, 65536, None);
+    let graph = graph();
+    block_on(async {
+        let file = json!({ "driver": "file", "path": path });
+        open(&graph, json!({ "driver": "qcow2", "node-name": "image", "file": file })).await.unwrap();
+        let root = graph.open_root("image", RootOptions::writer("a test")).await.unwrap();
+        root.write(65536, &[7; 8192], 0).await.unwrap();
+        root.flush().await.unwrap();
+        let ask = async |offset: u64, flags| {
+            let ask = Ask { op: op::BLOCK_STATUS, offset, length: 2 << 16, flags, ..Ask::default() };
+            let answer = root.submit(ask, Buffer::default()).await;
+            answer.result.unwrap();
+            (answer.status.flags & (status::DATA | status::ZERO), answer.status.depth, answer.status.length)
+        };
+        assert_eq!(ask(65536, 0).await, (status::DATA, 1, 65536));
+        assert_eq!(ask(65536, flag::PRECISE).await, (status::DATA, 1, 8192));
+        assert_eq!(ask(65536 + 8192, flag::PRECISE).await, (status::ZERO, 1, 65536 - 8192));
+        // What nobody wrote is no cluster, whoever asks.
+        assert_eq!(ask(2 << 16, flag::PRECISE).await, (status::ZERO, 0, 2 << 16));
+        root.close().await.unwrap();
+    });
 }
 
 /// An image behind a filter was no file, so a relative name in its header was relative to nothing.

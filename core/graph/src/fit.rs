@@ -150,7 +150,7 @@ impl Fit {
         let mut blocks = self.blocks(&request.range());
         blocks.end = blocks.end.min(self.end.max(request.range().end));
         let skip = request.offset() - blocks.start;
-        let found = next.status_at(0, blocks).await?;
+        let found = next.status_with(0, blocks, request.flags()).await?;
         let map = if found.flags & driveline_op::status::MAPPED != 0 { found.map + skip } else { 0 };
         // An extent of whole blocks covers at least the first byte asked for.
         request.answer(BlockStatus { length: found.length.saturating_sub(skip).max(1), map, ..found });

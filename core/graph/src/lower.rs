@@ -20,7 +20,8 @@ pub(crate) struct Strip {
     pub(crate) flags_known: u32,
 }
 
-pub(crate) static STRIP: OpTable<Strip> = OpTable::new().write(Strip::write);
+pub(crate) static STRIP: OpTable<Strip> =
+    OpTable::new().write(Strip::write).block_status(Strip::block_status);
 
 impl Strip {
     async fn write(&self, next: &mut Next<'_>, request: &WriteRequest<'_>) -> Result<()> {
@@ -28,6 +29,10 @@ impl Strip {
             return next.write(request).await;
         }
         next.write(&request.with_flags(request.flags() & self.flags_known)).await
+    }
+
+    async fn block_status(&self, next: &mut Next<'_>, request: &BlockStatusRequest<'_>) -> Result<()> {
+        next.block_status(&request.with_flags(request.flags() & self.flags_known)).await
     }
 }
 

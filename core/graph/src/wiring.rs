@@ -143,16 +143,23 @@ fn resolve(placed: &Placed, info: Info, target: Target) -> Edge {
     // What lowered operations are made of: those that the node has, and those that it let pass.
     let own = Edge::new(info, |op| if has(op) { Route::To(&target) } else { pass(op) });
     let writes = !own.refuses(op::WRITE);
-    // Compressed is all that there is by now of flags that not everybody knows, and only writes have it.
-    let strips = has(op::WRITE) && description.flags_known & flag::COMPRESSED == 0;
-    let strip = strips.then(|| {
+    // The flags that not everybody knows, and the operations that have them.
+    let strips = |op| {
+        let new = match op {
+            op::WRITE => flag::COMPRESSED,
+            op::BLOCK_STATUS => flag::PRECISE,
+            _ => 0,
+        };
+        has(op) && new & !description.flags_known != 0
+    };
+    let strip = (strips(op::WRITE) || strips(op::BLOCK_STATUS)).then(|| {
         let strip = Strip { flags_known: description.flags_known };
         Target::new(Instance::new(Arc::new(Body { cookie: 0, driver: strip }), &STRIP), vec![own.clone()])
     });
     let lowered = Instance::new(Arc::new(Body { cookie: 0, driver: Lower }), &LOWER);
     let lower = Target::new(lowered, vec![own]);
     Edge::new(info, |op| {
-        if let (op::WRITE, Some(strip)) = (op, &strip) {
+        if let Some(strip) = strip.as_ref().filter(|_| strips(op)) {
             return Route::To(strip);
         }
         if has(op) {

@@ -204,6 +204,22 @@ fn an_operation_newer_than_a_filter_arrives_as_ones_it_knows() {
     assert!(bench.take_log().is_empty());
 }
 
+/// A flag that only says how is no reason to refuse, but a filter that never heard of it must not meet it.
+#[test]
+fn a_flag_newer_than_a_filter_is_taken_away_before_it() {
+    for (driver, seen) in [("status-before-1-2", 0), ("status", flag::PRECISE)] {
+        let bench = memory();
+        bench.insert(driver, "filter", "vda").unwrap();
+        let root = bench.root("vda");
+        bench.take_log();
+        let ask = Ask { op: op::BLOCK_STATUS, length: 4096, flags: flag::PRECISE, ..Ask::default() };
+        bench.run(root.submit(ask, Buffer::default())).result.unwrap();
+        let expected =
+            [format!("filter.block_status flags {seen}"), format!("block_status 0+4096 flags {seen}")];
+        assert_eq!(bench.take_log(), expected);
+    }
+}
+
 #[test]
 fn what_a_filter_left_out_passes_or_is_emulated_as_its_author_said() {
     let bench = memory();

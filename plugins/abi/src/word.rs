@@ -74,8 +74,11 @@ pub mod flag {
     pub const REGISTERED: u32 = 32;
     /// The data may be stored compressed (write). Who cannot do so stores it as it is. Since 1.2.
     pub const COMPRESSED: u32 = 64;
+    /// Zeroes inside of what is stored are to be told, too, where the file below knows its holes (block_status). Who cannot
+    /// say calls all of it data. Since 1.2.
+    pub const PRECISE: u32 = 128;
     /// All that have a meaning.
-    pub const KNOWN: u32 = FUA | UNCHANGED | MAY_UNMAP | NO_FALLBACK | COMPRESSED;
+    pub const KNOWN: u32 = FUA | UNCHANGED | MAY_UNMAP | NO_FALLBACK | COMPRESSED | PRECISE;
     /// Those that had one before 1.2: what a filter knows that does not say what it knows.
     pub const KNOWN_BEFORE_1_2: u32 = FUA | UNCHANGED | MAY_UNMAP | NO_FALLBACK;
 }

@@ -138,8 +138,13 @@ impl<'a> Next<'a> {
 
     /// Asks child `index` about the first extent of `range`.
     pub async fn status_at(&mut self, index: usize, range: Range<u64>) -> Result<BlockStatus> {
+        self.status_with(index, range, 0).await
+    }
+
+    /// The same, with flags.
+    pub async fn status_with(&mut self, index: usize, range: Range<u64>, flags: u32) -> Result<BlockStatus> {
         let mut answer = BlockStatus::default();
-        let request = BlockStatusRequest::new(range, &mut answer);
+        let request = BlockStatusRequest::new(range, &mut answer).with_flags(flags);
         self.child(index).block_status(&request).await?;
         Ok(request.answered())
     }

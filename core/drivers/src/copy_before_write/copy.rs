@@ -1,11 +1,14 @@
 //! Old data goes to the target.
 
 use super::state::{CopyBeforeWrite, Side, piece_bytes};
-use driveline_op::{DiscardRequest, Error, Next, Result, WriteZeroesRequest, flag, status};
+use driveline_op::{BlockStatus, DiscardRequest, Error, Next, Result, WriteZeroesRequest, flag, status};
 use std::{ops::Range, sync::atomic::Ordering::Relaxed};
 
 /// How much is claimed at once when all of it is zeroes.
 const ZEROES_BYTES: u64 = 1 << 30;
+
+/// What has more extents in a piece is read as a whole from there on: to ask costs as much as to read a few pages.
+const EXTENTS_MAX: usize = 4;
 
 /// A copy failed, and at which end.
 pub(super) struct Failure(pub(super) Side, pub(super) Error);
@@ -52,6 +55,7 @@ impl CopyBeforeWrite {
         if offset >= end { end } else { offset & !(self.cluster_bytes() - 1) }
     }
 
+    /// Copies what is claimed.
     async fn copy_claimed(
         &self,
         next: &mut Next<'_>,
@@ -61,7 +65,7 @@ impl CopyBeforeWrite {
         let reading = |error| Failure(Side::Source, error);
         let mut at = range.start;
         while at < range.end {
-            let found = next.status_at(0, at..range.end).await.map_err(reading)?;
+            let found = next.status_with(0, at..range.end, flag::PRECISE).await.map_err(reading)?;
             let zeroes = if found.flags & status::ZERO != 0 { at + found.length } else { at };
             let end = self.whole_end(zeroes, range.end);
             if end > at {
@@ -74,7 +78,7 @@ impl CopyBeforeWrite {
             // Whole clusters, even if the end of one is zeroes: the target would have to read what it is not given.
             let end = (at + found.length).next_multiple_of(self.cluster_bytes());
             let end = end.min(range.end).min(at + piece_bytes);
-            self.copy_data(next, at..end).await?;
+            self.copy_data(next, at..end, found).await?;
             at = end;
         }
         self.finished.mark(range.clone());
@@ -90,10 +94,16 @@ impl CopyBeforeWrite {
         Ok(())
     }
 
-    async fn copy_data(&self, next: &mut Next<'_>, range: Range<u64>) -> Result<(), Failure> {
+    /// Copies a piece, of which the first extent is known.
+    async fn copy_data(
+        &self,
+        next: &mut Next<'_>,
+        range: Range<u64>,
+        first: BlockStatus,
+    ) -> Result<(), Failure> {
         let _room = self.room.acquire().await;
         let mut buffer = self.take_buffer(range.end - range.start);
-        let read = next.read_at(0, range.start, &mut buffer).await;
+        let read = read_sparse(next, range.start, &mut buffer, first).await;
         let copied = match (read, &self.settings.compress) {
             (Err(error), _) => Err(Failure(Side::Source, error)),
             (Ok(()), None) => {
@@ -117,4 +127,30 @@ impl CopyBeforeWrite {
         }
         Ok(())
     }
+}
+
+/// Reads from the source, of which the first extent is known; what is known to be zeroes is not read: a file system makes pages of
+/// them, which took longer than the data of a granule that was written to in part.
+async fn read_sparse(
+    next: &mut Next<'_>,
+    offset: u64,
+    into: &mut [u8],
+    first: BlockStatus,
+) -> driveline_op::Result<()> {
+    let (mut at, mut found) = (0, first);
+    for _ in 0..EXTENTS_MAX {
+        let length = (found.length as usize).min(into.len() - at);
+        let part = &mut into[at..at + length];
+        if found.flags & status::ZERO == 0 {
+            next.read_at(0, offset + at as u64, part).await?;
+        } else {
+            part.fill(0);
+        }
+        at += length;
+        if at == into.len() {
+            return Ok(());
+        }
+        found = next.status_with(0, offset + at as u64..offset + into.len() as u64, flag::PRECISE).await?;
+    }
+    next.read_at(0, offset + at as u64, &mut into[at..]).await
 }

@@ -6,7 +6,7 @@ use super::{
     layout::Mapping,
     map::Run,
 };
-use driveline_op::{BlockStatus, BlockStatusRequest, Error, Next, ReadRequest, Result, status};
+use driveline_op::{BlockStatus, BlockStatusRequest, Error, Next, ReadRequest, Result, flag, status};
 use std::ops::Range;
 
 impl Qcow2 {
@@ -108,12 +108,17 @@ impl Qcow2 {
         if request.length() == 0 {
             return Err(Error::invalid("a block status of nothing"));
         }
-        let answer = self.status_checked(next, request.range()).await;
+        let answer = self.status_checked(next, request).await;
         request.answer(self.judge(&mut Io::Next(next), answer).await?);
         Ok(())
     }
 
-    async fn status_checked(&self, next: &mut Next<'_>, range: Range<u64>) -> Result<BlockStatus> {
+    async fn status_checked(
+        &self,
+        next: &mut Next<'_>,
+        request: &BlockStatusRequest<'_>,
+    ) -> Result<BlockStatus> {
+        let (range, flags) = (request.range(), request.flags());
         let _pin = self.epoch.pin();
         let mut answer: Option<BlockStatus> = None;
         let (mut at, length) = (0, range.end - range.start);
@@ -127,7 +132,7 @@ impl Qcow2 {
                 Box::pin(self.load(&mut Io::Next(next), start)).await?;
                 continue;
             };
-            let extent = self.extent(next, start, run).await?;
+            let extent = self.extent(next, start, run, flags).await?;
             match &mut answer {
                 None => answer = Some(extent),
                 Some(before) if joins(before, &extent) => before.length += extent.length,
@@ -139,8 +144,22 @@ impl Qcow2 {
     }
 
     /// The extent that a run begins with.
-    async fn extent(&self, next: &mut Next<'_>, start: u64, run: Run) -> Result<BlockStatus> {
-        let own = BlockStatus { depth: 1, length: run.length, ..BlockStatus::default() };
+    async fn extent(&self, next: &mut Next<'_>, start: u64, run: Run, flags: u32) -> Result<BlockStatus> {
+        let mut own = BlockStatus { depth: 1, length: run.length, ..BlockStatus::default() };
+        if matches!(run.mapping, Mapping::Data { .. }) && flags & flag::PRECISE != 0 {
+            let file = self.data();
+            // What lies behind the end of the file reads as zeroes, and cannot be asked for.
+            let inside = file.end().saturating_sub(run.host).min(run.length);
+            let zero = BlockStatus { flags: status::ZERO, ..own };
+            if inside == 0 {
+                return Ok(zero);
+            }
+            let found = next.status_with(file.child, run.host..run.host + inside, flags).await?;
+            own.length = found.length.clamp(1, inside);
+            if found.flags & status::ZERO != 0 {
+                return Ok(BlockStatus { length: own.length, ..zero });
+            }
+        }
         Ok(match run.mapping {
             // A place in another file is none in ours.
             Mapping::Data { .. } if self.data_file.is_some() => BlockStatus { flags: status::DATA, ..own },
@@ -156,7 +175,7 @@ impl Qcow2 {
                     let depth = if next.children() > self.backing() { 2 } else { 0 };
                     return Ok(BlockStatus { flags: status::ZERO, depth, ..own });
                 }
-                let below = next.status_at(self.backing(), start..start + inside).await?;
+                let below = next.status_with(self.backing(), start..start + inside, flags).await?;
                 BlockStatus {
                     // The map is about another file than ours.
                     flags: below.flags & !status::MAPPED,

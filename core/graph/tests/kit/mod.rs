@@ -111,7 +111,7 @@ impl Memory {
         self.disk.flush().await
     }
     async fn block_status(&self, _: &mut Next<'_>, r: &BlockStatusRequest<'_>) -> OpResult {
-        self.note("block_status", r.range(), 0);
+        self.note("block_status", r.range(), r.flags());
         r.answer(BlockStatus { flags: status::ZERO, depth: 0, length: r.length(), ..Default::default() });
         Ok(())
     }
@@ -128,6 +128,10 @@ impl Note {
     async fn write(&self, next: &mut Next<'_>, r: &WriteRequest<'_>) -> OpResult {
         self.1.lock().push(format!("{}.write {}+{}", self.0, r.offset(), r.length()));
         next.write(r).await
+    }
+    async fn block_status(&self, next: &mut Next<'_>, r: &BlockStatusRequest<'_>) -> OpResult {
+        self.1.lock().push(format!("{}.block_status flags {}", self.0, r.flags()));
+        next.block_status(r).await
     }
     async fn panic(&self, _: &mut Next<'_>, _: &WriteRequest<'_>) -> OpResult {
         panic!("I cannot write")
@@ -150,6 +154,7 @@ static BEHIND: OpTable<Note> = OpTable::new().read(Note::read).write(Note::write
 static NOTHING: OpTable<Note> = OpTable::new();
 static READ_WRITE: OpTable<Note> = OpTable::new().read(Note::read).write(Note::write);
 static READ: OpTable<Note> = OpTable::new().read(Note::read);
+static STATUS: OpTable<Note> = OpTable::new().block_status(Note::block_status);
 static PANIC: OpTable<Note> = OpTable::new().write(Note::panic);
 static POPULATE: OpTable<Note> = OpTable::new().read(Note::own_write);
 
@@ -277,12 +282,17 @@ impl Bench {
         debug.children = vec![ChildSpec::required("child", Role::Filtered)];
         debug.child_words = vec!["image".into()];
         bench.driver(debug, Some(&NOTHING));
+        let mut early = Description::builtin("status-before-1-2", DriverKind::Filter, "");
+        early.children = vec![ChildSpec::required("child", Role::Filtered)];
+        early.flags_known = driveline_op::flag::KNOWN_BEFORE_1_2;
+        bench.driver(early, Some(&STATUS));
         let all = driveline_op::op::COUNT as u32;
         filter("holder", Missing::Pass, all, &NOTHING, 0);
         filter("pass", Missing::Pass, all, &READ_WRITE, 0);
         filter("deny", Missing::Deny, all, &READ_WRITE, 0);
         filter("read-only-deny", Missing::Deny, all, &READ, 0);
         filter("old", Missing::Pass, 2, &READ_WRITE, 0);
+        filter("status", Missing::Pass, all, &STATUS, 0);
         filter("panic", Missing::Pass, all, &PANIC, 0);
         filter("populate", Missing::Pass, all, &POPULATE, driveline_op::effect::OWN_WRITES);
         filter("not-live", Missing::Pass, all, &NOTHING, driveline_op::effect::NOT_LIVE);
