@@ -24,6 +24,13 @@ impl Runtime for EngineRuntime {
         self.engine.spawn(future).detach();
     }
 
+    fn spawn_here(&self, future: BoxFuture<'static, ()>) {
+        match driveline_engine::current_thread() {
+            Some(_) => driveline_engine::spawn_local(future).detach(),
+            None => self.spawn(future),
+        }
+    }
+
     fn sleep(&self, time: Duration) -> BoxFuture<'static, ()> {
         Box::pin(driveline_engine::sleep(time))
     }

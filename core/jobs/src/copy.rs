@@ -23,6 +23,8 @@ pub(crate) const IN_FLIGHT_MAX: usize = 16;
 /// The longest piece. From page cache to page cache each is read and written at once, on one thread, while it is in that
 /// processor's cache: pieces of a megabyte are not, and took twice the time for the write.
 pub(crate) const PIECE_BYTES_MAX: u64 = 256 << 10;
+/// Short pieces of one task at most: others of its thread want to have their turn.
+const BATCH_PIECES_MAX: usize = 16;
 /// After so much the target is flushed while the copying goes on, so that little is left to wait for at the end.
 const FLUSH_BYTES: u64 = 32 << 20;
 
@@ -54,7 +56,8 @@ pub(crate) trait Source: Send + Sync + 'static {
     }
     /// A flush of the target has failed, which the job may outlast.
     fn flush_failed(&self) {}
-    /// Short pieces are copied one after the other by one task, up to so many bytes: a task costs as much as a short piece.
+    /// Short pieces are copied one after the other by one task, up to so many bytes: a task costs as much as a short piece. It
+    /// stays on the thread of the job: short pieces on several threads wait for each other's metadata, and took longer.
     fn task_bytes_max(&self) -> u64 {
         PIECE_BYTES_MAX
     }
@@ -200,7 +203,7 @@ impl Flight<'_> {
                 continue;
             }
             self.batch.push(piece);
-            if retries || length >= bytes_max || job.speed() > 0 {
+            if retries || length >= bytes_max || self.batch.len() == BATCH_PIECES_MAX || job.speed() > 0 {
                 self.start(retries);
             }
             if self.tasks() < in_flight_max {
@@ -235,21 +238,28 @@ impl Flight<'_> {
             }
             copied
         };
+        let here = batch.len() > 1;
         let lost =
             move || batch.into_iter().map(|piece| (piece, Err(PieceError::writing(Error::IO)))).collect();
-        self.launch(copy, lost, Landed::Pieces);
+        self.launch(here, copy, lost, Landed::Pieces);
     }
 
-    /// Runs something as a task of its own: it needs nobody to wait for it, and has a thread of its own where there is one.
-    /// What it leaves if it panics, or ends with the whole engine, is `lost`.
+    /// Runs something as a task of its own: it needs nobody to wait for it, and has a thread of its own where there is one,
+    /// unless it is to stay `here`. What it leaves if it panics, or ends with the whole engine, is `lost`.
     fn launch<T: Send + 'static>(
         &mut self,
+        here: bool,
         flight: impl Future<Output = T> + Send + 'static,
         lost: impl FnOnce() -> T + Send + 'static,
         landed: impl FnOnce(T) -> Landed + Send + 'static,
     ) {
         let (tell, told) = oneshot::channel();
-        self.runtime.spawn(Box::pin(async move { drop(tell.send(flight.await)) }));
+        let flight = Box::pin(async move { drop(tell.send(flight.await)) });
+        if here {
+            self.runtime.spawn_here(flight)
+        } else {
+            self.runtime.spawn(flight)
+        }
         self.flying.push(Box::pin(async move { landed(told.await.unwrap_or_else(|_| lost())) }));
     }
 
@@ -313,7 +323,7 @@ impl Flight<'_> {
             let flushed = target.flush().await.inspect_err(|_| source.flush_failed());
             flushed.map_err(|error| Error::new(error.errno_code(), error.message()))
         };
-        self.launch(flush, || Err(Error::IO), Landed::Flush);
+        self.launch(false, flush, || Err(Error::IO), Landed::Flush);
     }
 }
 

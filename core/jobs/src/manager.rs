@@ -16,6 +16,10 @@ use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 pub trait Runtime: Send + Sync + 'static {
     /// Runs a future to its end, beside others.
     fn spawn(&self, future: BoxFuture<'static, ()>);
+    /// The same on the thread that asks, if that is one that runs futures: for what is too short to be worth another one.
+    fn spawn_here(&self, future: BoxFuture<'static, ()>) {
+        self.spawn(future);
+    }
     /// Is ready after that time.
     fn sleep(&self, time: Duration) -> BoxFuture<'static, ()>;
     /// The time since some moment in the past.
