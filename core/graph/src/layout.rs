@@ -71,9 +71,20 @@ impl Layout {
 
     /// All nodes with their places, parents before children.
     pub fn nodes(&self) -> Vec<NodeView> {
+        self.views(self.topology.top_down())
+    }
+
+    /// The nodes of the drives, and all below these, with their places, parents before children.
+    pub fn nodes_of_drives(&self) -> Vec<NodeView> {
+        self.views(self.topology.top_down_from(self.topology.drives.values().copied()))
+    }
+
+    fn views(&self, ids: Vec<NodeId>) -> Vec<NodeView> {
+        if ids.is_empty() {
+            return Vec::new();
+        }
         let mut parents = self.topology.all_parents();
-        let top_down = self.topology.top_down().into_iter();
-        top_down.map(|id| self.view(id, &parents.remove(&id).unwrap_or_default())).collect()
+        ids.into_iter().map(|id| self.view(id, &parents.remove(&id).unwrap_or_default())).collect()
     }
 
     /// A node with its place.

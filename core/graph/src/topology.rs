@@ -217,9 +217,9 @@ impl Topology {
         self.order(self.nodes.keys().copied())
     }
 
-    /// A node and all nodes below it, parents before children.
-    pub(crate) fn top_down_from(&self, id: NodeId) -> Vec<NodeId> {
-        self.order([id].into_iter())
+    /// Nodes and all nodes below them, parents before children.
+    pub(crate) fn top_down_from(&self, ids: impl IntoIterator<Item = NodeId>) -> Vec<NodeId> {
+        self.order(ids.into_iter())
     }
 
     fn order(&self, from: impl Iterator<Item = NodeId>) -> Vec<NodeId> {

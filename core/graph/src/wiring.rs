@@ -40,7 +40,7 @@ pub(crate) fn wire(topology: &Topology, trace: bool) -> BTreeMap<NodeId, Wired> 
 
 /// Wires a node, and so what is below it; for one of many this costs less than to wire them all.
 pub(crate) fn wire_one(topology: &Topology, id: NodeId, trace: bool) -> Wired {
-    let mut wired = wire_all(topology, topology.top_down_from(id), trace);
+    let mut wired = wire_all(topology, topology.top_down_from([id]), trace);
     wired.remove(&id).expect("a node is among what it reaches")
 }
 

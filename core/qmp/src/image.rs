@@ -138,15 +138,16 @@ pub(crate) enum Depth {
 
 /// All drives.
 pub(crate) fn drives(graph: &Graph) -> Vec<BlockInfo> {
-    let views = Views::of(graph);
+    let layout = graph.layout();
+    // Of all nodes it would take long in a daemon that has many more.
+    let views = Views(Filenames::of(layout.nodes_of_drives()));
     let drive = |drive: driveline_graph::DriveView| {
-        // One that went away meanwhile is left out.
         let root = views.get(&drive.root)?;
         let inserted = views.device(root, Depth::Chain, graph.bitmaps(&drive.name).unwrap_or_default());
         let device = drive.name.to_string();
         Some(BlockInfo { device, r#type: "unknown".into(), removable: false, locked: false, inserted })
     };
-    graph.drives().into_iter().filter_map(drive).collect()
+    layout.drives().into_iter().filter_map(drive).collect()
 }
 
 /// All nodes, parents first.
