@@ -79,6 +79,36 @@ fn a_mirror_whose_target_is_missing_waits_for_it_and_its_drive_is_served() {
     world.end();
 }
 
+/// A lock on its record kept it from going on, the drive was served, and resumed it knew nothing of what guests had written until then.
+#[test]
+fn a_mirror_whose_record_was_locked_at_the_start_copies_what_guests_wrote_until_it_went_on() {
+    if !have("restarts", &TOOLS) {
+        return;
+    }
+    let mut world = World::raw(25);
+    raw_target(&mut world);
+    begin(&mut world, "blockdev-mirror", json!({ "device": "vda", "target": "copy", "sync": "full" }));
+    world.kill_midway("work");
+    let record = std::fs::File::open(world.path(&world.journals()[0])).unwrap();
+    record.lock().unwrap();
+    let jobs = world.start();
+    assert_eq!((&jobs[0]["id"], &jobs[0]["outcome"]), (&json!("work"), &json!("failed")), "{jobs:?}");
+    world.begin_to_write();
+    world.wait_written(40);
+    // What it wrote later would be copied anyway, and with it what is near.
+    world.stop_writing();
+    drop(record);
+    world.qmp.run("x-driveline-interrupted-job-resume", json!({ "id": "work" }));
+    world.hurry("work");
+    world.qmp.wait_event("BLOCK_JOB_READY", "work");
+    world.assert_bitmap_is_exact();
+    let kept = keep(&world);
+    world.qmp.run("block-job-cancel", json!({ "device": "work" }));
+    world.wait_completed("work");
+    run("cmp", &[&world.path("copy.raw"), &kept]);
+    world.end();
+}
+
 /// Only QMP could decide about such a job, with names that nobody guesses; and what became of it was printed twice.
 #[test]
 fn a_person_tries_again_or_gives_up_what_was_interrupted_and_is_told_of_it_once() {

@@ -68,7 +68,7 @@ impl Journals {
         has_source || moves && is_shown()
     }
 
-    /// Opens the file of a job, and tells what is known.
+    /// Opens the file of a job, and tells what is known. One that was missed before does not know what guests wrote meanwhile.
     ///
     /// Errors: another program has it, or it cannot be read; it stays as it is.
     pub(super) fn open(&self, path: &Path) -> Result<FoundJob> {
@@ -76,6 +76,7 @@ impl Journals {
         let Opened { store, bitmaps, owner, heartbeat, same_boot, damage, .. } = opened;
         let owner = owner.ok_or_else(|| Error::new(Kind::Corrupt, "its record is lost"))?;
         let (mut record, known) = decode(&owner)?;
+        record.unwatched |= self.missed.lock().contains(path);
         let verdict = |verdict: &Verdict| match verdict {
             Verdict::AllDirty { reason } => Some(reason.clone()),
             _ => None,
@@ -109,6 +110,11 @@ impl Journals {
         Ok(FoundJob { record, page: book, bitmaps, since, lost })
     }
 
+    /// A file cannot be opened, and its images are there: see [`Journals::missed`].
+    pub(super) fn miss(&self, path: &Path) {
+        self.missed.lock().insert(path.to_owned());
+    }
+
     /// What guests wrote since the bitmap of a backup was frozen.
     fn since(&self, record: &JobRecord) -> Option<Bits> {
         let JobArgs::Backup(args) = &record.args else { return None };
@@ -132,7 +138,7 @@ impl Journals {
 }
 
 /// Reads the record of a job, whoever has it.
-fn read(path: &Path) -> Result<JobRecord> {
+pub(super) fn read(path: &Path) -> Result<JobRecord> {
     let owner = Store::owner_of(path).map_err(store_error)?;
     let owner = owner.ok_or_else(|| Error::new(Kind::Corrupt, "its record is lost"))?;
     decode(&owner).map(|(record, _)| record)

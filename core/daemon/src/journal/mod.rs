@@ -21,7 +21,7 @@ use driveline_jobs::{JobRecord, Journal, OnRestart, Page};
 use driveline_store::BootId;
 use parking_lot::Mutex;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     path::PathBuf,
     sync::{
@@ -42,6 +42,8 @@ pub(crate) struct Journals {
     /// Those of jobs that live.
     books: Mutex<Vec<Weak<Book>>>,
     interrupted: Mutex<Vec<Interrupted>>,
+    /// Files that could not be opened when their images were there: guests may have written since, and nobody could note it there.
+    missed: Mutex<BTreeSet<PathBuf>>,
     /// The jobs that were there at the start have been decided about; others may come with their images.
     looks: AtomicBool,
     /// One at a time decides about a job that was interrupted.
@@ -109,9 +111,9 @@ impl fmt::Display for Interrupted {
 impl Journals {
     /// For the jobs of a graph, of this boot.
     pub(crate) fn new(graph: &Graph, stores: &Arc<Stores>) -> Arc<Self> {
-        let (policies, books, interrupted, looks, turn) = Default::default();
+        let (policies, books, interrupted, missed, looks, turn) = Default::default();
         let (graph, boot_id, stores) = (graph.clone(), stores.boot_id(), Arc::downgrade(stores));
-        Arc::new(Self { graph, boot_id, stores, policies, books, interrupted, looks, turn })
+        Arc::new(Self { graph, boot_id, stores, policies, books, interrupted, missed, looks, turn })
     }
 
     /// Takes what a configuration says of drives.

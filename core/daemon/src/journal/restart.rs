@@ -2,7 +2,7 @@
 
 use super::{
     Interrupted, Journals, Outcome,
-    find::{Candidate, id_of, is_blank},
+    find::{Candidate, id_of, is_blank, read},
     page,
 };
 use driveline_graph::{Error, Kind, Result};
@@ -10,6 +10,7 @@ use driveline_jobs::{Completion, FoundJob, JobArgs, JobRecord, Jobs, Journal, On
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering::SeqCst},
+    time::{Duration, Instant},
 };
 
 /// What is to become of a job, and what was found of it until then.
@@ -90,7 +91,7 @@ impl Journals {
             if self.knows(&path) || !path.exists() {
                 continue;
             }
-            let found = match self.open(&path) {
+            let found = match self.open(&path).inspect_err(|_| self.miss(&path)) {
                 // It lives, in another program; or it was over in this one just now.
                 Err(error) if error.kind() == Kind::Busy || !path.exists() => continue,
                 found => found,
@@ -181,14 +182,17 @@ impl Journals {
 
     fn replace(&self, report: Interrupted) {
         let mut interrupted = self.interrupted.lock();
-        if let Some(known) = interrupted.iter_mut().find(|known| known.file == report.file) {
+        let waits = |job: &&mut Interrupted| job.file == report.file && job.outcome == Outcome::Failed;
+        if let Some(known) = interrupted.iter_mut().find(waits) {
             *known = report;
         }
     }
 
+    /// Is it of a job that lives, or that waits for a decision? What was decided is gone: a file in its place is of another job.
     fn knows(&self, path: &Path) -> bool {
         let lives = |book: &std::sync::Weak<page::Book>| book.upgrade().is_some_and(|book| book.is(path));
-        self.interrupted.lock().iter().any(|known| known.file == path) || self.books.lock().iter().any(lives)
+        let waits = |job: &Interrupted| job.file == path && job.outcome == Outcome::Failed;
+        self.interrupted.lock().iter().any(waits) || self.books.lock().iter().any(lives)
     }
 
     /// Without its own word a job goes by what its drive says, when it began or now.
@@ -219,15 +223,34 @@ impl Journals {
         }
     }
 
+    /// Opens the file of a job. One that is locked is tried for a second: the kernel may give up the locks of a program that was killed
+    /// only some time after it.
+    async fn open_patiently(&self, path: &Path) -> Result<FoundJob> {
+        const PATIENCE: Duration = Duration::from_secs(1);
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.open(path) {
+                Err(error) if error.kind() == Kind::Busy && Instant::now() < deadline => {
+                    driveline_engine::sleep(PATIENCE / 50).await;
+                }
+                found => return found.inspect_err(|_| self.miss(path)),
+            }
+        }
+    }
+
     /// Lets jobs go on that end together, all of them or none. `insists`: their user has asked for it.
     async fn restart(&self, jobs: &Jobs, paths: &[PathBuf], insists: bool) -> Vec<Interrupted> {
         let mut start = jobs.begin().await;
         let mut cases: Vec<Case> = Vec::new();
         for path in paths {
-            let found = match self.open(path) {
+            let found = match self.open_patiently(path).await {
                 Ok(found) => found,
                 Err(error) => {
-                    cases.push(Case { report: unreadable(path, &error), written: None });
+                    let report = match read(path) {
+                        Ok(record) => report(path, &record, Outcome::Failed, Some(error.to_string())),
+                        Err(_) => unreadable(path, &error),
+                    };
+                    cases.push(Case { report, written: None });
                     continue;
                 }
             };
