@@ -56,35 +56,37 @@ pub(super) fn start_again() -> Result<ExitCode, String> {
 
 /// The program's way to the background.
 #[derive(Debug)]
-pub(super) struct Background(bool);
+pub(super) struct Background(Option<File>);
 
 impl Background {
     /// Leaves the session of the terminal, if the program is to be in the background.
+    ///
+    /// Errors: all that can be in the way of [`Background::ready`], which has to do with jobs at work.
     pub(super) fn enter(wanted: bool) -> Result<Self, String> {
-        let enters = wanted && is_child();
-        if enters {
-            rustix::process::setsid().map_err(|error| format!("cannot leave the session: {error}"))?;
+        if !(wanted && is_child()) {
+            return Ok(Self(None));
         }
-        Ok(Self(enters))
+        rustix::process::setsid().map_err(|error| format!("cannot leave the session: {error}"))?;
+        let null = File::options().read(true).write(true).open("/dev/null");
+        Ok(Self(Some(null.map_err(|error| format!("cannot go to the background: /dev/null: {error}"))?)))
     }
 
-    /// Everything is there: whoever waits goes on, and standard streams and the directory are let go.
-    pub(super) fn ready(self) -> Result<(), String> {
-        if !self.0 {
-            return Ok(());
-        }
+    /// Everything is there: whoever waits goes on, and standard streams and the directory are let go. If that cannot be said the program
+    /// serves all the same: to end now would end the jobs that go on.
+    pub(super) fn ready(self) {
+        let Some(null) = self.0 else { return };
         let settle = || -> std::io::Result<()> {
-            let null = File::options().read(true).write(true).open("/dev/null")?;
-            env::set_current_dir("/")?;
             let mut out = std::io::stdout();
-            out.write_all(READY)?;
-            out.flush()?;
+            let said = out.write_all(READY).and_then(|()| out.flush());
+            env::set_current_dir("/")?;
             rustix::stdio::dup2_stdin(&null)?;
             rustix::stdio::dup2_stdout(&null)?;
             rustix::stdio::dup2_stderr(&null)?;
-            Ok(())
+            said
         };
-        settle().map_err(|error| format!("cannot go to the background: {error}"))
+        if let Err(error) = settle() {
+            tracing::warn!("going to the background: {error}");
+        }
     }
 }
 

@@ -145,8 +145,9 @@ fn start_and_serve(program: &str, arguments: Vec<OsString>) -> Result<ExitCode, 
         daemon.interrupted().iter().for_each(say);
         let served = daemon.inner().exports.let_in().map_err(|error| error.to_string());
         let stdio = chardevs.serve(&daemon);
-        match served.and_then(|()| background.ready()) {
+        match served {
             Ok(()) => {
+                background.ready();
                 notify::tell("READY=1");
                 tracing::info!("serving");
                 code = commands::until_the_end(daemon, &mut signals);
