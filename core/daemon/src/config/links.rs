@@ -64,6 +64,7 @@ pub(super) fn check(config: &Config, mistakes: &mut Mistakes) {
         check_store(drive, nodes.clone(), mistakes);
     }
     check_same_store(config, mistakes);
+    check_same_disk(config, mistakes);
     check_same_image(config, mistakes);
     let mut taken: BTreeMap<(&Address, &str), &str> = BTreeMap::new();
     let mut secured: BTreeMap<&Address, &ExportSection> = BTreeMap::new();
@@ -131,6 +132,36 @@ fn check_same_store(config: &Config, mistakes: &mut Mistakes) {
     }
 }
 
+/// A disk has one drive: the bitmaps on its way would be both drives', and would not see what comes in by the other.
+fn check_same_disk(config: &Config, mistakes: &mut Mistakes) {
+    for (at, drive) in config.drives.iter().enumerate() {
+        let shown = shown_by(config, drive);
+        if let Some(other) = config.drives[..at].iter().find(|other| shown_by(config, other) == shown) {
+            let (name, other) = (drive.name.get_ref(), other.name.get_ref());
+            let message = format_args!("drive '{name}' is the same disk as drive '{other}', node '{shown}'");
+            let help = format_args!(
+                "a disk has one drive, and as many exports as are wanted: export drive '{other}' once more"
+            );
+            mistakes.add(Mistake::new(drive.root.span(), message).help(help));
+        }
+    }
+}
+
+/// The node whose data a drive shows: below its filters, as far as the file says it.
+fn shown_by<'c>(config: &'c Config, drive: &'c DriveSection) -> &'c str {
+    let mut name = drive.root.get_ref().as_str();
+    // As many steps as there are nodes: the file may have a cycle.
+    for _ in &config.nodes {
+        let Some(node) = config.nodes.iter().find(|node| node.name.get_ref() == name) else { break };
+        let Value::Table(table) = node.value.get_ref() else { break };
+        match get(table, "child").map(|(_, value)| value.get_ref()) {
+            Some(Value::String(below)) => name = below,
+            _ => break,
+        }
+    }
+    name
+}
+
 /// An image has room for the bitmaps of one drive. (Other formats have none, and each drive has a file of its name.)
 fn check_same_image(config: &Config, mistakes: &mut Mistakes) {
     let keeps = |drive: &&DriveSection| {
@@ -139,7 +170,10 @@ fn check_same_image(config: &Config, mistakes: &mut Mistakes) {
     let keepers: Vec<&DriveSection> = config.drives.iter().filter(keeps).collect();
     for (at, drive) in keepers.iter().enumerate() {
         let Some(image) = image_of(config, drive.root.get_ref()) else { continue };
-        let same = |other: &&&DriveSection| image_of(config, other.root.get_ref()) == Some(image);
+        let same = |other: &&&DriveSection| {
+            image_of(config, other.root.get_ref()) == Some(image)
+                && shown_by(config, other) != shown_by(config, drive)
+        };
         if let Some(other) = keepers[..at].iter().find(same) {
             let (name, other) = (drive.name.get_ref(), other.name.get_ref());
             let message = format_args!(

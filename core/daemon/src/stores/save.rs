@@ -161,8 +161,11 @@ impl Stores {
             self.save_image(&kept, node, &bitmaps).await?;
         }
         let mut change = self.graph.change().await;
+        // Others there are another drive's, which came to show the same disk.
+        let lost = self.lost_of(&kept);
         let shown = self.graph.bitmaps(drive)?;
-        for bitmap in shown.iter().filter(|bitmap| bitmap.is_persistent()) {
+        let own = |bitmap: &&Arc<Bitmap>| bitmaps.iter().chain(&lost).any(|own| Arc::ptr_eq(own, bitmap));
+        for bitmap in shown.iter().filter(own) {
             change.detach_bitmap(drive, bitmap.name().as_str())?;
         }
         change.commit().await?;
