@@ -13,13 +13,14 @@ const ACTIVE: &str = "[node.active]\ndriver = \"qcow2\"\nfile = \"active.qcow2\"
 
 impl World {
     fn new(test: &str) -> Option<Self> {
-        if !have(test, &["qemu-img"]) {
+        if !have(test, &["qemu-img", "qemu-io"]) {
             return None;
         }
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
         run("qemu-img", &["create", "-q", "-f", "qcow2", &path("base.qcow2"), "8M"]);
         let base = path("base.qcow2");
+        run("qemu-io", &["-c", "write -q -P 9 8192 4096", &base]);
         run("qemu-img", &["create", "-q", "-f", "qcow2", "-b", &base, "-F", "qcow2", &path("active.qcow2")]);
         Some(Self { folder })
     }
@@ -95,9 +96,12 @@ fn a_drive_that_a_mirror_led_to_a_copy_is_not_started_from_the_old_image() {
     let nodes = [BASE, ACTIVE];
     let daemon = world.start(&nodes, "active");
     world.write(0, 1);
+    // The copy has nothing where that hides what the base has.
+    world.write(8192, 0);
     let copy = world.path("copy.qcow2");
     let (done, said) = world.driveline(&["ctl", "mirror", "vda", &copy, "--pivot"]);
-    let line = format!("in its file: write file = \"{copy}\" in [node.active]");
+    let lines = |file| format!("driver = \"qcow2\", file = \"{file}\", backing = false");
+    let line = format!("in its file: write {} and nothing else in [node.active]", lines(&*copy));
     assert!(done && said.contains(&line), "{said}");
     world.write(4096, 2);
     // The file as it was, given to the running daemon, would do the same.
@@ -106,14 +110,14 @@ fn a_drive_that_a_mirror_led_to_a_copy_is_not_started_from_the_old_image() {
     assert!(!done && says(&text, "drive.toml:6: ") && says(&text, "went on with"), "{text}");
     daemon.kill();
 
-    let write = "write file = \"copy.qcow2\" here";
+    let write = format!("write {} and nothing else in [node.active]", lines("copy.qcow2"));
     let expected = "drive 'vda' went on with copy.qcow2; active.qcow2 is what it held before";
     world.refused(&nodes, "active", expected);
-    world.refused(&nodes, "active", write);
+    world.refused(&nodes, "active", &write);
     world.refused(&nodes, "active", "active.qcow2\"");
-    let copied = ACTIVE.replace("active.qcow2", "copy.qcow2").replace("backing = \"base\"\n", "");
-    let daemon = world.start(&[&copied], "active");
-    assert!(world.has(4096, 2));
+    let copied = format!("[node.active]\n{}\n", lines("copy.qcow2").replace(", ", "\n"));
+    let daemon = world.start(&[BASE, &copied], "active");
+    assert!(world.has(4096, 2) && world.has(8192, 0));
     assert!(daemon.terminate().success());
 
     // On purpose it goes back.
@@ -133,12 +137,12 @@ fn a_drive_that_got_a_snapshot_or_was_committed_is_started_where_it_is_and_nowhe
     let top = world.path("top.qcow2");
     let (done, said) = world.driveline(&["ctl", "snapshot", "vda", &top]);
     assert!(
-        done && said.contains(&format!("write a [node.NAME] of {top} with backing = \"active\"")),
+        done && said.contains(&format!("write [node.NAME] with driver = \"qcow2\", file = \"{top}\", backing = \"active\", and root = \"NAME\" in [drive.vda]")),
         "{said}"
     );
     world.write(0, 3);
     daemon.kill();
-    world.refused(&nodes, "active", "write a [node.NAME] of top.qcow2 whose backing is this one");
+    world.refused(&nodes, "active", "write [node.NAME] with driver = \"qcow2\", file = \"top.qcow2\", backing = \"active\", and root = \"NAME\"");
 
     let snapshot = "[node.top]\ndriver = \"qcow2\"\nfile = \"top.qcow2\"\nbacking = \"active\"\n";
     let all = [BASE, ACTIVE, snapshot];

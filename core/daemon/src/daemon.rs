@@ -259,7 +259,8 @@ impl Inner {
         };
         let reserved =
             self.exports.reserve(config.exports.iter().map(|section| section.address.get_ref()))?;
-        match select(pin!(self.build(config)), pin!(ended)).await {
+        let mut ended = pin!(ended);
+        match select(pin!(self.build(config)), ended.as_mut()).await {
             Either::Left((built, _)) => built?,
             Either::Right(_) => {
                 return Err(Error::new(Kind::Busy, "it was ended while it opened its images"));
@@ -288,7 +289,9 @@ impl Inner {
             let named = self.exports.list().into_iter().any(|export| export.id == name);
             self.exports.also_on(named.then_some(&*name), listener)?;
         }
-        self.restart_jobs().await;
+        if let Either::Right(_) = select(pin!(self.restart_jobs()), ended).await {
+            return Err(Error::new(Kind::Busy, "it was ended while it opened what interrupted jobs copy to"));
+        }
         self.exports.let_in()?;
         for report in self.stores.reports().iter().filter(|report| report.crashed) {
             self.monitor().emit_to_first(&Event::BitmapRecovered(control::recovered(report)));
@@ -300,7 +303,8 @@ impl Inner {
         Ok(())
     }
 
-    /// Lets jobs go on that were interrupted. To be done before anybody is served.
+    /// Lets jobs go on that were interrupted. To be done before anybody is served. What they copy to may be a server that does not
+    /// answer: dropped meanwhile, it leaves those jobs as they were that did not go on yet.
     pub(crate) async fn restart_jobs(&self) {
         for report in self.journals.restart_all(&self.jobs).await {
             self.monitor().emit_to_first(&Event::JobInterrupted(control::interrupted(&report)));

@@ -12,8 +12,12 @@
 //! Whoever starts that drive on that image, or applies a file that does, is refused. The file goes when the drive comes back to
 //! the image while the program runs, or by its user's hand.
 
+mod advice;
+
+pub(crate) use advice::{Advice, Image, Lead, Relation};
+
 use crate::{config::Config, stores::file_in};
-use driveline_graph::{DriveView, Error, Kind, Layout, Result};
+use driveline_graph::{DriveView, Error, Kind, Layout, Result, Role};
 use parking_lot::Mutex;
 use std::{
     collections::BTreeSet,
@@ -26,17 +30,6 @@ use std::{
 
 /// How the files end.
 const ENDING: &str = "dlmoved";
-
-/// What a drive's image and the one that it went on with are to each other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Relation {
-    /// The other is a copy.
-    Copy,
-    /// The other was below it: it was committed.
-    Below,
-    /// The other is put on top of it: a snapshot.
-    Above,
-}
 
 impl Relation {
     const ALL: [(&str, Self); 3] = [("copy", Self::Copy), ("below", Self::Below), ("above", Self::Above)];
@@ -54,6 +47,8 @@ struct Moved {
     /// The image that the drive went on with.
     image: PathBuf,
     relation: Relation,
+    /// What that is, if it was noted.
+    is: Option<Image>,
 }
 
 /// Drives that are led by a file: who changed that knows.
@@ -91,7 +86,8 @@ pub(crate) fn remember(before: &Layout, after: &Layout, by_file: &ByFile) {
             continue;
         }
         let relation = relation(before, after, &was, &now);
-        let written = write(&old, &now.name, &new, relation).and_then(|()| forget(&new, &now.name));
+        let is = image_of(after, &now.format, &new);
+        let written = write(&old, &now.name, &new, relation, &is).and_then(|()| forget(&new, &now.name));
         match written {
             Ok(()) => {
                 tracing::info!("drive '{}' goes on with {} after {}", now.name, new.display(), old.display())
@@ -105,6 +101,34 @@ pub(crate) fn remember(before: &Layout, after: &Layout, by_file: &ByFile) {
             ),
         }
     }
+}
+
+/// What an image is, by its node.
+fn image_of(layout: &Layout, node: &str, file: &Path) -> Image {
+    let driver = |node: &str| layout.node(node).map(|node| node.driver_name().to_owned()).unwrap_or_default();
+    let below = layout.chain(node).ok().and_then(|chain| Some(chain.get(1)?.name().to_owned()));
+    let below = below.and_then(|below| Some((driver(&below), file_in(layout, &below)?)));
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    Image {
+        driver: driver(node),
+        file: text(file),
+        backing: below.map(|(driver, file)| (driver, text(&file))),
+    }
+}
+
+/// What names the image of a drive: its root, or the lowest filter before it.
+fn lead_of(layout: &Layout, drive: &DriveView) -> Lead {
+    let (mut lead, mut at) = (Lead::Root, drive.root.to_string());
+    while at != *drive.format
+        && let Ok(view) = layout.view_node(&at)
+        && let Some(child) = view.children.iter().find(|child| child.role == Role::Filtered)
+    {
+        if !view.implicit {
+            lead = Lead::Filter(at, child.name.clone());
+        }
+        at = child.node.to_string();
+    }
+    lead
 }
 
 fn relation(before: &Layout, after: &Layout, was: &DriveView, now: &DriveView) -> Relation {
@@ -130,11 +154,7 @@ pub(crate) fn refuse(config: &Config, layout: &Layout) -> Result<()> {
         let moved = read(&image, &drive.name);
         let moved = moved.map_err(|error| Error::new(Kind::Corrupt, error).at(&drive.format))?;
         if let Some(moved) = moved {
-            let node = layout.nodes().into_iter().map(|view| view.node.name().to_owned());
-            let shows = |node: &String| file_in(layout, node).as_ref() == Some(&moved.image);
-            let known = node.into_iter().filter(|node| !node.starts_with('#')).find(shows);
-            let names = Names { directory: &config.directory, drive: &drive.name, known: known.as_deref() };
-            let text = refusal(&names, &image, &moved);
+            let text = refusal(config, layout, &drive, &image, &moved);
             let is_file = layout.node(&drive.format)?.open_node().filename().is_some();
             let key = if is_file { "path" } else { "file" };
             return Err(Error::new(Kind::Invalid, text).at(&drive.format).key(key));
@@ -143,32 +163,42 @@ pub(crate) fn refuse(config: &Config, layout: &Layout) -> Result<()> {
     Ok(())
 }
 
-/// What a refusal calls things.
-struct Names<'a> {
-    /// Of the configuration: paths below it are said as the file says them.
-    directory: &'a Path,
-    drive: &'a str,
-    /// The node of the image that the drive went on with.
-    known: Option<&'a str>,
-}
-
-/// Why a drive is not started, and what to do.
-fn refusal(names: &Names<'_>, image: &Path, moved: &Moved) -> String {
-    let short = |path| Path::strip_prefix(path, names.directory).unwrap_or(path).display();
-    let (drive, image, other, mark) = (names.drive, short(image), short(&moved.image), short(&moved.mark));
-    let todo = match (moved.relation, names.known) {
-        (_, Some(node)) => format!("write root = \"{node}\" in [drive.{drive}]"),
-        (Relation::Copy, None) => format!("write file = \"{other}\" here"),
-        (Relation::Below, None) => {
-            format!("write a [node.NAME] of {other}, and its name as the root of [drive.{drive}]")
-        }
-        (Relation::Above, None) => format!(
-            "write a [node.NAME] of {other} whose backing is this one, and its name as the root of [drive.{drive}]"
-        ),
+/// Why a drive is not started, and what to do. Paths below the configuration's directory are said as it says them.
+fn refusal(config: &Config, layout: &Layout, drive: &DriveView, image: &Path, moved: &Moved) -> String {
+    let short =
+        |path: &Path| path.strip_prefix(&config.directory).unwrap_or(path).to_string_lossy().into_owned();
+    let names = layout.nodes().into_iter().map(|view| view.node.name().to_owned());
+    let names: Vec<String> = names.filter(|name| !name.starts_with('#')).collect();
+    let is_image = |name: &str| layout.chain(name).is_ok_and(|chain| chain[0].name() == name);
+    let node_of = |file: &Path| {
+        names.iter().find(|name| is_image(name) && file_in(layout, name).as_deref() == Some(file))
     };
+    // One that was remembered before all was: what can be told of it is its name.
+    let is = moved.is.clone().unwrap_or_else(|| Image {
+        driver: layout.node(&drive.format).map(|node| node.driver_name().to_owned()).unwrap_or_default(),
+        file: moved.image.to_string_lossy().into_owned(),
+        backing: None,
+    });
+    let backing_known = is.backing.as_ref().and_then(|(_, file)| node_of(Path::new(file)));
+    let is = Image {
+        file: short(Path::new(&is.file)),
+        backing: is.backing.as_ref().map(|(driver, file)| (driver.clone(), short(Path::new(file)))),
+        ..is
+    };
+    let advice = Advice {
+        drive: &drive.name,
+        lead: &lead_of(layout, drive),
+        old: &drive.format,
+        relation: moved.relation,
+        image: &is,
+        known: node_of(&moved.image).map(String::as_str),
+        backing_known: backing_known.map(String::as_str),
+    };
+    let (image, other, mark) = (short(image), short(&moved.image), short(&moved.mark));
     format!(
-        "drive '{drive}' went on with {other}; {image} is what it held before, and it would go back in time: {todo}; to go \
-         back on purpose, remove {mark}"
+        "drive '{}' went on with {other}; {image} is what it held before, and it would go back in time: {advice}; to go back on \
+         purpose, remove {mark}",
+        drive.name
     )
 }
 
@@ -178,13 +208,18 @@ fn mark_of(image: &Path, drive: &str) -> PathBuf {
     name.into()
 }
 
-fn write(image: &Path, drive: &str, other: &Path, relation: Relation) -> io::Result<()> {
+fn write(image: &Path, drive: &str, other: &Path, relation: Relation, is: &Image) -> io::Result<()> {
     let identity = identity(image)?;
     let mut table = toml::Table::new();
     table.insert("drive".into(), drive.into());
     table.insert("of".into(), identity.into());
     table.insert("image".into(), other.to_string_lossy().into_owned().into());
     table.insert("relation".into(), relation.word().into());
+    table.insert("driver".into(), is.driver.clone().into());
+    if let Some((driver, file)) = &is.backing {
+        table.insert("backing-driver".into(), driver.clone().into());
+        table.insert("backing".into(), file.clone().into());
+    }
     let text = format!(
         "# The drive went on with another image; the one that this is beside holds what it was before.\n{table}"
     );
@@ -229,11 +264,16 @@ fn read(image: &Path, drive: &str) -> std::result::Result<Option<Moved>, String>
     let relation = said("relation")?;
     let relation = Relation::ALL.iter().find(|(word, _)| *word == relation).map(|(_, relation)| *relation);
     let (of, other) = (said("of")?, PathBuf::from(said("image")?));
+    let is = said("driver").ok().map(|driver| Image {
+        driver: driver.to_owned(),
+        file: other.to_string_lossy().into_owned(),
+        backing: said("backing-driver").ok().map(str::to_owned).zip(said("backing").ok().map(str::to_owned)),
+    });
     let relation = relation.ok_or_else(unreadable)?;
     if identity(image).is_ok_and(|is| is != of) {
         return Ok(None);
     }
-    Ok(Some(Moved { mark, image: other, relation }))
+    Ok(Some(Moved { mark, image: other, relation, is }))
 }
 
 #[cfg(test)]
@@ -246,10 +286,13 @@ mod tests {
         let (image, other) = (folder.path().join("a.qcow2"), folder.path().join("b.qcow2"));
         fs::write(&image, "data").unwrap();
         assert_eq!(read(&image, "vda"), Ok(None));
-        for (_, relation) in Relation::ALL {
-            write(&image, "vda", &other, relation).unwrap();
+        let backing = Some(("raw".to_owned(), "/below.raw".to_owned()));
+        let file = other.to_string_lossy().into_owned();
+        for (backing, (_, relation)) in [None, backing.clone(), backing].into_iter().zip(Relation::ALL) {
+            let is = Image { driver: "qcow2".into(), file: file.clone(), backing };
+            write(&image, "vda", &other, relation, &is).unwrap();
             let moved = read(&image, "vda").unwrap().unwrap();
-            assert_eq!((&moved.image, moved.relation), (&other, relation));
+            assert_eq!((&moved.image, moved.relation, moved.is), (&other, relation, Some(is)));
         }
         assert_eq!(read(&image, "vdb"), Ok(None), "it is another drive's");
         // Whoever made a new file of that name has another image.

@@ -38,8 +38,7 @@
 //! | event `X_DRIVELINE_NODE_FAILED` `node-name` `message` | an operation of a filter panicked |
 //!
 //! What can be an action of a `transaction` is the table in `transaction.rs`: those that change bitmaps, filters, snapshots, exports,
-//! checkpoints, stream, commit and mirror. One thing differs from QEMU on purpose: a node that has bitmaps is not deleted,
-//! because bitmaps are never lost by the way. The table at the end has all such differences.
+//! checkpoints, stream, commit and mirror. The table at the end has all differences to QEMU that are on purpose.
 //!
 //! Its nouns:
 //! * [`Monitor`]: all connections to one graph; takes clients and tells them of events;

@@ -23,8 +23,9 @@ use crate::{
     logging, notify,
 };
 use driveline_engine::signal::Signals;
+use futures::future::{Either, select};
 use serde_json::{Map, Value, json};
-use std::{ffi::OsString, path::Path, process::ExitCode};
+use std::{ffi::OsString, path::Path, pin::pin, process::ExitCode};
 
 pub(crate) use background::CHILD;
 
@@ -141,7 +142,10 @@ fn start_and_serve(program: &str, arguments: Vec<OsString>) -> Result<ExitCode, 
     let mut code = ExitCode::SUCCESS;
     if done == Done::All {
         daemon.to_tell().iter().for_each(say);
-        daemon.engine().block_on_local(|| daemon.inner().restart_jobs());
+        let gone_on = until_signal(&daemon, &mut signals, daemon.inner().restart_jobs());
+        if gone_on.is_none() {
+            return daemon.stop().map(|()| code).map_err(|error| format!("while closing: {error}"));
+        }
         daemon.interrupted().iter().for_each(say);
         let served = daemon.inner().exports.let_in().map_err(|error| error.to_string());
         let stdio = chardevs.serve(&daemon);
@@ -221,11 +225,13 @@ impl Starting<'_> {
         Ok(Done::All)
     }
 
-    fn command(&self, name: &str, arguments: Map<String, Value>) -> Result<(), String> {
-        self.daemon.execute(name, arguments.into()).map(drop).map_err(|error| error.desc)
+    fn command(&mut self, name: &str, arguments: Map<String, Value>) -> Result<(), String> {
+        let monitor = self.daemon.inner().monitor();
+        let done = until_signal(self.daemon, self.signals, monitor.execute(name, arguments.into()));
+        done.ok_or("a signal ended it")?.map(drop).map_err(|error| error.desc)
     }
 
-    fn object(&self, text: &str) -> Result<Done, String> {
+    fn object(&mut self, text: &str) -> Result<Done, String> {
         let ask = |command: &str, arguments: Value| {
             self.daemon.execute(command, arguments).map_err(|error| error.desc)
         };
@@ -252,6 +258,20 @@ impl Starting<'_> {
         self.command("object-add", read(text, Some("qom-type"), false)?)?;
         Ok(Done::All)
     }
+}
+
+/// Does something that may wait for a server for ever. `None`: a signal came first.
+fn until_signal<T: Send>(
+    daemon: &Daemon,
+    signals: &mut Signals,
+    work: impl Future<Output = T> + Send,
+) -> Option<T> {
+    daemon.engine().block_on_local(|| async move {
+        match select(pin!(work), pin!(signals.next())).await {
+            Either::Left((done, _)) => Some(done),
+            Either::Right(_) => None,
+        }
+    })
 }
 
 /// The arguments that an option says. Those in JSON have their types.

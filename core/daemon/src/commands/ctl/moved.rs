@@ -1,21 +1,23 @@
 //! After a drive has gone on with another image: what has to be said in its file, before the next start.
 
 use super::{Result, Talk, list, paths::of_drives, print, text};
-use crate::drivers::kinds_of_data;
+use crate::{
+    drivers::kinds_of_data,
+    moved::{Advice, Image, Lead, Relation},
+};
 use serde_json::{Value, json};
-use std::{collections::BTreeSet, process::ExitCode};
+use std::{collections::BTreeMap, process::ExitCode};
 
 /// What a drive shows.
 #[derive(Debug)]
 pub(super) struct Shows {
     /// The node of its image.
     node: String,
-    /// Its file.
-    file: String,
-    /// The file that backs it.
-    backing: String,
-    /// All nodes that there are.
-    nodes: BTreeSet<String>,
+    image: Image,
+    /// What names it.
+    lead: Lead,
+    /// The nodes of images, by their files.
+    nodes: BTreeMap<String, String>,
 }
 
 impl Talk {
@@ -34,7 +36,7 @@ impl Talk {
     pub(super) fn say_moved(&mut self, drive: &str, before: Option<Shows>) -> Result<ExitCode> {
         let after = self.shows(drive)?;
         match before.zip(after) {
-            Some((before, after)) if before.file != after.file && !self.json => {
+            Some((before, after)) if before.image.file != after.image.file && !self.json => {
                 Ok(print(&moved(drive, &before, &after)))
             }
             _ => Ok(ExitCode::SUCCESS),
@@ -44,58 +46,139 @@ impl Talk {
 
 fn shows(edges: &Value, nodes: &Value, drives: &Value, drive: &str) -> Option<Shows> {
     let (path, data) = (of_drives(edges, nodes, drives), kinds_of_data());
-    let image = list(nodes).iter().find(|node| {
-        path.get(text(&node["node-name"])).is_some_and(|of| of == drive) && data.contains(text(&node["drv"]))
-    })?;
+    let names_drive = |node: &str| path.get(node).is_some_and(|of| of == drive);
+    let is_data = |node: &&Value| data.contains(text(&node["drv"]));
+    let named = |id: &Value| list(&edges["nodes"]).iter().find(|node| node["id"] == *id);
+    let name_of = |id: &Value| named(id).map(|node| text(&node["name"]));
+    let by_name = |name: &str| list(nodes).iter().find(|node| text(&node["node-name"]) == name);
+    // What an image is in has its file's name, too.
+    let is_inside = |node: &Value| {
+        list(&edges["edges"]).iter().any(|edge| {
+            name_of(&edge["child"]) == Some(text(&node["node-name"]))
+                && text(&edge["name"]) != "backing"
+                && name_of(&edge["parent"]).and_then(by_name).is_some_and(|parent| is_data(&parent))
+        })
+    };
+    let is_image = |node: &&Value| is_data(node) && !is_inside(node);
+    let image = list(nodes).iter().find(|node| names_drive(text(&node["node-name"])) && is_image(node))?;
+    let name = text(&image["node-name"]);
+    let of_file = |file: &str| list(nodes).iter().filter(is_image).find(|node| text(&node["file"]) == file);
+    let backing = Some(text(&image["backing_file"])).filter(|file| !file.is_empty());
+    let driver = |file: &str| of_file(file).map(|node| text(&node["drv"])).unwrap_or("qcow2").to_owned();
+    let known = list(nodes).iter().filter(is_image);
+    let known = known.map(|node| (text(&node["file"]).to_owned(), text(&node["node-name"]).to_owned()));
     Some(Shows {
-        node: text(&image["node-name"]).to_owned(),
-        file: text(&image["file"]).to_owned(),
-        backing: text(&image["backing_file"]).to_owned(),
-        nodes: list(nodes).iter().map(|node| text(&node["node-name"]).to_owned()).collect(),
+        node: name.to_owned(),
+        image: Image {
+            driver: text(&image["drv"]).to_owned(),
+            file: text(&image["file"]).to_owned(),
+            backing: backing.map(|file| (driver(file), file.to_owned())),
+        },
+        lead: lead(edges, drive, name, names_drive),
+        nodes: known.filter(|(_, node)| !node.starts_with('#')).collect(),
     })
+}
+
+/// The lowest filter of a drive that a file can have, and its option; or the drive itself.
+fn lead(edges: &Value, drive: &str, image: &str, is_ours: impl Fn(&str) -> bool) -> Lead {
+    let nodes = list(&edges["nodes"]);
+    let name = |id: &Value| nodes.iter().find(|node| node["id"] == *id).map(|node| text(&node["name"]));
+    let mut at = image;
+    loop {
+        let above = list(&edges["edges"]).iter().find_map(|edge| {
+            let parent =
+                name(&edge["parent"]).filter(|parent| name(&edge["child"]) == Some(at) && is_ours(parent))?;
+            Some((parent, text(&edge["name"])))
+        });
+        match above {
+            None => return Lead::Root,
+            Some((parent, _)) if parent.starts_with('#') || parent == format!("{drive}-holder") => {
+                at = parent
+            }
+            Some((parent, option)) => return Lead::Filter(parent.to_owned(), option.to_owned()),
+        }
+    }
 }
 
 /// Two lines: what happened, and what to write where.
 fn moved(drive: &str, before: &Shows, after: &Shows) -> String {
-    let Shows { node, file, .. } = after;
-    let old = &before.node;
-    let todo = if before.nodes.contains(node) && !node.starts_with('#') {
-        format!("write root = {node:?} in [drive.{drive}]")
-    } else if after.backing == before.file {
-        format!(
-            "write a [node.NAME] of {file} with backing = {old:?}, and root = \"NAME\" in [drive.{drive}]"
-        )
-    } else {
-        format!("write file = {file:?} in [node.{old}]")
+    let file = &after.image.file;
+    let relation = match &after.image.backing {
+        _ if before.image.backing.as_ref().is_some_and(|(_, backing)| backing == file) => Relation::Below,
+        Some((_, backing)) if *backing == before.image.file => Relation::Above,
+        _ => Relation::Copy,
     };
-    format!("{drive} goes on with {file} after {}\nbefore the next start, in its file: {todo}\n", before.file)
+    let backing = after.image.backing.as_ref().and_then(|(_, file)| before.nodes.get(file));
+    let advice = Advice {
+        drive,
+        lead: &before.lead,
+        old: &before.node,
+        relation,
+        image: &after.image,
+        known: before.nodes.get(file).map(String::as_str),
+        backing_known: backing.map(String::as_str),
+    };
+    format!(
+        "{drive} goes on with {file} after {}\nbefore the next start, in its file: {advice}\n",
+        before.image.file
+    )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// Done as it says, the drive shows the same data again: a copy without a backing that kept the old one's showed what that has where
+    /// the copy has zeroes.
     #[test]
-    fn the_line_to_change_is_named() {
-        let shows = |node: &str, file: &str, backing: &str| Shows {
-            node: node.into(),
+    fn all_that_has_to_change_is_named() {
+        let image = |driver: &str, file: &str, backing: Option<&str>| Image {
+            driver: driver.into(),
             file: file.into(),
-            backing: backing.into(),
-            nodes: ["active", "base"].map(String::from).into(),
+            backing: backing.map(|file| ("qcow2".into(), file.into())),
         };
-        let before = shows("active", "/a.qcow2", "/base.qcow2");
-        let line = |after| moved("vda", &before, &after).lines().nth(1).unwrap().to_owned();
-        let begin = "before the next start, in its file: write";
-        assert_eq!(line(shows("base", "/base.qcow2", "")), format!("{begin} root = \"base\" in [drive.vda]"));
+        let shows = |node: &str, lead: &Lead, image| Shows {
+            node: node.into(),
+            image,
+            lead: lead.clone(),
+            nodes: [("/a.qcow2", "active"), ("/base.qcow2", "base")]
+                .map(|(a, b)| (a.into(), b.into()))
+                .into(),
+        };
+        let filter = Lead::Filter("limit".into(), "child".into());
+        let line = |lead: &Lead, after: Image| {
+            let before = shows("active", lead, image("qcow2", "/a.qcow2", Some("/base.qcow2")));
+            let said = moved("vda", &before, &shows("#block7", lead, after));
+            said.lines()
+                .nth(1)
+                .unwrap()
+                .strip_prefix("before the next start, in its file: ")
+                .unwrap()
+                .to_owned()
+        };
+        let below = || image("qcow2", "/base.qcow2", None);
+        let no_more = ", and let [node.base] be no more read-only";
+        assert_eq!(line(&Lead::Root, below()), format!("write root = \"base\" in [drive.vda]{no_more}"));
+        assert_eq!(line(&filter, below()), format!("write child = \"base\" in [node.limit]{no_more}"));
+        for (copy, is) in [
+            (image("qcow2", "/c.qcow2", None), "driver = \"qcow2\", file = \"/c.qcow2\", backing = false"),
+            (image("raw", "/c.raw", None), "driver = \"raw\", file = \"/c.raw\""),
+            (
+                image("qcow2", "/c.qcow2", Some("/base.qcow2")),
+                "driver = \"qcow2\", file = \"/c.qcow2\", backing = \"base\"",
+            ),
+            (
+                image("qcow2", "/c.qcow2", Some("/else.qcow2")),
+                "driver = \"qcow2\", file = \"/c.qcow2\", \
+                 backing = { driver = \"qcow2\", file = \"/else.qcow2\", read-only = true }",
+            ),
+        ] {
+            assert_eq!(line(&filter, copy), format!("write {is} and nothing else in [node.active]"));
+        }
         assert_eq!(
-            line(shows("#block7", "/copy.qcow2", "")),
-            format!("{begin} file = \"/copy.qcow2\" in [node.active]")
-        );
-        assert_eq!(
-            line(shows("snap", "/snap.qcow2", "/a.qcow2")),
-            format!(
-                "{begin} a [node.NAME] of /snap.qcow2 with backing = \"active\", and root = \"NAME\" in [drive.vda]"
-            )
+            line(&filter, image("qcow2", "/snap.qcow2", Some("/a.qcow2"))),
+            "write [node.NAME] with driver = \"qcow2\", file = \"/snap.qcow2\", backing = \"active\", \
+             and child = \"NAME\" in [node.limit]"
         );
     }
 }
