@@ -1,7 +1,7 @@
 //! Jobs that cannot be taken up at the start: it fails, or their images come later.
 
 use super::{TOOLS, raw_target, world::*};
-use crate::harness::{Qmp, have};
+use crate::harness::{Daemon, Qmp, have};
 use serde_json::{Value, json};
 use std::{
     path::Path,
@@ -41,6 +41,52 @@ fn a_start_that_fails_leaves_interrupted_jobs_to_the_next_one() {
     world.end();
 }
 
+/// A server that took the connection and said nothing held the start for ever, signals or not.
+#[test]
+fn a_signal_ends_a_start_that_waits_for_the_target_of_a_job_and_the_job_is_kept() {
+    if !have("restarts", &TOOLS) {
+        return;
+    }
+    let mut world = World::raw(26);
+    let there = tempfile::tempdir().unwrap();
+    std::fs::File::create(there.path().join("copy.raw")).unwrap().set_len(SIZE).unwrap();
+    let nodes = "[node.copy]\ndriver = \"raw\"\nfile = \"copy.raw\"\n[drive.out]\nroot = \"copy\"\n\
+        [export.copy]\ntype = \"nbd\"\ndrive = \"out\"\nsocket = \"copy.sock\"\nwritable = true\n\
+        [monitor]\nqmp = \"qmp.sock\"\n";
+    let server = Daemon::start(there.path(), nodes);
+    let socket = there.path().join("copy.sock");
+    let address = json!({ "type": "unix", "path": socket });
+    world.qmp.run(
+        "blockdev-add",
+        json!({ "driver": "nbd", "node-name": "copy", "server": address, "export": "copy" }),
+    );
+    world.begin_to_write();
+    let arguments =
+        json!({ "device": "vda", "job-id": "work", "target": "copy", "sync": "full", "speed": SPEED });
+    world.qmp.run("blockdev-mirror", arguments);
+    world.kill_midway("work");
+    server.kill();
+    std::fs::remove_file(&socket).unwrap();
+    let silent = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let mut program = Command::new(Daemon::program());
+    let mut program = program.arg("run").arg(world.path("drive.toml")).stderr(Stdio::null()).spawn().unwrap();
+    let connection = silent.accept().unwrap();
+    Command::new("kill").args(["-TERM", &program.id().to_string()]).status().unwrap();
+    assert!(!program.wait().unwrap().success(), "it served nothing");
+    assert_eq!(world.journals(), ["disk.raw.work.dljob"]);
+    drop((connection, silent));
+    std::fs::remove_file(&socket).unwrap();
+    let _server = Daemon::start(there.path(), nodes);
+    world.start_and_resume("work");
+    world.hurry("work");
+    world.qmp.wait_event("BLOCK_JOB_READY", "work");
+    world.stop_writing();
+    world.assert_bitmap_is_exact();
+    world.qmp.run("block-job-cancel", json!({ "device": "work" }));
+    world.wait_completed("work");
+    world.end();
+}
+
 struct StorageDaemon(Child);
 
 impl StorageDaemon {
@@ -48,7 +94,7 @@ impl StorageDaemon {
         let socket = directory.join("storage.sock");
         let _ = std::fs::remove_file(&socket);
         let chardev = format!("socket,path={},server=on,wait=off,id=c", socket.display());
-        let mut command = Command::new(crate::harness::Daemon::program());
+        let mut command = Command::new(Daemon::program());
         command.args(["storage-daemon", "--chardev", &chardev, "--monitor", "chardev=c"]);
         let child = command.stderr(Stdio::null()).spawn().unwrap();
         (Self(child), Qmp::connect(&socket))
