@@ -79,6 +79,37 @@ fn a_mirror_whose_target_is_missing_waits_for_it_and_its_drive_is_served() {
     world.end();
 }
 
+/// It was listed by its file's name, went on by its own, and nothing was said of it.
+#[test]
+fn a_person_is_told_of_a_job_that_gets_its_name_back_when_it_goes_on() {
+    if !have("restarts", &TOOLS) {
+        return;
+    }
+    let mut world = World::raw(27);
+    raw_target(&mut world);
+    begin(&mut world, "blockdev-mirror", json!({ "device": "vda", "target": "copy", "sync": "full" }));
+    world.kill_midway("work");
+    let (record, whole) = (world.path("disk.raw.work.dljob"), world.path("whole"));
+    std::fs::rename(&record, &whole).unwrap();
+    std::fs::write(&record, "damaged").unwrap();
+    let jobs = world.start();
+    assert_eq!(
+        (&jobs[0]["id"], &jobs[0]["outcome"]),
+        (&json!("disk.raw.work"), &json!("failed")),
+        "{jobs:?}"
+    );
+    std::fs::rename(&whole, &record).unwrap();
+    let socket = world.path("qmp.sock");
+    let words = ["ctl", "--socket", &*socket, "job", "resume", "disk.raw.work"];
+    let said = output(Daemon::program().to_str().unwrap(), &words);
+    assert_eq!(String::from_utf8_lossy(&said.stdout), "work: resumed\n", "{said:?}");
+    world.hurry("work");
+    world.qmp.wait_event("BLOCK_JOB_READY", "work");
+    world.qmp.run("block-job-cancel", json!({ "device": "work" }));
+    world.wait_completed("work");
+    world.end();
+}
+
 /// A lock on its record kept it from going on, the drive was served, and resumed it knew nothing of what guests had written until then.
 #[test]
 fn a_mirror_whose_record_was_locked_at_the_start_copies_what_guests_wrote_until_it_went_on() {

@@ -59,12 +59,16 @@ impl Talk {
         Ok(list(&known).iter().any(|job| job["id"] == id && job["outcome"] == "failed"))
     }
 
-    /// Decides about a job that was interrupted, and says what became of it.
+    /// Decides about a job that was interrupted, and says what became of it. One that could not be read had the name of its file,
+    /// and gets its own back when it goes on; but it stays at its place in the list.
     fn decide(&mut self, command: &str, id: &str) -> Result<ExitCode> {
+        let before = self.client.run(INTERRUPTED, json!({}))?;
+        let at = list(&before).iter().position(|job| job["id"] == id && job["outcome"] == "failed");
         self.client.run(command, json!({ "id": id }))?;
         let known = self.client.run(INTERRUPTED, json!({}))?;
-        let job = list(&known).iter().rfind(|job| job["id"] == id).cloned().unwrap_or_default();
-        self.answer(&job, |job| format!("{id}: {}\n", text(&job["outcome"])))
+        let at = at.or_else(|| list(&known).iter().rposition(|job| job["id"] == id));
+        let job = at.and_then(|at| list(&known).get(at)).cloned().unwrap_or_default();
+        self.answer(&job, |job| format!("{}: {}\n", text(&job["id"]), text(&job["outcome"])))
     }
 
     pub(super) fn steer(&mut self, verb: Job) -> Result<ExitCode> {
