@@ -115,6 +115,9 @@ fn a_drive_that_a_mirror_led_to_a_copy_is_not_started_from_the_old_image() {
     world.refused(&nodes, "active", expected);
     world.refused(&nodes, "active", &write);
     world.refused(&nodes, "active", "active.qcow2\"");
+    // Who changes the file's name alone would see the base where the copy has nothing.
+    let wrong = ACTIVE.replace("active.qcow2", "copy.qcow2");
+    world.refused(&[BASE, &wrong], "active", "went on with copy.qcow2, which has no backing and names none");
     let copied = format!("[node.active]\n{}\n", lines("copy.qcow2").replace(", ", "\n"));
     let daemon = world.start(&[BASE, &copied], "active");
     assert!(world.has(4096, 2) && world.has(8192, 0));

@@ -10,7 +10,8 @@
 //! ```
 //!
 //! Whoever starts that drive on that image, or applies a file that does, is refused. The file goes when the drive comes back to
-//! the image while the program runs, or by its user's hand.
+//! the image while the program runs, or by its user's hand. It also tells of an image that was made without a backing, which is not
+//! given one by a file that was changed by half.
 
 mod advice;
 
@@ -151,6 +152,7 @@ pub(crate) fn refuse(config: &Config, layout: &Layout) -> Result<()> {
             continue;
         }
         let Some(image) = file_in(layout, &drive.format) else { continue };
+        refuse_backing(config, layout, &drive, &image)?;
         let moved = read(&image, &drive.name);
         let moved = moved.map_err(|error| Error::new(Kind::Corrupt, error).at(&drive.format))?;
         if let Some(moved) = moved {
@@ -161,6 +163,37 @@ pub(crate) fn refuse(config: &Config, layout: &Layout) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Refuses a backing of an image that was made without one: what the drive never had would show where the image holds nothing. That the
+/// image names none is not enough to know, since people make images on top of others so; that a drive went to it as such is.
+fn refuse_backing(config: &Config, layout: &Layout, drive: &DriveView, image: &Path) -> Result<()> {
+    let chain = layout.chain(&drive.format)?;
+    let (Some(top), Some(below)) = (chain.first(), chain.get(1)) else { return Ok(()) };
+    if top.open_node().backing_file().is_some() {
+        return Ok(());
+    }
+    let files = layout.nodes().into_iter().filter_map(|view| view.node.open_node().filename());
+    let files = files.map(|file| std::path::absolute(&file).unwrap_or(file));
+    let directories: BTreeSet<PathBuf> = files.filter_map(|file| Some(file.parent()?.to_owned())).collect();
+    let suffix = format!(".{}.{ENDING}", drive.name);
+    let entries = directories.iter().filter_map(|directory| fs::read_dir(directory).ok()).flatten().flatten();
+    let left = entries.filter_map(|entry| Some(PathBuf::from(entry.path().to_str()?.strip_suffix(&suffix)?)));
+    let alone = |moved: &Moved| {
+        moved.image == image && moved.is.as_ref().is_some_and(|image| image.backing.is_none())
+    };
+    let found = left.filter_map(|left| read(&left, &drive.name).ok().flatten()).find(alone);
+    let Some(Moved { mark, .. }) = found else { return Ok(()) };
+    let short = |path: &Path| path.strip_prefix(&config.directory).unwrap_or(path).display().to_string();
+    let text = format_args!(
+        "drive '{}' went on with {}, which has no backing and names none: with '{}' below it, the drive would show data that is not \
+         its own; write backing = false; if it is to be so, remove {}",
+        drive.name,
+        short(image),
+        below.name(),
+        short(&mark)
+    );
+    Err(Error::new(Kind::Invalid, text).at(&drive.format).key("backing"))
 }
 
 /// Why a drive is not started, and what to do. Paths below the configuration's directory are said as it says them.
