@@ -1,5 +1,6 @@
 //! Tests across the whole of Driveline: what no crate can show alone.
 
+mod advice;
 mod apply;
 mod apply_undone;
 mod backup;

@@ -79,7 +79,8 @@ impl fmt::Display for Advice<'_> {
                 write!(f, "write {}, and let [node.{node}] be no more read-only", self.leads_to(node))
             }
             (Some(node), _) => write!(f, "write {}", self.leads_to(node)),
-            (None, Relation::Copy) => {
+            // What was above a base that was committed to must not open that once more.
+            (None, Relation::Copy | Relation::Below) => {
                 write!(f, "write {} and nothing else in [node.{}]", self.definition(), self.old)
             }
             (None, _) => {

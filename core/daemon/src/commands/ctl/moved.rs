@@ -14,10 +14,20 @@ pub(super) struct Shows {
     /// The node of its image.
     node: String,
     image: Image,
+    /// The nodes of it and of all below it, with their files and drivers, from the top.
+    chain: Vec<Layer>,
     /// What names it.
     lead: Lead,
     /// The nodes of images, by their files.
     nodes: BTreeMap<String, String>,
+}
+
+/// One of the images that a drive shows together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Layer {
+    node: String,
+    file: String,
+    driver: String,
 }
 
 impl Talk {
@@ -35,12 +45,13 @@ impl Talk {
     /// Says where a drive has gone, if it has.
     pub(super) fn say_moved(&mut self, drive: &str, before: Option<Shows>) -> Result<ExitCode> {
         let after = self.shows(drive)?;
-        match before.zip(after) {
-            Some((before, after)) if before.image.file != after.image.file && !self.json => {
-                Ok(print(&moved(drive, &before, &after)))
+        let said = before.zip(after).filter(|_| !self.json).and_then(|(before, after)| {
+            match before.image.file == after.image.file {
+                true => rebased(&before, &after),
+                false => Some(moved(drive, &before, &after)),
             }
-            _ => Ok(ExitCode::SUCCESS),
-        }
+        });
+        Ok(said.map_or(ExitCode::SUCCESS, |said| print(&said)))
     }
 }
 
@@ -65,6 +76,17 @@ fn shows(edges: &Value, nodes: &Value, drives: &Value, drive: &str) -> Option<Sh
     let of_file = |file: &str| list(nodes).iter().filter(is_image).find(|node| text(&node["file"]) == file);
     let backing = Some(text(&image["backing_file"])).filter(|file| !file.is_empty());
     let driver = |file: &str| of_file(file).map(|node| text(&node["drv"])).unwrap_or("qcow2").to_owned();
+    let below = |above: &str| {
+        let edge =
+            |edge: &&Value| name_of(&edge["parent"]) == Some(above) && text(&edge["name"]) == "backing";
+        name_of(&list(&edges["edges"]).iter().find(edge)?["child"])
+    };
+    let chain = std::iter::successors(Some(name), |above| below(above)).filter_map(by_name);
+    let layer = |node: &Value| Layer {
+        node: text(&node["node-name"]).to_owned(),
+        file: text(&node["file"]).to_owned(),
+        driver: text(&node["drv"]).to_owned(),
+    };
     let known = list(nodes).iter().filter(is_image);
     let known = known.map(|node| (text(&node["file"]).to_owned(), text(&node["node-name"]).to_owned()));
     Some(Shows {
@@ -74,6 +96,7 @@ fn shows(edges: &Value, nodes: &Value, drives: &Value, drive: &str) -> Option<Sh
             file: text(&image["file"]).to_owned(),
             backing: backing.map(|file| (driver(file), file.to_owned())),
         },
+        chain: chain.map(layer).collect(),
         lead: lead(edges, drive, name, names_drive),
         nodes: known.filter(|(_, node)| !node.starts_with('#')).collect(),
     })
@@ -104,10 +127,17 @@ fn lead(edges: &Value, drive: &str, image: &str, is_ours: impl Fn(&str) -> bool)
 fn moved(drive: &str, before: &Shows, after: &Shows) -> String {
     let file = &after.image.file;
     let relation = match &after.image.backing {
-        _ if before.image.backing.as_ref().is_some_and(|(_, backing)| backing == file) => Relation::Below,
+        _ if before.chain.iter().any(|layer| layer.file == *file) => Relation::Below,
         Some((_, backing)) if *backing == before.image.file => Relation::Above,
         _ => Relation::Copy,
     };
+    let happened = format!("{drive} goes on with {file} after {}\n", before.image.file);
+    if before.node.starts_with('#') {
+        // It came while the program ran: how the file calls it is not known here.
+        return format!(
+            "{happened}before the next start, its file has to change: `driveline check FILE` says how\n"
+        );
+    }
     let backing = after.image.backing.as_ref().and_then(|(_, file)| before.nodes.get(file));
     let advice = Advice {
         drive,
@@ -118,10 +148,30 @@ fn moved(drive: &str, before: &Shows, after: &Shows) -> String {
         known: before.nodes.get(file).map(String::as_str),
         backing_known: backing.map(String::as_str),
     };
-    format!(
-        "{drive} goes on with {file} after {}\nbefore the next start, in its file: {advice}\n",
-        before.image.file
-    )
+    format!("{happened}before the next start, in its file: {advice}\n")
+}
+
+/// The line to write when an image that a file names got another one below it. `None`: there is none, or the image itself says what is
+/// below it, and the file does not.
+fn rebased(before: &Shows, after: &Shows) -> Option<String> {
+    let was_below = |node: &str| {
+        let at = before.chain.iter().position(|layer| layer.node == node)?;
+        before.chain.get(at + 1)
+    };
+    after.chain.iter().enumerate().find_map(|(at, Layer { node, .. })| {
+        let (was, now) = (was_below(node)?, after.chain.get(at + 1));
+        if [node, &was.node].iter().any(|name| name.starts_with('#')) || now == Some(was) {
+            return None;
+        }
+        let backing = match now {
+            None => "false".to_owned(),
+            Some(Layer { node, .. }) if !node.starts_with('#') => format!("{node:?}"),
+            Some(Layer { file, driver, .. }) => {
+                format!("{{ driver = {driver:?}, file = {file:?}, read-only = true }}")
+            }
+        };
+        Some(format!("before the next start, in its file: write backing = {backing} in [node.{node}]\n"))
+    })
 }
 
 #[cfg(test)]
@@ -137,9 +187,18 @@ mod tests {
             file: file.into(),
             backing: backing.map(|file| ("qcow2".into(), file.into())),
         };
+        let layers = |names: &[&str]| -> Vec<Layer> {
+            let layer = |name: &&str| Layer {
+                node: (*name).into(),
+                file: format!("/{}.qcow2", name.trim_start_matches('#')),
+                driver: "qcow2".into(),
+            };
+            names.iter().map(layer).collect()
+        };
         let shows = |node: &str, lead: &Lead, image| Shows {
             node: node.into(),
             image,
+            chain: layers(&["a", "middle", "base"]),
             lead: lead.clone(),
             nodes: [("/a.qcow2", "active"), ("/base.qcow2", "base")]
                 .map(|(a, b)| (a.into(), b.into()))
@@ -180,5 +239,21 @@ mod tests {
             "write [node.NAME] with driver = \"qcow2\", file = \"/snap.qcow2\", backing = \"active\", \
              and child = \"NAME\" in [node.limit]"
         );
+        // Its name is not known to the file.
+        let (before, after) = (shows("#block7", &filter, below()), image("raw", "/c.raw", None));
+        let said = moved("vda", &before, &shows("#block9", &filter, after));
+        assert!(said.ends_with("its file has to change: `driveline check FILE` says how\n"), "{said}");
+
+        let of = |names: &[&str]| Shows { chain: layers(names), ..shows(names[0], &Lead::Root, below()) };
+        let stays = |before: &[&str], after: &[&str]| rebased(&of(before), &of(after));
+        let write =
+            |what: &str| Some(format!("before the next start, in its file: write backing = {what}\n"));
+        assert_eq!(stays(&["a", "middle", "base"], &["a"]), write("false in [node.a]"));
+        assert_eq!(stays(&["a", "middle", "base"], &["a", "base"]), write("\"base\" in [node.a]"));
+        assert_eq!(stays(&["a", "b", "middle", "base"], &["a", "b", "base"]), write("\"base\" in [node.b]"));
+        let inline = "{ driver = \"qcow2\", file = \"/base.qcow2\", read-only = true } in [node.a]";
+        assert_eq!(stays(&["a", "middle", "#base"], &["a", "#base"]), write(inline));
+        assert_eq!(stays(&["a", "#middle", "#base"], &["a"]), None, "the image says it itself");
+        assert_eq!(stays(&["a", "base"], &["a", "base"]), None);
     }
 }
