@@ -60,7 +60,7 @@ pub use journal::{FoundBitmap, FoundJob, Journal, Page};
 pub use manager::{Jobs, Runtime};
 pub use mirror::{CopyMode, MirrorArgs, MirrorSync};
 pub use record::{JobArgs, JobImage, JobRecord, OnRestart, Phase};
-pub use restart::Restarted;
+pub use restart::{Restarted, undo_half_end};
 pub use start::{Completion, Start};
 pub use state::{ErrorAction, IoStatus, JobStatus, OnError, Verb};
 pub use stream::{Base, StreamArgs};

@@ -29,8 +29,10 @@ pub enum Phase {
     Finding,
     /// It is at work, and its progress says what is left.
     Working,
-    /// Its target takes the drive's place: guests may have written there since, and only there.
-    Pivoted,
+    /// Its target is equal, and about to take the drive's place: if it has, guests have written there since, and only there; if the
+    /// program ended before, they write to the source still.
+    #[serde(rename = "pivoted")]
+    Pivoting,
     /// Its result is whole. What guests have written since is nobody's business.
     Completed,
     /// It was cancelled, or failed.
@@ -41,7 +43,7 @@ impl Phase {
     /// Of a job that ends so.
     pub(crate) fn at_end(success: bool, pivots: bool) -> Self {
         match (success, pivots) {
-            (true, true) => Phase::Pivoted,
+            (true, true) => Phase::Pivoting,
             (true, false) => Phase::Completed,
             (false, _) => Phase::Cancelled,
         }

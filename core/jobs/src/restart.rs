@@ -23,16 +23,42 @@ pub enum Restarted {
     Lost(String),
 }
 
+/// What the drive of a job shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shows {
+    Source,
+    Target,
+    Another,
+}
+
 impl Start {
     /// Stages a job that was found written down, so that it goes on where it was. A mirror copies over a target that somebody else has
-    /// changed ([`JobRecord::foreign_target`]) only if its user `insists`.
+    /// changed ([`JobRecord::foreign_target`]), or that may have been the drive's already, only if its user `insists`.
     ///
     /// Errors: that; what it works on is not there or cannot be opened; what was found is untouched.
-    pub async fn restart(&mut self, found: FoundJob, insists: bool) -> Result<Restarted> {
+    pub async fn restart(&mut self, mut found: FoundJob, insists: bool) -> Result<Restarted> {
+        let shows = match (&found.record.args, found.record.phase) {
+            (_, Phase::Pivoting) | (JobArgs::Mirror(_), Phase::Finding | Phase::Working) => {
+                Some(self.shows(&found.record)?)
+            }
+            _ => None,
+        };
+        if let (Phase::Pivoting, Some(Shows::Source)) = (found.record.phase, &shows) {
+            let text = undecided(&found.record);
+            if !insists {
+                return Err(Error::new(Kind::Invalid, text));
+            }
+            found.record.phase = Phase::Working;
+            found.lost.get_or_insert(text);
+        }
         let record = &found.record;
+        if let (true, Some(Shows::Target)) = (record.unwatched || record.phase != Phase::Pivoting, &shows) {
+            return Ok(Restarted::Lost(behind(record)));
+        }
         match record.phase {
             Phase::Starting => return Ok(Restarted::Lost("it had not begun when the program ended".into())),
-            Phase::Pivoted => return Ok(Restarted::Finished(pivoted(record))),
+            Phase::Pivoting if shows == Some(Shows::Target) => return Ok(Restarted::Finished(shown(record))),
+            Phase::Pivoting => return Err(shows_another(record)),
             Phase::Completed => return Ok(Restarted::Finished("it was about to say so".into())),
             Phase::Cancelled => return Ok(Restarted::Lost("it had been cancelled, or had failed".into())),
             Phase::Finding | Phase::Working => {}
@@ -48,8 +74,7 @@ impl Start {
         let layout = self.layout();
         let device = record.args.device().to_owned();
         if layout.node_or_drive(&device).is_err() {
-            let text = format_args!("there is no drive or node '{device}', which it works on");
-            return Err(Error::new(Kind::NotFound, text));
+            return Err(missing_device(&device));
         }
         if let Some(node) = point_in_time(&layout, layout.node_or_drive(&device)?.name()) {
             let text = format!("the point in time that '{node}' showed ended with the program");
@@ -81,7 +106,6 @@ impl Start {
             Err(over) => return Ok(Restarted::Finished(over)),
         };
         let id = Some(found.record.id.clone());
-        let mut found = found;
         found.record.args = args.clone();
         self.restarting = Some(found);
         let staged = match args {
@@ -92,6 +116,20 @@ impl Start {
         };
         self.restarting = None;
         staged.map(Restarted::Staged)
+    }
+
+    /// What the drive or node of a job shows.
+    ///
+    /// Errors: it is not there.
+    fn shows(&self, record: &JobRecord) -> Result<Shows> {
+        let (layout, device) = (self.layout(), record.args.device());
+        let chain = layout.chain(device).map_err(|_| missing_device(device))?;
+        let is = |image: &JobImage| is_image(&layout, chain[0].name(), image);
+        Ok(match is(&record.source) {
+            true => Shows::Source,
+            false if record.target.as_ref().is_some_and(is) => Shows::Target,
+            false => Shows::Another,
+        })
     }
 
     /// The target of a mirror or backup, opened if it is not there. `Err`: the job is over.
@@ -105,11 +143,7 @@ impl Start {
             if is_image(&layout, &top, target) {
                 return Ok(Err(format!("its target is what '{device}' shows")));
             }
-            let text = format_args!(
-                "'{device}' does not show {} any more, which it copies from",
-                said(&record.source)
-            );
-            return Err(Error::new(Kind::Invalid, text));
+            return Err(shows_another(record));
         }
         if layout.node(&target.node).is_ok() && is_image(&layout, &target.node, target) {
             return Ok(Ok(target.node.clone()));
@@ -140,13 +174,54 @@ fn point_in_time(layout: &Layout, node: &str) -> Option<Arc<str>> {
     })
 }
 
-/// Why a job whose end took effect is not started again.
-fn pivoted(record: &JobRecord) -> String {
-    let device = record.args.device();
+/// Jobs of one group that were found, all of them: if some are at their common end and others are not, none has ended. What that
+/// takes effect in was not made, and nobody has written meanwhile: they go on from where all of them are at work.
+pub fn undo_half_end(group: &mut [FoundJob]) {
+    let is_at_end = |found: &FoundJob| matches!(found.record.phase, Phase::Pivoting | Phase::Completed);
+    let is_at_work = |found: &FoundJob| matches!(found.record.phase, Phase::Finding | Phase::Working);
+    if group.iter().any(is_at_work) {
+        for found in group.iter_mut().filter(|found| is_at_end(found)) {
+            found.record.phase = Phase::Working;
+        }
+    }
+}
+
+fn shows_another(record: &JobRecord) -> Error {
+    let (device, source) = (record.args.device(), said(&record.source));
+    Error::new(
+        Kind::Invalid,
+        format_args!("'{device}' does not show {source} any more, which it copies from"),
+    )
+}
+
+fn missing_device(device: &str) -> Error {
+    Error::new(Kind::NotFound, format_args!("there is no drive or node '{device}', which it works on"))
+}
+
+/// Why a job whose target is there, and equal, does not go on by itself: its drive may have been there already.
+fn undecided(record: &JobRecord) -> String {
     let target = record.target.as_ref().map(said).unwrap_or_default();
     format!(
-        "{target} took the place of what '{device}' showed; what is written down of the graph must say so, too"
+        "{target} was about to take the place of {} when the program ended, which the drive shows still; resumed, the job copies over \
+         what may have been written to {target} since",
+        said(&record.source)
     )
+}
+
+/// Why a job whose end took effect is not started again.
+fn shown(record: &JobRecord) -> String {
+    let (device, target) = (record.args.device(), record.target.as_ref().map(said).unwrap_or_default());
+    format!("{target} took the place of what '{device}' showed")
+}
+
+/// Why a job is given up whose drive was led to a target that is not equal.
+fn behind(record: &JobRecord) -> String {
+    let (device, target) = (record.args.device(), record.target.as_ref().map(said).unwrap_or_default());
+    let why = match record.unwatched {
+        true => "which was served after the job was interrupted: what was written since is there alone",
+        false => "which was not copied to its end",
+    };
+    format!("'{device}' shows {target} now instead of {}, {why}", said(&record.source))
 }
 
 fn stream(

@@ -8,7 +8,7 @@ use driveline_drivers::{CopyBeforeWriteDriver, SnapshotAccessDriver};
 use driveline_graph::{Graph, GraphOptions, NewBitmap, RootOptions};
 use driveline_jobs::{
     BackupArgs, BitmapMode, Completion, FoundJob, JobInfo, JobStatus, Jobs, MirrorArgs, MirrorSync, Phase,
-    Restarted, Runtime,
+    Restarted, Runtime, undo_half_end,
 };
 use kit::{
     bench::object,
@@ -227,4 +227,119 @@ fn a_mirror_goes_on_without_the_bitmap_that_ended_with_the_program() {
             assert!(bench.read("copy").await == bench.read("top").await);
         });
     }
+}
+
+/// A mirror of `vda` that takes its place as soon as it can.
+async fn pivot(bench: &Bench) {
+    while bench.status() != JobStatus::Ready {
+        if bench.status() == JobStatus::Concluded {
+            return;
+        }
+        bench.sim.sleep(Duration::from_millis(20)).await;
+    }
+    bench.jobs.complete("j").unwrap();
+    bench.ended().await;
+}
+
+/// The record of a mirror said that its target had taken the drive's place before it had. Killed in between, the drive came back on
+/// its source, its user was told to change that, and what guests had written meanwhile was gone.
+#[test]
+fn a_mirror_that_is_killed_at_any_step_of_its_end_loses_nothing() {
+    let mut seen = Vec::new();
+    for steps in 1.. {
+        let bench = Bench::new(steps);
+        let (phase, shown, is_over) = bench.sim.clone().run(async move {
+            let guest = bench.graph.open_root("vda", RootOptions::writer("a guest")).await.unwrap();
+            bench.notes.stop_after(steps);
+            let args = MirrorArgs {
+                job_id: Some("j".into()),
+                device: "vda".into(),
+                target: "copy".into(),
+                manual_dismiss: true,
+                ..MirrorArgs::default()
+            };
+            bench.jobs.mirror(args).await.unwrap();
+            pivot(&bench).await;
+            let is_over = !bench.notes.has_stopped();
+            if !bench.notes.has("j") {
+                assert_eq!(&*bench.graph.drives()[0].format, "copy");
+                return (None, String::new(), is_over);
+            }
+            let found = bench.notes.found("j");
+            let (again, phase) = (bench.notes.found("j"), found.record.phase);
+            bench.jobs.dismiss("j").unwrap();
+            bench.notes.go_on();
+            let shown = bench.graph.drives()[0].format.to_string();
+            let mut start = bench.jobs.begin().await;
+            let restarted = start.restart(found, false).await;
+            start.give_up().await;
+            let expected = match (phase, &*shown) {
+                (Phase::Pivoting, "top") => {
+                    let error = restarted.clone().unwrap_err().to_string();
+                    assert!(error.contains("was about to take the place of"), "{error}");
+                    // Served without the job, as it is undecided.
+                    guest.write(0, &[9; CLUSTER as usize], 0).await.unwrap();
+                    None
+                }
+                (Phase::Pivoting, _) => {
+                    let Restarted::Finished(text) = restarted.unwrap() else { panic!("it is over") };
+                    assert!(text.ends_with("took the place of what 'vda' showed"), "{text}");
+                    return (Some(phase), shown, is_over);
+                }
+                (Phase::Starting, _) => Some("it had not begun when the program ended"),
+                (Phase::Cancelled, _) => Some("it had been cancelled, or had failed"),
+                _ => None,
+            };
+            match expected {
+                Some(text) => assert_eq!(restarted.unwrap(), Restarted::Lost(text.into())),
+                None => {
+                    let mut start = bench.jobs.begin().await;
+                    assert_eq!(start.restart(again, true).await.unwrap(), Restarted::Staged("j".into()));
+                    start.make(Completion::Individual).await.unwrap();
+                    guest.write(3 * CLUSTER, &[8; CLUSTER as usize], 0).await.unwrap();
+                    pivot(&bench).await;
+                    assert_eq!(&*bench.graph.drives()[0].format, "copy");
+                    assert!(bench.read("copy").await == bench.read("top").await, "killed after {steps}");
+                }
+            }
+            (Some(phase), shown, is_over)
+        });
+        seen.push((phase, shown));
+        if is_over {
+            break;
+        }
+    }
+    for expected in [(Some(Phase::Working), "top"), (Some(Phase::Pivoting), "top")] {
+        assert!(seen.iter().any(|(phase, shown)| (*phase, &**shown) == expected), "{seen:?}");
+    }
+}
+
+/// Jobs that end together say that they do one after the other. Killed between two of them, one was told to have finished and the
+/// other was given up, though neither had.
+#[test]
+fn of_jobs_that_end_together_none_has_ended_while_one_is_at_work() {
+    let bench = Bench::new(3);
+    bench.sim.clone().run(async move {
+        bench.jobs.backup(BackupArgs { speed: 512 << 10, ..backup() }).await.unwrap();
+        bench.sim.sleep(Duration::from_millis(500)).await;
+        let group = |phases: [Phase; 2]| {
+            let mut group = phases.map(|phase| {
+                let mut found = bench.notes.found("j");
+                found.record.phase = phase;
+                found
+            });
+            undo_half_end(&mut group);
+            group.map(|found| found.record.phase)
+        };
+        let working = [Phase::Working; 2];
+        assert_eq!(group([Phase::Completed, Phase::Working]), working);
+        assert_eq!(group([Phase::Working, Phase::Pivoting]), working);
+        for as_it_is in
+            [[Phase::Completed; 2], [Phase::Cancelled, Phase::Working], [Phase::Completed, Phase::Cancelled]]
+        {
+            assert_eq!(group(as_it_is), as_it_is);
+        }
+        bench.jobs.cancel("j", true).unwrap();
+        bench.ended().await;
+    });
 }

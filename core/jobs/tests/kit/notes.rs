@@ -2,7 +2,7 @@
 
 use driveline_bitmap::{Bitmap, Bits, Durability, Granularity, Half, Ledger, Record, StoreBinding, View};
 use driveline_graph::{Error, Kind, Result};
-use driveline_jobs::{FoundBitmap, FoundJob, JobRecord, Journal, OnRestart, Page};
+use driveline_jobs::{FoundBitmap, FoundJob, JobRecord, Journal, OnRestart, Page, Phase};
 use parking_lot::Mutex;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,7 +13,17 @@ use std::{
 
 /// Cheap to clone; all clones are the same journal.
 #[derive(Clone, Debug, Default)]
-pub struct Notes(Arc<Mutex<BTreeMap<String, Arc<Sheet>>>>);
+pub struct Notes(Arc<Mutex<BTreeMap<String, Arc<Sheet>>>>, Arc<Mutex<Stop>>);
+
+/// When the program is killed.
+#[derive(Debug, Default)]
+struct Stop {
+    /// The last step that is done: a record is written, or goes. Whoever asked for it is not told any more.
+    after: Option<u64>,
+    steps: u64,
+    /// The job has been told, and takes itself out.
+    is_aborted: bool,
+}
 
 #[derive(Debug)]
 pub struct Sheet {
@@ -34,6 +44,36 @@ struct Kept {
 struct Disk(Mutex<BTreeSet<u64>>);
 
 impl Notes {
+    /// Nothing is written down any more after so many steps. The last of them is done, and said to have failed.
+    pub fn stop_after(&self, steps: u64) {
+        *self.1.lock() = Stop { after: Some(steps), ..Stop::default() };
+    }
+
+    /// Have so many steps come?
+    pub fn has_stopped(&self) -> bool {
+        let stop = self.1.lock();
+        stop.after.is_some_and(|after| stop.steps >= after)
+    }
+
+    /// What is written down now is written.
+    pub fn go_on(&self) {
+        *self.1.lock() = Stop::default();
+    }
+
+    fn step(&self, is_abort: bool, step: impl FnOnce()) -> Result<()> {
+        let mut stop = self.1.lock();
+        stop.steps += 1;
+        stop.is_aborted |= is_abort;
+        let left = stop.after.map(|after| (after + 1).saturating_sub(stop.steps));
+        if left != Some(0) {
+            step();
+        }
+        match left {
+            Some(0 | 1) if !stop.is_aborted => Err(Error::new(Kind::Io, "the program was killed")),
+            _ => Ok(()),
+        }
+    }
+
     pub fn has(&self, id: &str) -> bool {
         self.0.lock().contains_key(id)
     }
@@ -93,8 +133,7 @@ impl Journal for Notes {
 
 impl Page for Sheet {
     fn write(&self, record: &JobRecord) -> Result<()> {
-        *self.record.lock() = record.clone();
-        Ok(())
+        self.notes.step(record.phase == Phase::Cancelled, || *self.record.lock() = record.clone())
     }
 
     fn keep(&self, bitmap: &Bitmap) -> Result<Arc<dyn Ledger>> {
@@ -106,8 +145,7 @@ impl Page for Sheet {
     }
 
     fn remove(&self) -> Result<()> {
-        self.notes.0.lock().remove(&self.record.lock().id);
-        Ok(())
+        self.notes.step(false, || drop(self.notes.0.lock().remove(&self.record.lock().id)))
     }
 }
 
