@@ -3,7 +3,7 @@
 //! | option | default | meaning |
 //! |---|---|---|
 //! | `read-only` | `false` | the node takes no writes |
-//! | `auto-read-only` | `false` | a file that cannot be opened for writing makes the node read-only, unless `read-only = false` is said; it is open for writing only while somebody may write |
+//! | `auto-read-only` | `false` | what cannot be opened for writing, a file or an NBD export, makes the node read-only, even where `read-only = false` is said; a file is open for writing only while somebody may write |
 //! | `force-share` | `false` | others may write to what is read here; only with `read-only` |
 //! | `discard` | `"unmap"` | `"unmap"`, `"on"`: discards reach the driver; `"ignore"`, `"off"`: they end here, no bitmap of the node records them, and zeroes are written without giving space back. A filter that is put in front of a node has what that has. Over QMP and on the command line of `storage-daemon` the default is `"ignore"`, as in QEMU, but for nodes that are defined in place |
 //! | `detect-zeroes` | `"off"` | `"on"`: a write of nothing but zeroes becomes a write_zeroes; `"unmap"`: one that may give space back (`discard = "unmap"` must be said) |

@@ -3,7 +3,7 @@
 use crate::kit::{Folder, Server, ask, engine, errno, have, open, open_read_only, text, write};
 use driveline_bitmap::{Bitmap, BitmapName};
 use driveline_drivers::{
-    MemoryDriver,
+    MemoryDriver, NbdDriver,
     conformance::{Check, check},
 };
 use driveline_engine::Engine;
@@ -160,6 +160,46 @@ fn a_bitmap_can_stand_for_block_status() {
         assert_eq!(error, "requested x-dirty-bitmap qemu:dirty-bitmap:weekly not found");
         server.close().await;
         graph.close().await.unwrap();
+    });
+}
+
+/// The story: with `read-only: false` beside it, as clients send it that spell out every default, `auto-read-only` was forgotten.
+#[test]
+fn auto_read_only_makes_a_node_of_a_read_only_export_read_only() {
+    if !have("nbdkit") {
+        return;
+    }
+    let (engine, folder) = (engine(), Folder::new());
+    let _server = Server::nbdkit(&folder.socket(), &["-r", "memory", "1M"]);
+    engine.block_on_local(|| async move {
+        let graph = Graph::new(GraphOptions::default());
+        graph.register(Arc::new(NbdDriver::default())).unwrap();
+        let add = async |more: Value| {
+            let mut options = folder.options(more);
+            (options["driver"], options["node-name"]) = (json!("nbd"), json!("n"));
+            let mut change = graph.change().await;
+            change.add_node(graph.parse(options.as_object().unwrap().clone(), &[]).unwrap()).await?;
+            change.commit().await
+        };
+        for refused in [json!({}), json!({ "read-only": false, "auto-read-only": false })] {
+            let error = add(refused).await.unwrap_err();
+            assert_eq!((error.kind(), error.message()), (Kind::NotPermitted, "NBD export is read-only"));
+        }
+        for taken in
+            [json!({ "auto-read-only": true }), json!({ "auto-read-only": true, "read-only": false })]
+        {
+            add(taken).await.unwrap();
+            assert!(graph.view_node("n").unwrap().read_only);
+            let error = graph.open_root("n", RootOptions::writer("a writer")).await.unwrap_err();
+            assert_eq!(error.kind(), Kind::NotPermitted, "{error}");
+            let mut change = graph.change().await;
+            change.set_read_only("n", false).unwrap();
+            let error = change.commit().await.unwrap_err();
+            assert_eq!(error.message(), "Can't reopen read-only NBD mount as read/write");
+            let mut change = graph.change().await;
+            change.remove_node("n").unwrap();
+            change.commit().await.unwrap();
+        }
     });
 }
 

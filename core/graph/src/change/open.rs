@@ -123,10 +123,7 @@ impl Change {
             };
             let mut opened = driver.open_in(&self.graph, args).await;
             let mut read_only = read_only;
-            if common.auto_read_only
-                && !read_only
-                && definition.read_only.is_none()
-                && matches!(&opened, Err(error) if is_write_denied(error))
+            if common.auto_read_only && !read_only && matches!(&opened, Err(error) if is_write_denied(error))
             {
                 read_only = true;
                 let args = OpenArgs {
