@@ -238,12 +238,16 @@ impl Calls {
         }
     }
 
-    /// The answer is complete. Returns whom to wake, once no lock is held.
+    /// The answer is complete. Returns whom to wake, once no lock is held. A call that was failed while its answer was read (the
+    /// node was closed by another thread) stays failed; a second answer of the server's is refused by [`Calls::asked`].
     ///
     /// Errors: it is not, though the server says so.
     pub(super) fn complete(&mut self, id: CallId) -> Result<Option<Waker>, &'static str> {
         self.answers += 1;
         let Some(call) = self.get(id) else { return Ok(None) };
+        if let Stage::Answered(_) = call.stage {
+            return Ok(None);
+        }
         let partial = mem::take(&mut call.partial);
         let answer = match (partial.error, call.asked.command) {
             (Some(errno), _) => Err(errno),
@@ -346,5 +350,64 @@ impl Calls {
         if let Some(buffer) = payload.and_then(|payload| Arc::try_unwrap(payload).ok()) {
             self.give(buffer);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(calls: &mut Calls) -> CallId {
+        let asked = Asked { command: Command::READ, flags: CommandFlags::EMPTY, offset: 0, length: 512 };
+        let (id, _) = calls.push(asked, None);
+        assert_eq!(calls.next().map(|(id, ..)| id), Some(id));
+        id
+    }
+
+    fn poll(calls: &mut Calls, id: CallId) -> Option<Result<Reply, Errno>> {
+        calls.poll(id, Waker::noop(), &mut None)
+    }
+
+    /// The story: the task looks a call up, reads its answer and completes it, with the lock free in between. Where another thread
+    /// closed the node just then, the task panicked: "a call was answered twice".
+    #[test]
+    fn a_call_that_is_failed_while_its_answer_is_read_is_answered_once() {
+        for steps in 0..4 {
+            let mut calls = Calls::default();
+            let id = read(&mut calls);
+            assert!(poll(&mut calls, id).is_none());
+            let mut woken = Vec::new();
+            let mut close = |calls: &mut Calls, now: u32| {
+                if now == steps {
+                    woken.extend(calls.fail_all());
+                }
+            };
+            close(&mut calls, 0);
+            if calls.asked(id).is_none() {
+                // That is a server that answers what nobody sent, as far as the task knows; it ends, as it is to.
+                assert_eq!(steps, 0);
+            } else {
+                close(&mut calls, 1);
+                let buffer = calls.take_buffer(id).unwrap();
+                close(&mut calls, 2);
+                calls.filled(id, buffer, 0..512).unwrap();
+                close(&mut calls, 3);
+                assert!(calls.complete(id).unwrap().is_none());
+            }
+            assert_eq!(woken.len(), 1, "the one who waits is woken once");
+            assert_eq!(poll(&mut calls, id).unwrap().unwrap_err(), Errno::EIO);
+            assert!(!calls.any_open() && calls.slots.is_empty());
+        }
+    }
+
+    #[test]
+    fn one_who_has_gone_before_the_node_is_closed_leaves_nothing() {
+        let mut calls = Calls::default();
+        let id = read(&mut calls);
+        calls.abandon(id);
+        assert!(calls.asked(id).is_some());
+        assert!(calls.fail_all().is_empty());
+        assert!(calls.complete(id).unwrap().is_none());
+        assert!(calls.slots.is_empty());
     }
 }
