@@ -2,7 +2,7 @@
 
 use driveline_drivers::{FileDriver, conformance::OpenNodeArgs};
 use driveline_graph::{Graph, GraphOptions, Kind, OpenChild, Permissions, Result, RootOptions};
-use futures::executor::block_on;
+use futures::{FutureExt, executor::block_on};
 use serde_json::{Value, json};
 use std::{
     fs,
@@ -49,7 +49,7 @@ fn open(folder: &Folder, options: Value, read_only: bool) -> Result<OpenChild> {
 fn a_second_writer_is_kept_out_and_told_why() {
     let folder = image();
     let first = open(&folder, json!({}), false).unwrap();
-    first.node.set_permissions(READ.or(WRITE), READ).unwrap();
+    block_on(first.node.set_permissions(READ.or(WRITE), READ)).unwrap();
     let error = open(&folder, json!({}), false).map(drop).unwrap_err();
     assert_eq!(error.kind(), Kind::Busy);
     let path = folder.path().join("a.img").display().to_string();
@@ -57,9 +57,9 @@ fn a_second_writer_is_kept_out_and_told_why() {
         assert!(error.message().contains(part), "{error}");
     }
     let reader = open(&folder, json!({}), true).unwrap();
-    let error = reader.node.set_permissions(READ, READ).unwrap_err();
+    let error = block_on(reader.node.set_permissions(READ, READ)).unwrap_err();
     assert!(error.message().contains("failed to get shared \"write\" lock"), "{error}");
-    reader.node.set_permissions(READ, ALL).unwrap();
+    block_on(reader.node.set_permissions(READ, ALL)).unwrap();
     open(&folder, json!({ "locking": "off" }), false).unwrap();
     // The first is given back when it is closed, whoever still holds an edge to it.
     block_on(first.node.close(&[])).unwrap();
@@ -70,25 +70,25 @@ fn a_second_writer_is_kept_out_and_told_why() {
 fn a_refused_change_leaves_the_locks_as_they_were() {
     let folder = image();
     let one = open(&folder, json!({}), false).unwrap();
-    one.node.set_permissions(READ, ALL).unwrap();
+    block_on(one.node.set_permissions(READ, ALL)).unwrap();
     let other = open(&folder, json!({}), false).unwrap();
-    other.node.set_permissions(READ, ALL).unwrap();
-    one.node.set_permissions(READ.or(WRITE), ALL).unwrap();
+    block_on(other.node.set_permissions(READ, ALL)).unwrap();
+    block_on(one.node.set_permissions(READ.or(WRITE), ALL)).unwrap();
     let before = other.node.details()["locks"].clone();
-    assert_eq!(other.node.set_permissions(READ.or(WRITE), ALL).unwrap_err().kind(), Kind::Busy);
+    assert_eq!(block_on(other.node.set_permissions(READ.or(WRITE), ALL)).unwrap_err().kind(), Kind::Busy);
     assert_eq!(other.node.details()["locks"], before);
     // What the refused change had locked for a moment is free again.
-    one.node.set_permissions(READ, ALL).unwrap();
-    one.node.set_permissions(READ.or(WRITE), READ).unwrap();
-    one.node.set_permissions(Permissions::NONE, ALL).unwrap();
-    other.node.set_permissions(READ.or(WRITE), READ).unwrap();
+    block_on(one.node.set_permissions(READ, ALL)).unwrap();
+    block_on(one.node.set_permissions(READ.or(WRITE), READ)).unwrap();
+    block_on(one.node.set_permissions(Permissions::NONE, ALL)).unwrap();
+    block_on(other.node.set_permissions(READ.or(WRITE), READ)).unwrap();
 }
 
 #[test]
 fn another_access_mode_keeps_the_locks() {
     let folder = image();
     let node = open(&folder, json!({}), true).unwrap();
-    node.node.set_permissions(READ, READ).unwrap();
+    block_on(node.node.set_permissions(READ, READ)).unwrap();
     for read_only in [false, true, false] {
         block_on(node.node.set_read_only(&[], read_only)).unwrap();
         let other = open(&folder, json!({}), false).map(drop).unwrap_err();
@@ -102,10 +102,10 @@ fn another_access_mode_keeps_the_locks() {
 fn a_file_does_not_become_writable_beside_another_writer() {
     let folder = image();
     let reader = open(&folder, json!({}), true).unwrap();
-    reader.node.set_permissions(READ, ALL).unwrap();
+    block_on(reader.node.set_permissions(READ, ALL)).unwrap();
     let before = reader.node.details()["locks"].clone();
     let writer = open(&folder, json!({}), false).unwrap();
-    writer.node.set_permissions(READ.or(WRITE), READ).unwrap();
+    block_on(writer.node.set_permissions(READ.or(WRITE), READ)).unwrap();
     let refused = block_on(reader.node.set_read_only(&[], false)).unwrap_err();
     assert_eq!(refused.kind(), Kind::Busy, "{refused}");
     assert_eq!(reader.node.details()["locks"], before);
@@ -116,7 +116,7 @@ fn a_file_does_not_become_writable_beside_another_writer() {
     block_on(reader.node.set_read_only(&[], true)).unwrap();
     assert_eq!(reader.node.details()["locks"], before);
     let other = open(&folder, json!({}), false).unwrap();
-    other.node.set_permissions(READ.or(WRITE), READ).unwrap();
+    block_on(other.node.set_permissions(READ.or(WRITE), READ)).unwrap();
 }
 
 fn qemu(program: &str) -> Option<Command> {
@@ -169,12 +169,12 @@ fn qemu_keeps_us_out() {
         assert!(error.message().contains(part), "{error}");
     }
     let reader = open(&folder, json!({}), true).unwrap();
-    let error = reader.node.set_permissions(READ, READ).unwrap_err();
+    let error = block_on(reader.node.set_permissions(READ, READ)).unwrap_err();
     assert!(error.message().contains("shared \"write\" lock") && error.message().contains(&who), "{error}");
     writer.quit();
-    reader.node.set_permissions(READ, READ).unwrap();
+    block_on(reader.node.set_permissions(READ, READ)).unwrap();
     drop(reader);
-    open(&folder, json!({}), false).unwrap().node.set_permissions(READ.or(WRITE), READ).unwrap();
+    block_on(open(&folder, json!({}), false).unwrap().node.set_permissions(READ.or(WRITE), READ)).unwrap();
 }
 
 /// A node that nobody uses was reopened as writable. For that it takes the lock of a writer, and it kept it: no other program
@@ -196,7 +196,7 @@ fn a_node_that_has_become_writable_lets_others_write_while_nobody_uses_it() {
         change.commit().await.unwrap();
     });
     let other = open(&folder, json!({}), false).expect("nobody writes here");
-    other.node.set_permissions(READ.or(WRITE), READ).unwrap();
+    block_on(other.node.set_permissions(READ.or(WRITE), READ)).unwrap();
     let guest = || block_on(graph.open_root("f", RootOptions::writer("a guest")));
     let busy = guest().unwrap_err();
     assert_eq!(busy.kind(), Kind::Busy, "{busy}");
@@ -217,11 +217,11 @@ fn we_keep_qemu_out() {
     };
     for shares in [READ, ALL] {
         // What is shared within the graph is not shared with another program.
-        node.node.set_permissions(READ.or(WRITE), shares).unwrap();
+        block_on(node.node.set_permissions(READ.or(WRITE), shares)).unwrap();
         let Some((done, said)) = write() else { return };
         assert!(!done && said.contains("Failed to get \"write\" lock"), "{said}");
     }
-    node.node.set_permissions(READ, ALL).unwrap();
+    block_on(node.node.set_permissions(READ, ALL)).unwrap();
     assert!(write().unwrap().0);
     // To convert it, nobody may write.
     let convert = || {
@@ -229,9 +229,9 @@ fn we_keep_qemu_out() {
         command.args(["convert", "-f", "raw", "-O", "raw"]).arg(&path).arg(folder.path().join("b.img"));
         Some(ended(command))
     };
-    node.node.set_permissions(READ, READ).unwrap();
+    block_on(node.node.set_permissions(READ, READ)).unwrap();
     assert!(convert().unwrap().0);
-    node.node.set_permissions(READ.or(WRITE), WRITE.or(Permissions::RESIZE)).unwrap();
+    block_on(node.node.set_permissions(READ.or(WRITE), WRITE.or(Permissions::RESIZE))).unwrap();
     let (done, said) = convert().unwrap();
     assert!(!done && said.contains("Failed to get \"consistent read\" lock"), "{said}");
 }
@@ -255,7 +255,7 @@ fn the_storage_daemon_and_we_keep_each_other_out() {
         Some(command.spawn().unwrap())
     };
     let node = open(&folder, json!({}), false).unwrap();
-    node.node.set_permissions(READ.or(WRITE), READ).unwrap();
+    block_on(node.node.set_permissions(READ.or(WRITE), READ)).unwrap();
     let Some(refused) = serve() else { return };
     let output = refused.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -282,9 +282,9 @@ fn a_lock_that_lingers_is_waited_for_by_new_users_too() {
     let lingers = |then: &dyn Fn() -> Result<()>| {
         // A machine that is busy may give the other thread its turn too late; not every time.
         (0..10).any(|_| {
-            node.node.set_permissions(READ, ALL).unwrap();
+            block_on(node.node.set_permissions(READ, ALL)).unwrap();
             let other = open(&folder, json!({}), false).unwrap();
-            other.node.set_permissions(READ.or(WRITE), READ).unwrap();
+            block_on(other.node.set_permissions(READ.or(WRITE), READ)).unwrap();
             std::thread::scope(|scope| {
                 scope.spawn(|| {
                     std::thread::sleep(std::time::Duration::from_millis(20));
@@ -294,6 +294,20 @@ fn a_lock_that_lingers_is_waited_for_by_new_users_too() {
             })
         })
     };
-    assert!(lingers(&|| node.node.set_permissions(READ, READ)));
+    assert!(lingers(&|| block_on(node.node.set_permissions(READ, READ))));
     assert!(lingers(&|| block_on(node.node.set_read_only(&[], false))));
+}
+
+/// The story: who waited for a lock slept on the thread that all requests of an export may be on.
+#[test]
+fn waiting_for_a_lock_leaves_the_thread_to_others() {
+    let folder = image();
+    let node = open(&folder, json!({}), true).unwrap();
+    block_on(node.node.set_permissions(READ, ALL)).unwrap();
+    let other = open(&folder, json!({}), false).unwrap();
+    block_on(other.node.set_permissions(READ.or(WRITE), READ)).unwrap();
+    let mut waits = node.node.set_permissions(READ, READ);
+    assert!((&mut waits).now_or_never().is_none());
+    block_on(other.node.close(&[])).unwrap();
+    block_on(waits).unwrap();
 }

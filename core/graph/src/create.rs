@@ -329,7 +329,7 @@ impl Standalone {
         };
         let open = driver.open(args).await?;
         let needs = Permissions::CONSISTENT_READ.or(Permissions::WRITE).or(Permissions::RESIZE);
-        if let Err(error) = open.set_permissions(needs, Permissions::CONSISTENT_READ) {
+        if let Err(error) = open.set_permissions(needs, Permissions::CONSISTENT_READ).await {
             // It is the lock that tells what is wrong.
             let _ = open.close(&[]).await;
             return Err(error);

@@ -493,9 +493,9 @@ pub trait OpenNode: Send + Sync {
     }
 
     /// Takes what its users together need and let others do (a file takes locks). When this fails it keeps the old.
-    fn set_permissions(&self, needs: Permissions, shares: Permissions) -> Result<()> {
+    fn set_permissions(&self, needs: Permissions, shares: Permissions) -> BoxFuture<'_, Result<()>> {
         let _ = (needs, shares);
-        Ok(())
+        Box::pin(async { Ok(()) })
     }
 
     /// May it have so many children, if its driver takes a list of them?

@@ -269,12 +269,14 @@ fn open(path: PathBuf, options: &FileOptions, read_only: bool, cookie: u64) -> R
     Ok(Arc::new(FileNode { path, at_open, locks, access, body }))
 }
 
+/// How often a lock is asked for, and how long is waited in between.
+const TRIES: u32 = 10;
+const PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
+
 /// Tries again for a moment while the file is locked: the kernel gives up the locks of a program that was killed only
 /// some milliseconds later, as those of a file that its ring still has, and a program that has just been forked holds those
 /// of its parent until it runs.
 fn with_patience(take: impl Fn() -> Result<()>) -> Result<()> {
-    const TRIES: u32 = 10;
-    const PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
     for _ in 1..TRIES {
         match take() {
             Err(error) if error.kind() == Kind::Busy => std::thread::sleep(PAUSE),

@@ -1,6 +1,9 @@
 //! An open file outside the data path.
 
-use super::{access::Access, data::File, extent, io_error, lock, lock::Locks, reopen, with_patience, zero};
+use super::{
+    PAUSE, TRIES, access::Access, data::File, extent, io_error, lock, lock::Locks, reopen, with_patience,
+    zero,
+};
 use driveline_graph::{
     BoxFuture, Error, Kind, OpenChild, OpenNode, Permissions, Preallocation, Reopened, Result,
 };
@@ -214,9 +217,20 @@ impl OpenNode for FileNode {
         })
     }
 
-    fn set_permissions(&self, needs: Permissions, shares: Permissions) -> Result<()> {
+    fn set_permissions(&self, needs: Permissions, shares: Permissions) -> BoxFuture<'_, Result<()>> {
         // An instance that was closed a moment ago may still be held by what the kernel had of it, and its locks with it.
-        with_patience(|| self.serve(needs, shares))
+        // Requests of others on this thread need not wait for that.
+        Box::pin(async move {
+            for _ in 1..TRIES {
+                match self.serve(needs, shares) {
+                    Err(error) if error.kind() == Kind::Busy => {
+                        driveline_engine::unblock(|| std::thread::sleep(PAUSE)).await;
+                    }
+                    done => return done,
+                }
+            }
+            self.serve(needs, shares)
+        })
     }
 
     fn close<'a>(&'a self, _: &'a [OpenChild]) -> BoxFuture<'a, Result<()>> {

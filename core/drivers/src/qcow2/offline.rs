@@ -14,7 +14,7 @@ async fn open_file(path: &Path, read_only: bool) -> Result<OpenChild> {
     let file = args.open(&FileDriver::default(), serde_json::json!({ "path": text }), vec![]).await?;
     let writes = if read_only { Permissions::NONE } else { Permissions::WRITE.or(Permissions::RESIZE) };
     let needs = Permissions::CONSISTENT_READ.or(writes);
-    if let Err(error) = file.node.set_permissions(needs, Permissions::CONSISTENT_READ) {
+    if let Err(error) = file.node.set_permissions(needs, Permissions::CONSISTENT_READ).await {
         // It is the lock that tells what is wrong.
         let _ = file.node.close(&[]).await;
         return Err(error);

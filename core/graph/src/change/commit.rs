@@ -1,6 +1,6 @@
 //! How a change is made: drained, step by step with a way back, and then seen by everyone at once.
 
-use super::{Change, Staged, Undo, give_up::close_all, undo};
+use super::{Change, Staged, Undo, give_up::close_all};
 use crate::{
     driver::DriverKind,
     error::{Error, Kind, Result},
@@ -215,13 +215,15 @@ impl Change {
             if before == Some(*now) && told {
                 continue;
             }
-            node.open.set_permissions(now.needs, now.shares).map_err(|error| error.at(&node.name))?;
-            undos.push(undo(move || {
-                if let Some(before) = before
-                    && let Err(error) = node.open.set_permissions(before.needs, before.shares)
-                {
-                    tracing::error!(node = node.name(), "undo of a graph change: {error}");
-                }
+            node.open.set_permissions(now.needs, now.shares).await.map_err(|error| error.at(&node.name))?;
+            undos.push(Box::new(move || {
+                Box::pin(async move {
+                    if let Some(before) = before
+                        && let Err(error) = node.open.set_permissions(before.needs, before.shares).await
+                    {
+                        tracing::error!(node = node.name(), "undo of a graph change: {error}");
+                    }
+                })
             }));
         }
         Ok(())
