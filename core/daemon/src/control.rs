@@ -13,8 +13,8 @@ use driveline_graph::{BoxFuture, Change};
 use driveline_nbd::{Authorize, ServerOptions};
 use driveline_qmp::{
     Address as QmpAddress, Applied, ApplyWish, BitmapPlace, BitmapStore, Control, Endpoint, Error, Event,
-    ExportInfo, ExportToCome, InterruptedJob, Listener, NbdExport, NbdServer, Object, ObjectChange, Objects,
-    RecoveredBitmap, RemoveMode, Result, TlsX509,
+    ExportInfo, ExportToCome, InterruptedJob, Listener, NbdExport, NbdServer, NodesGoing, Object,
+    ObjectChange, Objects, RecoveredBitmap, RemoveMode, Result, TlsX509,
 };
 use driveline_transport::{Endpoint as TlsEnd, ServerTls, TlsCreds, TlsRegistry};
 use parking_lot::Mutex;
@@ -165,14 +165,11 @@ impl Control for Program {
         })
     }
 
-    fn node_going<'a>(&'a self, node: &'a str) -> BoxFuture<'a, Result<()>> {
-        Box::pin(async move { Ok(self.inner()?.stores.release(node).await?) })
-    }
-
-    fn node_stays(&self, node: &str) {
-        if let Ok(inner) = self.inner() {
-            inner.stores.stays(node);
-        }
+    fn nodes_going<'a>(&'a self, nodes: &'a [String]) -> BoxFuture<'a, Result<Box<dyn NodesGoing>>> {
+        Box::pin(async move {
+            let going = self.inner()?.stores.going(nodes).await?;
+            Ok(Box::new(going) as Box<dyn NodesGoing>)
+        })
     }
 
     fn apply<'a>(&'a self, file: &'a Path, wish: ApplyWish) -> BoxFuture<'a, Result<Applied>> {

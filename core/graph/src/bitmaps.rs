@@ -2,7 +2,8 @@
 //! transaction with each other and with changes of the graph.
 
 use crate::{
-    change::{Change, Staged, undo},
+    change::{Change, Staged, Undo, undo},
+    driver::{BoxFuture, OpenChild, OpenNode},
     error::{Error, Kind, Result},
     node::{Node, NodeId},
 };
@@ -75,17 +76,45 @@ impl Change {
     /// beyond its own is dirty in the drive's view.
     pub fn attach_bitmap(&mut self, target: &str, bitmap: Arc<Bitmap>) -> Result<()> {
         let id = self.topology.node_or_drive(target)?;
-        self.action([id], move |staged| {
+        self.action([id], move |staged| Box::pin(async move { attach(staged, id, bitmap) }));
+        Ok(())
+    }
+
+    /// Attaches to a node or to a drive's root what `find` finds in an image, while nothing is in flight: it gets the image's
+    /// node, its children, and how long what gets the bitmaps is by then, in bytes.
+    pub fn attach_found<F>(&mut self, target: &str, image: &str, find: F) -> Result<()>
+    where
+        F: FnOnce(Arc<dyn OpenNode>, Vec<OpenChild>, u64) -> BoxFuture<'static, Result<Vec<Arc<Bitmap>>>>
+            + Send
+            + 'static,
+    {
+        let (id, image) = (self.topology.node_or_drive(target)?, self.topology.id(image)?);
+        self.action([id, image], move |staged| {
             Box::pin(async move {
-                let node = staged.any_node(id)?;
                 let size = staged.wire(id)?.info.size_bytes;
-                refuse_parked_name(staged, id, bitmap.name().as_str())?;
-                if bitmap.length() != size {
-                    bitmap.reserve(size)?;
-                    bitmap.resize(size);
+                let (node, children) = (staged.node(image)?, staged.wire(image)?.children);
+                let found = find(node.open.clone(), children, size).await;
+                let found = found.map_err(|error| error.at(node.name()))?;
+                let mut undos = Vec::new();
+                for bitmap in found {
+                    match attach(staged, id, bitmap) {
+                        Ok(undo) => undos.push(undo),
+                        Err(error) => {
+                            for undo in undos {
+                                undo().await;
+                            }
+                            return Err(error);
+                        }
+                    }
                 }
-                node.bitmaps.lock().add(bitmap.clone()).map_err(|error| Error::from(error).at(&node.name))?;
-                Ok(undo(move || drop(node.bitmaps.lock().take(bitmap.id()))))
+                let undo: Undo = Box::new(move || {
+                    Box::pin(async move {
+                        for undo in undos {
+                            undo().await;
+                        }
+                    })
+                });
+                Ok(undo)
             })
         });
         Ok(())
@@ -143,9 +172,16 @@ impl Change {
         self.bitmap_action(target, name, |staged, id, bitmap| {
             let node = staged.any_node(id)?;
             let before = node.bitmaps.lock().clone();
+            let was_readonly = bitmap.is_readonly();
             bitmap.set_readonly(false);
-            node.bitmaps.lock().remove(bitmap.name().as_str())?;
-            Ok(Box::new(move || *node.bitmaps.lock() = before))
+            if let Err(error) = node.bitmaps.lock().remove(bitmap.name().as_str()) {
+                bitmap.set_readonly(was_readonly);
+                return Err(error.into());
+            }
+            Ok(Box::new(move || {
+                bitmap.set_readonly(was_readonly);
+                *node.bitmaps.lock() = before;
+            }))
         })
     }
 
@@ -421,6 +457,18 @@ pub(crate) fn relocate(
         }
         drop(source.bitmaps.lock().put(bitmap));
     }))
+}
+
+fn attach(staged: &Staged, id: NodeId, bitmap: Arc<Bitmap>) -> Result<Undo> {
+    let node = staged.any_node(id)?;
+    let size = staged.wire(id)?.info.size_bytes;
+    refuse_parked_name(staged, id, bitmap.name().as_str())?;
+    if bitmap.length() != size {
+        bitmap.reserve(size)?;
+        bitmap.resize(size);
+    }
+    node.bitmaps.lock().add(bitmap.clone()).map_err(|error| Error::from(error).at(&node.name))?;
+    Ok(undo(move || drop(node.bitmaps.lock().take(bitmap.id()))))
 }
 
 /// While a bitmap is parked its name is taken at its home.

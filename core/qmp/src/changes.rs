@@ -3,8 +3,10 @@
 
 use crate::{
     command::Done,
+    control::NodesGoing,
     error::{Class, Error, Result, plain},
     monitor::Monitor,
+    nodes::make_with,
     transaction::{Action, alone},
     translate::Translator,
 };
@@ -202,47 +204,36 @@ pub(crate) struct BlockdevSetActive {
     active: bool,
 }
 
-/// Bitmaps that an image keeps go into it before another program may have it, and come out of it when it is ours again.
+/// Bitmaps that an image keeps go into it as another program may have it, and come out of it as it is ours again.
 pub(crate) async fn blockdev_set_active(monitor: &Monitor, set: BlockdevSetActive) -> Result<Done> {
-    let all = || monitor.graph().nodes().into_iter().map(|view| view.node.name().to_owned()).collect();
-    let names: Vec<String> = set.node_name.clone().map_or_else(all, |name| vec![name]);
-    let going = async {
-        for name in &names {
-            monitor.control().node_going(name).await?;
-        }
-        Ok::<(), Error>(())
+    let mut going = monitor.control().nodes_going(&[]).await?;
+    let mut change = monitor.graph().change().await;
+    let staged = match &set.node_name {
+        Some(name) if !change.has_node(name) => Err(not_found(name)),
+        Some(name) => set_active(&mut *going, &mut change, name, set.active),
+        // Parents come first, so that each one's parents are inactive when its turn comes.
+        None => change
+            .layout()
+            .nodes()
+            .iter()
+            .try_for_each(|view| set_active(&mut *going, &mut change, view.node.name(), set.active)),
     };
-    let ready = if set.active { Ok(()) } else { going.await };
-    let done = match ready {
-        Ok(()) => set_active(monitor, &set).await,
-        Err(error) => Err(error),
-    };
-    // What is inactive now is not looked at, and what stayed active is.
-    names.iter().for_each(|name| monitor.control().node_stays(name));
+    make_with(going, change, staged).await?;
+    // Those that are read-only are shown.
     monitor.control().nodes_added().await;
-    done
+    Ok(Done {})
 }
 
-async fn set_active(monitor: &Monitor, set: &BlockdevSetActive) -> Result<Done> {
-    let mut change = monitor.graph().change().await;
-    match &set.node_name {
-        Some(name) => {
-            if !change.has_node(name) {
-                return Err(not_found(name));
-            }
-            change.set_active(name, set.active).map_err(|error| of_named(&error, name))?;
-        }
-        // Parents come first, so that each one's parents are inactive when its turn comes.
-        None => {
-            for view in monitor.graph().nodes() {
-                if change.has_node(view.node.name()) {
-                    change.set_active(view.node.name(), set.active)?;
-                }
-            }
-        }
+fn set_active(going: &mut dyn NodesGoing, change: &mut Change, name: &str, active: bool) -> Result<()> {
+    let switched = change.switched_by(name, active)?;
+    if !active {
+        switched.iter().try_for_each(|node| going.stage_inactive(change, node))?;
     }
-    change.commit().await?;
-    Ok(Done {})
+    change.set_active(name, active).map_err(|error| of_named(&error, name))?;
+    if active {
+        switched.iter().try_for_each(|node| going.stage_active(change, node))?;
+    }
+    Ok(())
 }
 
 #[derive(Deserialize)]

@@ -91,16 +91,11 @@ pub trait Control: Send + Sync + 'static {
         Box::pin(async {})
     }
 
-    /// A node is about to be removed: its persistent bitmaps are put into its image, and taken off it. If it stays after all,
-    /// [`Control::node_stays`] and then [`Control::nodes_added`] find them again.
-    fn node_going<'a>(&'a self, node: &'a str) -> BoxFuture<'a, Result<()>> {
-        let _ = node;
-        Box::pin(async { Ok(()) })
-    }
-
-    /// A node that was about to be removed stays, or will be used again. Until this is said nobody looks for its bitmaps.
-    fn node_stays(&self, node: &str) {
-        let _ = node;
+    /// What moves persistent bitmaps in a change that is not begun yet, and that makes nodes active or inactive, or removes
+    /// those that are named.
+    fn nodes_going<'a>(&'a self, nodes: &'a [String]) -> BoxFuture<'a, Result<Box<dyn NodesGoing>>> {
+        let _ = nodes;
+        Box::pin(async { Ok(Box::new(NothingKept) as Box<dyn NodesGoing>) })
     }
 
     /// Changes the running graph to what a configuration file says, as one, or says what would be done.
@@ -118,6 +113,44 @@ pub trait Control: Send + Sync + 'static {
 pub trait ExportToCome: Send + Sync {
     /// The change is made: clients can connect from now on.
     fn publish(self: Box<Self>);
+}
+
+/// Puts bitmaps away in the change that takes their nodes out, or makes them inactive: nobody can come in between and write
+/// what they would not record.
+pub trait NodesGoing: Send {
+    /// Adds to the change: the persistent bitmaps of a node go into its image, and off it. `false`: it has none, or somebody uses it.
+    fn stage(&mut self, change: &mut Change, node: &str) -> Result<bool>;
+
+    /// Adds to the change, before a node is made inactive by it: the persistent bitmaps that its image keeps go into it, whoever
+    /// uses the node.
+    fn stage_inactive(&mut self, change: &mut Change, node: &str) -> Result<()>;
+
+    /// Adds to the change, after a node was made active by it: the bitmaps of its image are found again.
+    fn stage_active(&mut self, change: &mut Change, node: &str) -> Result<()>;
+
+    /// The change was made, or not. Errors: a file of bitmaps that is not needed any more could not be removed.
+    fn ended(self: Box<Self>, made: bool) -> BoxFuture<'static, Result<()>>;
+}
+
+/// For a program that keeps no bitmaps.
+struct NothingKept;
+
+impl NodesGoing for NothingKept {
+    fn stage(&mut self, _: &mut Change, _: &str) -> Result<bool> {
+        Ok(false)
+    }
+
+    fn stage_inactive(&mut self, _: &mut Change, _: &str) -> Result<()> {
+        Ok(())
+    }
+
+    fn stage_active(&mut self, _: &mut Change, _: &str) -> Result<()> {
+        Ok(())
+    }
+
+    fn ended(self: Box<Self>, _: bool) -> BoxFuture<'static, Result<()>> {
+        Box::pin(async { Ok(()) })
+    }
 }
 
 /// How a configuration file is applied.

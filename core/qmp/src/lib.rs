@@ -139,7 +139,7 @@ mod wire;
 
 pub use control::{
     Address, Applied, ApplyWish, BitmapPlace, BitmapStore, Control, ExportInfo, ExportToCome, Inet,
-    InterruptedJob, NbdExport, NbdServer, RecoveredBitmap, RemoveMode,
+    InterruptedJob, NbdExport, NbdServer, NodesGoing, RecoveredBitmap, RemoveMode,
 };
 pub use error::{Class, Error, Result};
 pub use events::{Event, Reason};

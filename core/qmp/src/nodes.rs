@@ -3,6 +3,7 @@
 use crate::{
     changes::{not_found, of_named},
     command::{Done, Nothing},
+    control::NodesGoing,
     error::{Error, Result},
     image::{self, BlockDeviceInfo, BlockInfo, Depth},
     monitor::Monitor,
@@ -10,7 +11,7 @@ use crate::{
     translate::Translator,
 };
 use driveline_bitmap::{Bitmap, View};
-use driveline_graph::{BoxFuture, Change, Graph, Kind, Layout, Options, Role};
+use driveline_graph::{BoxFuture, Change, Kind, Layout, Options, Role};
 use driveline_jobs::Start;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -70,10 +71,10 @@ pub(crate) async fn blockdev_add(monitor: &Monitor, add: BlockdevOptions) -> Res
 pub(crate) struct BlockdevDel(pub(crate) NodeName);
 
 impl Action for BlockdevDel {
-    fn stage<'a>(&'a mut self, monitor: &'a Monitor, start: &'a mut Start) -> BoxFuture<'a, Result<()>> {
+    fn stage<'a>(&'a mut self, _: &'a Monitor, start: &'a mut Start) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
             let name = &self.0.node_name;
-            take_out(monitor.graph(), start.change(), name).map_err(|error| match error.kind() {
+            take_out(start.change(), name, false).map_err(|error| match error.kind() {
                 Kind::NotFound => not_found(name),
                 _ => error.into(),
             })
@@ -89,13 +90,11 @@ pub(crate) struct NodeName {
 
 pub(crate) async fn blockdev_del(monitor: &Monitor, del: NodeName) -> Result<Done> {
     let NodeName { node_name: name } = del;
-    monitor.control().node_going(&name).await?;
-    let removed = remove_node(monitor, &name).await;
-    if removed.is_err() {
-        monitor.control().node_stays(&name);
-        monitor.control().nodes_added().await;
-    }
-    removed.map(|()| Done {})
+    let mut going = monitor.control().nodes_going(std::slice::from_ref(&name)).await?;
+    let mut change = monitor.graph().change().await;
+    let staged = remove_node(&mut *going, &mut change, &name);
+    make_with(going, change, staged).await?;
+    Ok(Done {})
 }
 
 /// Cuts the connections of a node, without waiting for anybody.
@@ -110,21 +109,35 @@ pub(crate) fn yank_now(monitor: &Monitor, node: &NodeName) -> Result<Done> {
     Ok(Done {})
 }
 
-async fn remove_node(monitor: &Monitor, name: &str) -> Result<()> {
-    let mut change = monitor.graph().change().await;
-    take_out(monitor.graph(), &mut change, name).map_err(|error| match error.kind() {
+fn remove_node(going: &mut dyn NodesGoing, change: &mut Change, name: &str) -> Result<()> {
+    let put_away = going.stage(change, name)?;
+    take_out(change, name, put_away).map_err(|error| match error.kind() {
         Kind::NotFound => Error::generic(format_args!("Failed to find node with node-name='{name}'")),
         _ => error.into(),
-    })?;
-    Ok(change.commit().await?)
+    })
 }
 
-/// Takes a node out, and its own bitmaps with it that are in memory, as in QEMU. Those of a drive are to outlive its nodes, and
-/// persistent ones were put away before: a node that still has such stays.
-fn take_out(graph: &Graph, change: &mut Change, name: &str) -> driveline_graph::Result<()> {
-    let bitmaps = graph.view_node(name).map(|view| view.bitmaps).unwrap_or_default();
+/// Makes a change in which bitmaps are put away, unless staging it has failed.
+pub(crate) async fn make_with(going: Box<dyn NodesGoing>, change: Change, staged: Result<()>) -> Result<()> {
+    let made = match staged {
+        Ok(()) => change.make().await.map_err(Error::from),
+        Err(error) => {
+            change.give_up().await;
+            Err(error)
+        }
+    };
+    let ended = going.ended(made.is_ok()).await;
+    made?.closed?;
+    ended
+}
+
+/// Takes a node out, and its own bitmaps with it that are in memory, as in QEMU. Those of a drive are to outlive its nodes: a node
+/// that has such stays, and one with persistent bitmaps that this change does not put away.
+fn take_out(change: &mut Change, name: &str, put_away: bool) -> driveline_graph::Result<()> {
+    let mut bitmaps = change.layout().view_node(name).map(|view| view.bitmaps).unwrap_or_default();
+    bitmaps.retain(|bitmap| !(put_away && bitmap.is_persistent()));
     let is_own = |bitmap: &Arc<Bitmap>| bitmap.view() == View::Node && !bitmap.is_persistent();
-    if bitmaps.is_empty() || !bitmaps.iter().all(is_own) {
+    if bitmaps.is_empty() && !put_away || !bitmaps.iter().all(is_own) {
         return change.remove_node(name);
     }
     bitmaps.iter().try_for_each(|bitmap| change.remove_bitmap(name, bitmap.name().as_str()))?;

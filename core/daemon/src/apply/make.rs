@@ -66,7 +66,7 @@ impl Inner {
         for owner in before.nodes.keys().map(|name| format!("node '{name}'")) {
             change.detach_user(&format!("bitmaps of {owner}"));
         }
-        let staged = stage(&self.graph, &mut change, plan, before, harmless).await;
+        let staged = stage(&self.graph, &mut change, plan, before, harmless, None).await;
         let staged = staged.and_then(|()| moved::refuse(config, &change.layout()));
         change.give_up().await;
         staged.map(|()| reserved)
@@ -98,29 +98,29 @@ impl Inner {
         before: &State,
         done: &mut Done,
     ) -> Result<()> {
-        // What images hold goes home before they are closed.
-        for step in &plan.steps {
-            if let Step::Close(name, _) = step {
-                self.stores.release(name).await?;
-            }
-        }
+        let closed = plan.steps.iter().filter_map(|step| match step {
+            Step::Close(name, _) => Some(name.clone()),
+            _ => None,
+        });
+        let mut going = self.stores.going(&closed.collect::<Vec<_>>()).await?;
         let mut change = self.graph.change().await;
         change.set_directory(&config.directory);
-        let staged = stage(&self.graph, &mut change, plan, before, |definition| definition).await;
+        let staged = stage(&self.graph, &mut change, plan, before, |new| new, Some(&mut going)).await;
         let staged = staged.and_then(|()| moved::refuse(config, &change.layout()));
         let led = plan.steps.iter().filter_map(|step| match step {
             Step::Lead { drive, .. } => Some(drive.as_str()),
             _ => None,
         });
         let led = self.stores.by_file.lead(led);
-        if let Err(error) = change.commit_if(staged).await {
-            for step in &plan.steps {
-                if let Step::Close(name, _) = step {
-                    self.stores.stays(name);
-                }
+        let made = match staged {
+            Ok(()) => change.make().await,
+            Err(error) => {
+                change.give_up().await;
+                Err(error)
             }
-            return Err(error);
-        }
+        };
+        let ended = going.end(made.is_ok()).await;
+        made?.closed.and(ended)?;
         drop(led);
         let made = plan.steps.iter().filter_map(|step| match step {
             Step::NewBitmap { drive, name, .. } => Some((drive.clone(), name.clone())),

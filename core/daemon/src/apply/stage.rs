@@ -4,19 +4,21 @@ use super::{
     plan::{Plan, Step},
     state::{Child, Shape, State, holder_of},
 };
+use crate::stores::Going;
 use driveline_bitmap::View;
 use driveline_graph::{Change, Definition, Error, Graph, Kind, Layout, NewBitmap, Options, Result, Role};
 use driveline_jobs::HOLDER_DRIVER;
 use std::collections::BTreeSet;
 
 /// Puts all edits of the graph into one change. Nodes come before whoever refers to them, and go after. `edit` may alter the
-/// definitions of new nodes first.
+/// definitions of new nodes first. `going` puts the bitmaps of nodes away that go.
 pub(super) async fn stage(
     graph: &Graph,
     change: &mut Change,
     plan: &Plan,
     before: &State,
     edit: impl Fn(Definition) -> Definition,
+    going: Option<&mut Going>,
 ) -> Result<()> {
     let new = |step: &Step| match step {
         Step::Open(name, shape) => Some(definition(name, shape)),
@@ -44,6 +46,10 @@ pub(super) async fn stage(
             _ => None,
         })
         .collect();
+    if let Some(going) = going {
+        // What images hold goes home before they are closed.
+        closing.iter().try_for_each(|name| going.put_away(change, name).map(drop))?;
+    }
     while !closing.is_empty() {
         let mut last = None;
         let left = closing.len();

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::config::{Config, DriveSection};
 use driveline_bitmap::{Bitmap, BitmapName, Bits, Durability, Granularity, StoreBinding, View};
-use driveline_graph::{Error, Graph, Result, StoredBitmap, StoredBitmaps};
+use driveline_graph::{Error, Graph, OpenChild, OpenNode, Result, StoredBitmap, StoredBitmaps};
 use driveline_store::{Found, Opened, Spec};
 use std::{sync::Arc, time::SystemTime};
 
@@ -91,27 +91,14 @@ impl Stores {
         // Before the bitmaps are attached, a store looks as if it had none: nobody may follow that.
         let _turn = self.turn.lock().await;
         let place = kept.inner.lock().place.clone();
-        let (opened, mut gone) = self.open_stores(kept, &place)?;
         let node = self.image_to_ask(kept, &place);
+        let opened = self.open_stores(kept, &place)?;
         let image = match &node {
             Some(node) => Some(stored_in(&self.graph, node).await?),
             None => None,
         };
-        let mut bitmaps: Vec<Arc<Bitmap>> = Vec::new();
-        // Bitmaps that were lost before, if the stores know that.
-        let mut lost_before = (!opened.is_empty()).then(Vec::new);
         let size = self.graph.size_bytes(kept.owner.name())?;
-        for opened in opened {
-            let lost = self.take_store(kept, opened, image.as_ref(), &mut bitmaps)?;
-            lost_before = lost_before.zip(lost).map(|(before, lost)| [before, lost].concat());
-        }
-        if let Some(image) = &image {
-            gone = gone.or_else(|| image.stored.unreadable.clone());
-            self.take_image(kept, image, drive, size, lost_before.as_deref(), &mut bitmaps)?;
-        }
-        if let (Some(reason), Some(drive)) = (gone, drive) {
-            self.make_all_dirty(kept, drive, size, &reason, &mut bitmaps)?;
-        }
+        let bitmaps = self.take_found(kept, drive, opened, image.as_ref(), size)?;
         let names = bitmaps.iter().map(|bitmap| bitmap.name().to_string()).collect();
         let mut change = self.graph.change().await;
         for bitmap in bitmaps {
@@ -127,6 +114,32 @@ impl Stores {
             put_into_image(&self.graph, node, lost, false).await?;
         }
         Ok(names)
+    }
+
+    /// Takes over what is in files and in an image, in which nobody keeps it any more.
+    pub(super) fn take_found(
+        &self,
+        kept: &Kept,
+        drive: Option<&DriveSection>,
+        (opened, mut gone): (Vec<Opened>, Option<String>),
+        image: Option<&InImage>,
+        size: u64,
+    ) -> Result<Vec<Arc<Bitmap>>> {
+        let mut bitmaps: Vec<Arc<Bitmap>> = Vec::new();
+        // Bitmaps that were lost before, if the stores know that.
+        let mut lost_before = (!opened.is_empty()).then(Vec::new);
+        for opened in opened {
+            let lost = self.take_store(kept, opened, image, &mut bitmaps)?;
+            lost_before = lost_before.zip(lost).map(|(before, lost)| [before, lost].concat());
+        }
+        if let Some(image) = image {
+            gone = gone.or_else(|| image.stored.unreadable.clone());
+            self.take_image(kept, image, drive, size, lost_before.as_deref(), &mut bitmaps)?;
+        }
+        if let (Some(reason), Some(drive)) = (gone, drive) {
+            self.make_all_dirty(kept, drive, size, &reason, &mut bitmaps)?;
+        }
+        Ok(bitmaps)
     }
 
     /// The image that may hold bitmaps of a drive or image: its place, or that of before, if it got another one.
@@ -179,7 +192,7 @@ impl Stores {
             if let Some(since) = found.since.as_ref().filter(|_| outside.is_none()) {
                 self.since.lock().push((kept.owner.name().to_owned(), name.clone(), since.clone()));
             }
-            let (bitmap, trust) = take_found(found, kept, outside.as_deref());
+            let (bitmap, trust) = from_store(found, kept, outside.as_deref());
             self.report(kept, &name, trust, !clean);
             let namesake = bitmaps.iter().find(|bitmap| bitmap.name().as_str() == name);
             match namesake {
@@ -347,7 +360,7 @@ impl Stores {
 }
 
 /// A bitmap of a store, as the graph takes it.
-fn take_found(found: Found, kept: &Kept, outside: Option<&str>) -> (Bitmap, Trust) {
+fn from_store(found: Found, kept: &Kept, outside: Option<&str>) -> (Bitmap, Trust) {
     let Found { ledger, granularity, view, record, bits, verdict, .. } = found;
     let bitmap =
         Bitmap::new(record.name.clone(), granularity, record.length).with_view(view_for(&kept.owner, view));
@@ -375,18 +388,24 @@ pub(super) async fn stored_in(graph: &Graph, node: &str) -> Result<InImage> {
     // What is stored in an image is changed by changes of the graph alone.
     let change = graph.change().await;
     let (open, children) = change.look_at(node)?;
-    let stored = open.stored_bitmaps(&children).await.map_err(|error| error.at(node))?;
+    let image = load(&*open, &children).await.map_err(|error| error.at(node));
+    change.give_up().await;
+    image
+}
+
+/// The same with the image's node and children at hand.
+pub(super) async fn load(open: &dyn OpenNode, children: &[OpenChild]) -> Result<InImage> {
+    let stored = open.stored_bitmaps(children).await?;
     let mut bits = Vec::new();
     for bitmap in &stored.bitmaps {
         if bitmap.inconsistent.is_some() || stored.outdated {
             continue;
         }
-        match open.load_bitmap(&children, &bitmap.name).await {
+        match open.load_bitmap(children, &bitmap.name).await {
             Ok(loaded) => bits.push((bitmap.name.clone(), loaded)),
             // One that is damaged is lost, and keeps the others from nothing.
             Err(error) => tracing::error!("bitmap '{}': {error}", bitmap.name),
         }
     }
-    change.give_up().await;
     Ok(InImage { stored, bits })
 }

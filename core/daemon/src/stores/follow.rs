@@ -90,7 +90,7 @@ impl Stores {
         self.state.lock().kept.retain(|other| !Arc::ptr_eq(other, kept));
     }
 
-    async fn settle_one(self: &Arc<Self>, kept: &Arc<Kept>) -> Result<()> {
+    pub(super) async fn settle_one(self: &Arc<Self>, kept: &Arc<Kept>) -> Result<()> {
         let (place, fixed, has_store) = {
             let inner = kept.inner.lock();
             (inner.place.clone(), inner.fixed, inner.store.is_some())
@@ -252,45 +252,6 @@ impl Stores {
             })
         })?;
         change.commit().await
-    }
-
-    /// Puts the bitmaps of an image into it, and takes them off its node, which is about to be removed. Nobody finds them again
-    /// meanwhile: see [`Stores::stays`].
-    pub(crate) async fn release(&self, node: &str) -> Result<()> {
-        // Else what follows might tell the image in between that its bitmaps are in use, beside it.
-        let _turn = self.turn.lock().await;
-        let Ok(view) = self.graph.view_node(node) else { return Ok(()) };
-        let own = |kept: &Arc<Kept>| kept.owner == Owner::Node(node.to_owned());
-        let kept = self.all().into_iter().find(own);
-        let users = view.parents.iter().filter(|parent| !parent.starts_with("bitmaps of ")).count();
-        let persistent: Vec<_> = view.bitmaps.iter().filter(|bitmap| bitmap.is_persistent()).collect();
-        // All of them may have been removed, and the file for them is there all the same.
-        let kept = kept.filter(|kept| kept.inner.lock().store.is_some());
-        if users > 0 || persistent.is_empty() && kept.is_none() {
-            return Ok(());
-        }
-        if let Some(kept) = kept {
-            self.save_image(&kept, node, &view.bitmaps).await?;
-            let store = self.part_with(&kept);
-            let path = store.map(|store| store.path());
-            path.map_or(Ok(()), |path| super::save::remove(&path))?;
-        }
-        let mut change = self.graph.change().await;
-        for bitmap in persistent {
-            change.detach_bitmap(node, bitmap.name().as_str())?;
-        }
-        change.commit().await?;
-        self.state.lock().going.insert(view.node.id());
-        Ok(())
-    }
-
-    /// A node that was released is not removed after all: who looks for bitmaps may look there again.
-    pub(crate) fn stays(&self, node: &str) {
-        let Ok(node) = self.graph.node(node) else { return };
-        let mut state = self.state.lock();
-        if state.going.remove(&node.id()) {
-            state.seen.remove(&node.id());
-        }
     }
 
     /// Whether the bitmaps of a drive could be moved to a place.

@@ -15,6 +15,7 @@
 
 mod find;
 mod follow;
+mod going;
 mod offline;
 mod open;
 mod owner;
@@ -27,6 +28,7 @@ mod tests;
 pub use self::report::{Recovered, Trust};
 
 pub(crate) use self::{
+    going::Going,
     offline::{Look, Seen, inspect, put},
     open::changes_outside,
     owner::Owned,
@@ -65,7 +67,7 @@ pub(crate) struct Stores {
     /// Drives that are led elsewhere because a file says so.
     pub(crate) by_file: ByFile,
     /// Held by whoever moves bitmaps or tells images of them.
-    turn: async_lock::Mutex<()>,
+    turn: Arc<async_lock::Mutex<()>>,
 }
 
 #[derive(Debug, Default)]
@@ -76,8 +78,6 @@ struct State {
     closing: bool,
     /// Images whose bitmaps were looked for.
     seen: BTreeSet<NodeId>,
-    /// Those of them that are about to go: nobody looks there, unless they stay after all.
-    going: BTreeSet<NodeId>,
     /// What was found at the start has been told to people. What is found later goes to the log.
     told: bool,
 }
@@ -153,7 +153,7 @@ impl Stores {
             since: Mutex::default(),
             journals: OnceLock::new(),
             by_file: ByFile::default(),
-            turn: async_lock::Mutex::default(),
+            turn: Arc::default(),
         });
         graph.set_keeper(Arc::new(Clerk(Arc::downgrade(&stores))));
         let bell = Arc::downgrade(&stores);
@@ -334,7 +334,15 @@ impl Keeper for Clerk {
             return Err(Error::new(Kind::NotSupported, "the program is ending"));
         }
         let kept = stores.of(target)?;
-        kept.inner.lock().place.check(bitmap)?;
+        let place = kept.inner.lock().place.clone();
+        place.check(bitmap)?;
+        if let Some(view) = place.node().and_then(|node| stores.graph.view_node(node).ok())
+            && !view.common.active
+            && kept.inner.lock().store.is_none()
+        {
+            let why = "it is inactive: its image is another program's";
+            return Err(Error::new(Kind::NotPermitted, why).at(view.node.name()));
+        }
         kept.store(&stores, bitmap.length())?;
         let spec = Spec {
             record: bitmap.record(),

@@ -7,7 +7,7 @@ use super::{
     store_error,
 };
 use driveline_bitmap::{Bitmap, Bits, Granularity};
-use driveline_graph::{BitmapToStore, Error, Graph, Result};
+use driveline_graph::{BitmapToStore, Change, Error, Graph, OpenChild, OpenNode, Result};
 use driveline_store::{Fingerprint, Store};
 use std::{fs, io, path::PathBuf, sync::Arc, time::SystemTime};
 
@@ -61,6 +61,11 @@ impl ForImage {
         }
     }
 
+    fn to_in_use(&self) -> Self {
+        let (name, granularity) = (self.name.clone(), self.granularity);
+        Self { name, granularity, recording: self.recording, bits: None, live: None }
+    }
+
     pub(super) fn with_bits(bitmap: &Bitmap, bits: Bits) -> Self {
         Self { bits: Some(bits), ..Self::in_use(bitmap) }
     }
@@ -79,25 +84,46 @@ pub(super) async fn put_into_image(
         // A job was done with it meanwhile. Nobody else writes there now.
         change.set_read_only(node, false)?;
     }
-    change.visit(node, move |open, children| {
-        Box::pin(async move {
-            let bitmaps: Vec<ForImage> = bitmaps.into_iter().map(ForImage::settle).collect();
-            let bitmaps: Vec<BitmapToStore<'_>> = bitmaps.iter().map(ForImage::borrow).collect();
-            if witness {
-                open.set_witness(&children, true).await?;
-            }
-            open.store_bitmaps(&children, &bitmaps).await?;
-            if !witness {
-                open.set_witness(&children, false).await?;
-            }
-            Ok(())
-        })
-    })?;
+    stage_into_image(&mut change, node, bitmaps, witness)?;
     change.commit().await?;
     if read_only {
         let mut change = graph.change().await;
         change.set_read_only(node, true)?;
         change.commit().await?;
+    }
+    Ok(())
+}
+
+/// The same as part of a change. If that is not made after all, the image is told that its bitmaps are in use beside it.
+pub(super) fn stage_into_image(
+    change: &mut Change,
+    node: &str,
+    bitmaps: Vec<ForImage>,
+    witness: bool,
+) -> Result<()> {
+    let in_use = bitmaps.iter().map(ForImage::to_in_use).collect();
+    change.visit_or_back(
+        node,
+        move |open, children| Box::pin(async move { put(&*open, &children, bitmaps, witness).await }),
+        move |open, children| Box::pin(async move { put(&*open, &children, in_use, true).await }),
+    )
+}
+
+/// The same at once, with the image's node and children at hand.
+pub(super) async fn put(
+    open: &dyn OpenNode,
+    children: &[OpenChild],
+    bitmaps: Vec<ForImage>,
+    witness: bool,
+) -> Result<()> {
+    let bitmaps: Vec<ForImage> = bitmaps.into_iter().map(ForImage::settle).collect();
+    let bitmaps: Vec<BitmapToStore<'_>> = bitmaps.iter().map(ForImage::borrow).collect();
+    if witness {
+        open.set_witness(children, true).await?;
+    }
+    open.store_bitmaps(children, &bitmaps).await?;
+    if !witness {
+        open.set_witness(children, false).await?;
     }
     Ok(())
 }
@@ -185,10 +211,15 @@ impl Stores {
     }
 
     pub(super) async fn save_image(&self, kept: &Kept, node: &str, bitmaps: &[Arc<Bitmap>]) -> Result<()> {
+        put_into_image(&self.graph, node, self.for_image(kept, bitmaps), false).await
+    }
+
+    /// What an image is to hold when these are put away.
+    pub(super) fn for_image(&self, kept: &Kept, bitmaps: &[Arc<Bitmap>]) -> Vec<ForImage> {
         let mut stored: Vec<ForImage> =
             bitmaps.iter().filter(|bitmap| bitmap.ledger().is_some()).map(ForImage::live).collect();
         stored.extend(self.lost_of(kept).iter().map(|bitmap| ForImage::in_use(bitmap)));
-        put_into_image(&self.graph, node, stored, false).await
+        stored
     }
 
     /// Bitmaps of an image whose contents are lost, and which nobody removed: the image keeps them as they are.

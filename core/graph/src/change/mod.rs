@@ -251,14 +251,32 @@ impl Change {
     where
         F: FnOnce(Arc<dyn OpenNode>, Vec<OpenChild>) -> BoxFuture<'static, Result<()>> + Send + 'static,
     {
+        self.visit_or_back(node, work, |_, _| Box::pin(async { Ok(()) }))
+    }
+
+    /// The same with an undo: `back` gets the same node and children, if `work` was done and this change is not made after all.
+    /// Its error is logged.
+    pub fn visit_or_back<F, B>(&mut self, node: &str, work: F, back: B) -> Result<()>
+    where
+        F: FnOnce(Arc<dyn OpenNode>, Vec<OpenChild>) -> BoxFuture<'static, Result<()>> + Send + 'static,
+        B: FnOnce(Arc<dyn OpenNode>, Vec<OpenChild>) -> BoxFuture<'static, Result<()>> + Send + 'static,
+    {
         let id = self.topology.id(node)?;
         self.action([id], move |staged| {
-            let placed = staged.topology.at(id);
-            let (open, name) = (placed.node.open.clone(), placed.node.name.clone());
+            // It may be taken out by the same change.
+            let node = staged.any_node(id);
             let children = staged.wired.get(&id).map(|wired| wired.children.clone()).unwrap_or_default();
             Box::pin(async move {
-                work(open, children).await.map_err(|error| error.at(&name))?;
-                Ok(undo(|| {}))
+                let node = node?;
+                work(node.open.clone(), children.clone()).await.map_err(|error| error.at(&node.name))?;
+                let undo: Undo = Box::new(move || {
+                    Box::pin(async move {
+                        if let Err(error) = back(node.open.clone(), children).await {
+                            tracing::error!(node = node.name(), "undo of a graph change: {error}");
+                        }
+                    })
+                });
+                Ok(undo)
             })
         });
         Ok(())

@@ -200,22 +200,11 @@ impl Change {
     /// Errors: it has an active parent, or a user that writes.
     pub fn set_active(&mut self, name: &str, active: bool) -> Result<()> {
         let id = self.topology.id(name)?;
-        if !active && self.has_active_parent(id) {
+        if !active && self.has_active_parent(id, &[]) {
             return Err(Error::new(Kind::NotPermitted, "Node has active parent node"));
         }
-        let reach = self.topology.reach(id);
-        let mut order: Vec<NodeId> =
-            self.topology.top_down().into_iter().filter(|id| reach.contains(id)).collect();
-        if active {
-            order.reverse();
-        }
-        for id in order {
-            let placed = self.topology.at(id);
-            // What another, active parent uses stays active.
-            if placed.common.active == active || !active && self.has_active_parent(id) {
-                continue;
-            }
-            let writable = !placed.read_only;
+        for id in self.switched(id, active) {
+            let writable = !self.topology.at(id).read_only;
             self.topology.nodes.get_mut(&id).expect("it is there").common.active = active;
             if active {
                 self.refresh(id);
@@ -228,9 +217,38 @@ impl Change {
         Ok(())
     }
 
-    fn has_active_parent(&self, id: NodeId) -> bool {
-        let mut nodes = self.topology.nodes.values();
-        nodes.any(|placed| placed.common.active && placed.children.iter().any(|child| child.node == id))
+    /// The nodes that [`Change::set_active`] would make active or inactive now, by name and in its order.
+    pub fn switched_by(&self, name: &str, active: bool) -> Result<Vec<String>> {
+        let id = self.topology.id(name)?;
+        let switched = self.switched(id, active).into_iter();
+        Ok(switched.map(|id| self.topology.at(id).node.name().to_owned()).collect())
+    }
+
+    fn switched(&self, id: NodeId, active: bool) -> Vec<NodeId> {
+        let reach = self.topology.reach(id);
+        let mut order: Vec<NodeId> =
+            self.topology.top_down().into_iter().filter(|id| reach.contains(id)).collect();
+        if active {
+            order.reverse();
+        }
+        let mut switched = Vec::new();
+        for id in order {
+            // What another, active parent uses stays active.
+            let is_kept = !active && self.has_active_parent(id, &switched);
+            if self.topology.at(id).common.active != active && !is_kept {
+                switched.push(id);
+            }
+        }
+        switched
+    }
+
+    /// Is there an active parent, besides those that become inactive?
+    fn has_active_parent(&self, id: NodeId, besides: &[NodeId]) -> bool {
+        let mut nodes = self.topology.nodes.iter();
+        nodes.any(|(parent, placed)| {
+            let uses = || placed.children.iter().any(|child| child.node == id);
+            placed.common.active && !besides.contains(parent) && uses()
+        })
     }
 
     fn refresh(&mut self, id: NodeId) {
