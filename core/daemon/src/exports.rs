@@ -18,6 +18,7 @@ mod inet;
 mod sockets;
 
 pub(crate) use coming::Coming;
+use coming::Taken;
 pub(crate) use sockets::reason;
 pub use sockets::{Reserved, uri};
 use sockets::{Unheard, bind, bound};
@@ -106,7 +107,7 @@ struct State {
     /// Sockets that listen, and from which nobody is taken before all exports are there.
     held: Option<Vec<(Arc<Listening>, Listener)>>,
     exports: BTreeMap<String, Entry>,
-    /// Ids that changes under way will use, and the names on their sockets.
+    /// Ids of exports that are on their way, and the names on their sockets: nobody else takes these meanwhile.
     coming: BTreeMap<String, (Address, String)>,
     /// Sockets that stay although nothing is served on them for a moment.
     kept: BTreeSet<Address>,
@@ -117,6 +118,16 @@ struct State {
 impl State {
     fn is_in_use(&self, address: &Address) -> bool {
         self.exports.values().any(|entry| entry.at == *address)
+    }
+
+    fn check_id(&self, id: &str) -> Result<()> {
+        if self.exports.contains_key(id) || self.coming.contains_key(id) {
+            return Err(Error::new(
+                Kind::Exists,
+                format_args!("an export with the id '{id}' exists already"),
+            ));
+        }
+        Ok(())
     }
 
     /// Hears clients on a socket: now, or as soon as anybody is let in.
@@ -200,21 +211,42 @@ impl Exports {
     pub async fn start(&self, exports: Vec<(Address, NewExport)>, mut reserved: Reserved) -> Result<()> {
         let _turn = self.turn.lock().await;
         self.check_open()?;
+        let mut taken = Taken::none(&self.state);
+        exports.iter().try_for_each(|(address, new)| taken.take(new, address))?;
         let mut begun = Begun::default();
         if let Err(error) = self.begin(exports, &mut reserved, &mut begun).await {
             self.take_back(begun).await;
             return Err(error);
         }
-        let Begun { servers, entries, .. } = begun;
-        let mut state = self.state.lock();
-        for (address, (server, listener)) in servers {
-            let (listener, socket) = listener.expect("all of them have one by now");
-            let listening = Arc::new(Listening { server, socket });
-            state.hear(&listening, listener)?;
-            state.servers.insert(address, listening);
+        self.publish(begun).await
+    }
+
+    /// Hears clients on the new sockets, on all of them or on none.
+    async fn publish(&self, begun: Begun) -> Result<()> {
+        let Begun { servers, added, entries } = begun;
+        let (mut new, mut heard) = (Vec::new(), Ok(()));
+        {
+            let mut state = self.state.lock();
+            for (address, (server, listener)) in servers {
+                let (listener, socket) = listener.expect("all of them have one by now");
+                let listening = Arc::new(Listening { server, socket });
+                heard = heard.and_then(|()| state.hear(&listening, listener));
+                new.push((address, listening));
+            }
+            if heard.is_ok() {
+                state.servers.extend(new);
+                state.exports.extend(entries);
+                return Ok(());
+            }
+            if let Some(held) = &mut state.held {
+                held.retain(|(there, _)| !new.iter().any(|(_, gone)| Arc::ptr_eq(gone, there)));
+            }
         }
-        state.exports.extend(entries);
-        Ok(())
+        for (_, listening) in new {
+            listening.server.close().await;
+        }
+        self.take_back(Begun { added, entries, ..Begun::default() }).await;
+        heard
     }
 
     async fn begin(
@@ -227,7 +259,6 @@ impl Exports {
         let is_there = |address: &Address| self.state.lock().servers.contains_key(address);
         let (late, early): (Vec<_>, Vec<_>) = exports.into_iter().partition(|(address, _)| is_there(address));
         for (address, new) in early {
-            self.check_id(&new.id)?;
             let (server, _) = match begun.servers.entry(address.clone()) {
                 Slot::Occupied(there) => there.into_mut(),
                 Slot::Vacant(free) => {
@@ -245,7 +276,7 @@ impl Exports {
         }
         for (address, new) in late {
             let listening = self.state.lock().servers[&address].clone();
-            self.check_id(&new.id).and_then(|()| self.check_tls(&address, &new, &BTreeSet::new()))?;
+            self.check_tls(&address, &new, &BTreeSet::new())?;
             let shown = add(&self.graph, &listening.server, &new).await?;
             begun.added.push((listening, new.name.clone()));
             begun.entries.push((new.id.clone(), Entry::new(&new, address, true, shown)));
@@ -274,14 +305,7 @@ impl Exports {
     }
 
     fn check_id(&self, id: &str) -> Result<()> {
-        let state = self.state.lock();
-        if state.exports.contains_key(id) || state.coming.contains_key(id) {
-            return Err(Error::new(
-                Kind::Exists,
-                format_args!("an export with the id '{id}' exists already"),
-            ));
-        }
-        Ok(())
+        self.state.lock().check_id(id)
     }
 
     /// An export of a file, and where it is served.
@@ -365,6 +389,8 @@ impl Exports {
     pub async fn add(&self, new: NewExport) -> Result<()> {
         let _turn = self.turn.lock().await;
         let (at, listening) = self.place_for(&new)?;
+        let mut taken = Taken::none(&self.state);
+        taken.take(&new, &at)?;
         let shown = add(&self.graph, &listening.server, &new).await?;
         let entry = Entry::new(&new, at, false, shown);
         self.state.lock().exports.insert(new.id, entry);

@@ -2,11 +2,12 @@
 //!
 //! The turn of [`Exports`] is not taken meanwhile: who has it may be waiting for the change. Id and name are kept free instead.
 
-use super::{Entry, Exports, Held, Listening, NewExport, name_taken, offer};
+use super::{Entry, Exports, Held, Listening, NewExport, State, name_taken, offer};
 use crate::{config::Address, daemon::Inner};
 use driveline_bitmap::Bitmap;
 use driveline_graph::{Change, Error, Kind, Result, Root};
 use driveline_qmp::ExportToCome;
+use parking_lot::Mutex;
 use std::sync::Arc;
 
 /// An export that is prepared. Dropped, it never was.
@@ -80,5 +81,40 @@ impl ExportToCome for Coming {
 impl Drop for Coming {
     fn drop(&mut self) {
         self.inner.exports.state.lock().coming.remove(&self.new.id);
+    }
+}
+
+/// Ids and names that are kept free while exports wait for a change that offers them. Dropped, they are free again, or those of
+/// exports that are there.
+pub(super) struct Taken<'a> {
+    state: &'a Mutex<State>,
+    ids: Vec<String>,
+}
+
+impl<'a> Taken<'a> {
+    pub(super) fn none(state: &'a Mutex<State>) -> Self {
+        Self { state, ids: Vec::new() }
+    }
+
+    /// Errors: the id is another export's, or of one that is on its way, as the name on this socket may be.
+    pub(super) fn take(&mut self, new: &NewExport, at: &Address) -> Result<()> {
+        let mut state = self.state.lock();
+        state.check_id(&new.id)?;
+        let place = (at.clone(), new.name.clone());
+        if state.coming.values().any(|coming| *coming == place) {
+            return Err(name_taken(&new.name));
+        }
+        state.coming.insert(new.id.clone(), place);
+        self.ids.push(new.id.clone());
+        Ok(())
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        let mut state = self.state.lock();
+        for id in &self.ids {
+            state.coming.remove(id);
+        }
     }
 }

@@ -115,3 +115,39 @@ fn a_start_that_fails_leaves_no_user_of_the_exports_that_had_come() {
     });
     daemon.stop().unwrap();
 }
+
+/// It looked whether its id was free, and then waited for the graph. A transaction that held the graph meanwhile published an export of
+/// that id, which was served for ever afterwards: its entry was the other one's by then.
+#[test]
+fn an_export_that_waits_for_the_graph_keeps_its_id_and_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = "[node.disk]\ndriver = \"memory\"\nsize = \"1MiB\"\n";
+    let (config, mistakes) = crate::config::Config::parse(&folder.path().join("vm.toml"), disk);
+    let daemon = crate::daemon::Daemon::start(&config, mistakes).unwrap();
+    let address = Address::Unix(folder.path().join("nbd.sock"));
+    daemon.engine().block_on_local(|| async {
+        let exports = &daemon.inner().exports;
+        exports.start_server(address.clone(), ServerOptions::default()).await.unwrap();
+        for by_a_file in [false, true] {
+            let mut change = daemon.graph().change().await;
+            let new = export_of("disk", "vda");
+            let mut waiting: std::pin::Pin<Box<dyn Future<Output = Result<()>>>> = match by_a_file {
+                false => Box::pin(exports.add(new)),
+                true => Box::pin(exports.start(vec![(address.clone(), new)], Reserved::default())),
+            };
+            assert!(futures::poll!(&mut waiting).is_pending(), "the graph is being changed");
+            for (id, name) in [("vda", "other"), ("other", "vda")] {
+                let other = NewExport { name: name.into(), ..export_of("disk", id) };
+                assert!(Coming::prepare(daemon.inner().clone(), &mut change, other, &[]).is_err(), "{id}");
+            }
+            change.give_up().await;
+            waiting.await.unwrap();
+            assert_eq!(exports.list().len(), 1);
+            exports.remove("vda", false).await.unwrap();
+            // Nothing is kept free any more.
+            exports.add(export_of("disk", "vda")).await.unwrap();
+            exports.remove("vda", false).await.unwrap();
+        }
+    });
+    daemon.stop().unwrap();
+}
