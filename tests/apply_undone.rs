@@ -217,6 +217,67 @@ fn what_is_refused_is_refused_by_a_dry_run_too_and_no_client_notices() {
     world.write("a", &[0]);
 }
 
+/// The rehearsal opens without locks, so a node's new name got a plan. The change itself was refused, with the clients disconnected.
+#[test]
+fn an_image_that_another_node_writes_to_is_refused_before_any_client_notices() {
+    let Some(world) = World::start(&[&image("a", ""), &export("a", ""), MONITOR]) else { return };
+    let mut guest = world.guest("a");
+    let renamed = image("a", "").replace("node.a]", "node.c]").replace("root = \"a\"", "root = \"c\"");
+    let twice = [image("a", ""), image("c", "").replace("c.qcow2", "a.qcow2")].concat();
+    let changed = export("a", "description = \"another\"");
+    for (nodes, expected) in [
+        (&renamed, "is in use by node 'a', which is closed only afterwards"),
+        (&twice, "is in use by node 'a'"),
+    ] {
+        for options in [&["--dry-run"][..], &[]] {
+            world.refused(&[nodes, &changed, MONITOR], options, expected);
+            guest.write(0, &[1; 512]).expect("it is still connected");
+        }
+    }
+    // Who only looks at it, and says so, may.
+    let shared = twice.replace("node.c]", "node.c]\nread-only = true\nforce-share = true");
+    world.apply(&[&shared, &export("a", ""), MONITOR], &[]);
+}
+
+/// The rehearsal connected to the server of a new node and went away again: one that takes a single client ended, and the change
+/// itself found nobody. A dry run alone ended it.
+#[test]
+fn a_server_notices_nothing_of_a_rehearsal() {
+    let first = [image("a", ""), export("a", ""), MONITOR.to_owned()].concat();
+    let Some(world) = World::start(&[&first]) else { return };
+    if !have("apply_undone", &["qemu-nbd"]) {
+        return;
+    }
+    let (socket, disk) = (world.path("remote.sock"), world.path("remote.raw"));
+    std::fs::write(&disk, [5; 65536]).unwrap();
+    let (socket, disk) = (socket.to_str().unwrap(), disk.to_str().unwrap());
+    let mut server = Ended(Command::new("qemu-nbd").args(["-f", "raw", "-k", socket, disk]).spawn().unwrap());
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    // (Looked at in the kernel's list, because a connection would be the only one.)
+    while !std::fs::read_to_string("/proc/net/unix").unwrap().contains(socket) {
+        assert!(std::time::Instant::now() < deadline, "qemu-nbd does not listen");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let remote = "[node.remote]\ndriver = \"nbd\"\nserver = { type = \"unix\", path = \"remote.sock\" }\n\
+         [node.slow]\ndriver = \"delay\"\nchild = \"remote\"\n[drive.r]\nroot = \"slow\"\nbitmaps = [{ name = \"x\" }]\n";
+    let shown = export("r", "").replace("r-drive", "r");
+    let second = [&*first, remote, &shown];
+    let dry = world.apply(&second, &["--dry-run"]);
+    assert!(dry.contains("  + node remote (nbd)\n  + node slow (delay)\n  + drive r  root slow\n"), "{dry}");
+    let wrong = remote.replace("path = ", "pth = ");
+    world.refused(&[&first, &wrong, &shown], &["--dry-run"], "path");
+    assert!(server.0.try_wait().unwrap().is_none(), "nobody has been there");
+    world.apply(&second, &[]);
+    assert_eq!(world.guest("r").read(0, 512).unwrap(), [5; 512]);
+    // What cannot be done without it is refused by the change itself, which is taken back.
+    let nobody = remote.replace("remote.sock", "nobody.sock").replace("node.remote", "node.other");
+    let nobody = nobody.replace("\"remote\"", "\"other\"").replace("node.slow]", "node.slower]");
+    let nobody = nobody.replace("\"slow\"", "\"slower\"").replace("drive.r]", "drive.s]");
+    world.apply(&[&first, remote, &shown, &nobody], &["--dry-run"]);
+    world.refused(&[&first, remote, &shown, &nobody], &[], "nobody.sock");
+    assert_eq!(world.apply(&second, &[]), "nothing to change\n");
+}
+
 #[test]
 fn a_drive_goes_with_its_bitmaps_and_images_if_that_is_asked_for() {
     let first = [image("a", ""), export("a", ""), MONITOR.to_owned()].concat();

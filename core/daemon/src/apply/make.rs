@@ -39,6 +39,7 @@ impl Inner {
     }
 
     /// Finds out what would be refused, without any effect: sockets are taken, and new nodes are opened read-only and without locks.
+    /// No server is connected to, so what it would refuse, and what is above it, is found out when the plan is made.
     pub(super) async fn rehearse(&self, plan: &Plan, config: &Config, before: &State) -> Result<Reserved> {
         let ended: BTreeSet<&str> = plan.ended_exports().collect();
         let begun: Vec<&ExportShape> = plan.begun_exports().collect();
@@ -54,6 +55,7 @@ impl Inner {
                 self.stores.check_rebind(drive, place)?;
             }
         }
+        let plan = &plan.without_servers();
         let mut change = self.graph.change().await;
         change.set_directory(&config.directory);
         for id in ended {
@@ -68,6 +70,7 @@ impl Inner {
         }
         let staged = stage(&self.graph, &mut change, plan, before, harmless, None).await;
         let staged = staged.and_then(|()| moved::refuse(config, &change.layout()));
+        let staged = staged.and_then(|()| plan.refuse_in_use(&self.graph.layout(), &change.layout()));
         change.give_up().await;
         staged.map(|()| reserved)
     }

@@ -6,6 +6,7 @@
 mod back;
 mod make;
 mod plan;
+mod rehearsal;
 mod stage;
 mod state;
 
