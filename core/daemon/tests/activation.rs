@@ -1,5 +1,6 @@
 //! Images that another program may have for a while: their bitmaps are in them then, and come back as it left them.
 
+use driveline_bitmap::{Durability, View};
 use driveline_daemon::{config::Config, daemon::Daemon};
 use serde_json::{Value, json};
 use std::{
@@ -155,7 +156,8 @@ fn flags_in_use(image: &Path) -> Vec<String> {
 #[test]
 fn an_image_that_is_inactive_below_a_filter_has_its_drives_bitmaps() {
     let filter = "[node.top]\ndriver = \"copy-on-read\"\nchild = \"disk\"\n";
-    let drive = "[drive.vda]\nroot = \"top\"\nbitmaps = [{ name = \"daily\", persistent = true }]\n";
+    let drive = "[drive.vda]\nroot = \"top\"\nbitmaps = [{ name = \"daily\", persistent = true }, \
+                 { name = \"log\", view = \"node\", durability = \"power\" }]\n";
     let world = World::new(&format!("{NODE}{filter}{drive}"));
     world.export("top");
     let image = world.path("disk.qcow2");
@@ -167,6 +169,9 @@ fn an_image_that_is_inactive_below_a_filter_has_its_drives_bitmaps() {
         assert_eq!(dirty_in(&image), (cycle + 1) * 64 * 1024);
         world.set_active("top", true);
         assert_eq!(world.dirty("vda"), (cycle + 1) * 64 * 1024);
+        // What an image cannot say of a bitmap is as it was.
+        let log = world.daemon.graph().bitmap("vda", "log").unwrap();
+        assert_eq!((log.view(), log.durability()), (View::Node, Some(Durability::Power)));
     }
     world.daemon.stop().unwrap();
     assert_eq!((flags(&image), dirty_in(&image)), (vec!["auto".to_owned()], 128 * 1024));

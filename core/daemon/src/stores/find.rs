@@ -278,7 +278,10 @@ impl Stores {
             let section = drive
                 .and_then(|drive| drive.bitmaps.iter().find(|bitmap| *bitmap.name.get_ref() == stored.name));
             let bits = image.bits.iter().find(|(name, _)| *name == stored.name).map(|(_, bits)| bits);
+            let lent = kept.inner.lock().lent.iter().find(|(name, ..)| *name == stored.name).cloned();
+            let lent = lent.map(|(_, view, durability)| (view, durability));
             let wanted = section.and_then(|section| section.durability);
+            let wanted = wanted.or(lent.map(|(_, durability)| durability));
             if bits.is_none() && lost_before.is_some_and(|before| !before.contains(&stored.name)) {
                 // It was removed, and the image was not told any more.
                 continue;
@@ -289,7 +292,8 @@ impl Stores {
                 continue;
             };
             // An image does not say the view.
-            let view = section.map_or(View::Drive, |section| section.view);
+            let view = section.map(|section| section.view).or(lent.map(|(view, _)| view));
+            let view = view.unwrap_or(View::Drive);
             let bitmap = Bitmap::new(name, granularity, size).with_view(view_for(&kept.owner, view));
             let bitmap = match bits {
                 Some(bits) => {

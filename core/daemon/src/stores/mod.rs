@@ -133,6 +133,8 @@ struct KeptInner {
     announced: Vec<String>,
     /// Bitmaps of the image that this program has nothing to do with; their names.
     foreign: Vec<String>,
+    /// What an image does not say of the bitmaps that were put into it, for when they come back: names, views, durabilities.
+    lent: Vec<(String, View, Durability)>,
     /// The owner section as the store has it.
     said: Vec<u8>,
 }
@@ -228,6 +230,7 @@ impl Stores {
             pin: None,
             announced: Vec::new(),
             foreign: Vec::new(),
+            lent: Vec::new(),
             said: Vec::new(),
         };
         let kept = Arc::new(Kept { owner, inner: Mutex::new(inner) });
