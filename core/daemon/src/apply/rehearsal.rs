@@ -15,7 +15,7 @@ impl Plan {
     /// Without what only a server can tell: to be connected to has an effect on it, and one that takes a single client has had it then.
     /// So nodes that are its clients are not opened, nor those above them, and what would lead to them is not tried.
     pub(super) fn without_servers(&self) -> Self {
-        let opened = |step: &'_ Step| matches!(step, Step::Open(..));
+        let opened = |step: &Step| matches!(step, Step::Open(..));
         let mut far: BTreeSet<&str> = BTreeSet::new();
         loop {
             let found = self.steps.iter().filter_map(|step| match step {
