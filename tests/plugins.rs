@@ -2,6 +2,7 @@
 
 mod behaviour;
 mod child;
+mod drains;
 mod loading;
 mod logging;
 mod panics;

@@ -155,7 +155,7 @@ fn the_first_of_two_names_wins_and_the_other_is_reported() {
 #[test]
 fn a_report_says_what_a_plugin_is() {
     let report = inspect(&library("current", "set")).unwrap();
-    assert_eq!(report.abi_version, "1.2.0");
+    assert_eq!(report.abi_version, "1.3.0");
     let filter = |name: &str| report.filters.iter().find(|filter| filter.name == name).unwrap().clone();
     let invert = filter("invert");
     assert_eq!(invert.operations, ["read", "write"]);

@@ -30,7 +30,7 @@ const SETS: &[Set] = &[
     Set {
         name: "major",
         filters: "variant",
-        patches: &[("abi/Cargo.toml", "version = \"1.2.0\"", "version = \"2.0.0\"")],
+        patches: &[("abi/Cargo.toml", "version = \"1.3.0\"", "version = \"2.0.0\"")],
     },
     Set {
         name: "swapped",
@@ -73,18 +73,18 @@ const SETS: &[Set] = &[
         name: "newer",
         filters: "variant",
         patches: &[
-            ("abi/Cargo.toml", "version = \"1.2.0\"", "version = \"1.3.0\""),
+            ("abi/Cargo.toml", "version = \"1.3.0\"", "version = \"1.4.0\""),
             ("abi/src/word.rs", "COUNT: usize = 9", "COUNT: usize = 10"),
             ("abi/src/word.rs", "\"event\"];", "\"event\", \"later\"];"),
             (
                 "abi/src/plugin.rs",
-                "takes: &mut u32, denies: &mut u32)>,\n",
-                "takes: &mut u32, denies: &mut u32)>,\n    /// Since 1.3.\n    pub later: Option<&'static OpVt>,\n",
+                "pub drained: Option<unsafe extern \"C\" fn(FilterPtr, drained: u32)>,\n",
+                "pub drained: Option<unsafe extern \"C\" fn(FilterPtr, drained: u32)>,\n    /// Since 1.4.\n    pub later: Option<&'static OpVt>,\n",
             ),
             (
                 "abi/src/host.rs",
                 "    pub node_failed: extern \"C\" fn(cookie: u64, message: RStr<'_>),\n",
-                "    pub node_failed: extern \"C\" fn(cookie: u64, message: RStr<'_>),\n    /// Since 1.3.\n    pub later: extern \"C\" fn(u64),\n",
+                "    pub node_failed: extern \"C\" fn(cookie: u64, message: RStr<'_>),\n    /// Since 1.4.\n    pub later: extern \"C\" fn(u64),\n",
             ),
             (
                 "sdk/src/export.rs",
@@ -106,7 +106,7 @@ const SETS: &[Set] = &[
 ];
 
 /// The sets that were built with SDKs of the past: their names, and the versions of the ABI.
-const OLD: [(&str, &str); 2] = [("old", "1.0"), ("old-1-1", "1.1")];
+const OLD: [(&str, &str); 3] = [("old", "1.0"), ("old-1-1", "1.1"), ("old-1-2", "1.2")];
 
 /// The crates of an SDK.
 const SDK: [&str; 4] = ["abi", "op", "macros", "sdk"];
@@ -119,7 +119,7 @@ pub(crate) enum Profile {
     Release,
 }
 
-/// The directory with the libraries of a set (`current`, `major`, ..., `old`, `old-1-1`), built on first use.
+/// The directory with the libraries of a set (`current`, `major`, ..., `old`, `old-1-1`, `old-1-2`), built on first use.
 pub(crate) fn set(name: &str, profile: Profile) -> PathBuf {
     static BUILT: OnceLock<Mutex<HashMap<(String, Profile), Arc<OnceLock<()>>>>> = OnceLock::new();
     let built = BUILT.get_or_init(Default::default).lock().unwrap();

@@ -17,7 +17,7 @@ fn refusal(set: &str) -> String {
 fn another_major_version_is_refused() {
     assert_eq!(
         refusal("major"),
-        "expected filter ABI 1.2.0, found 2.0.0; rebuild it with an SDK for ABI 1.x"
+        "expected filter ABI 1.3.0, found 2.0.0; rebuild it with an SDK for ABI 1.x"
     );
 }
 
@@ -35,7 +35,7 @@ fn changed_layouts_are_refused_and_the_place_is_named() {
         ("retyped", "init > log_max_level (u32): type u32 here, type u64 there"),
     ] {
         let expected =
-            format!("it says filter ABI 1.2.0, but its types differ from this program's at {place}");
+            format!("it says filter ABI 1.3.0, but its types differ from this program's at {place}");
         assert_eq!(refusal(set), expected);
     }
 }
@@ -43,8 +43,8 @@ fn changed_layouts_are_refused_and_the_place_is_named() {
 /// Loads a plugin of each version in several orders: the verdict must not depend on what came before.
 #[test]
 fn newer_and_older_minor_versions_load_in_any_order() {
-    let order = ["newer", "old", "old-1-1", "current"];
-    let names = ["newer", "old", "old-1-1", "small"];
+    let order = ["newer", "old", "old-1-1", "old-1-2", "current"];
+    let names = ["newer", "old", "old-1-1", "old-1-2", "small"];
     for _ in 0..2 {
         for (set, name) in order.iter().zip(names) {
             let folder = tempfile::tempdir().unwrap();
@@ -63,7 +63,7 @@ fn known(plugin: &Plugin) -> (String, u32) {
 #[test]
 fn a_newer_plugin_works_and_its_new_operation_is_ignored() {
     let path = library("newer", "newer");
-    assert_eq!(known(load(&path).unwrap()), ("1.3.0".into(), 10));
+    assert_eq!(known(load(&path).unwrap()), ("1.4.0".into(), 10));
     let world = World::new(&[&path]);
     let root = world.filter("variant", json!({}));
     block_on(async {

@@ -428,6 +428,12 @@ pub trait OpenNode: Send + Sync {
 
     /// The file or device that it is, for people and for images that name their backing file.
     fn filename(&self) -> Option<PathBuf> {
+    /// A drain that waits for requests in it begins (`true`) or ends: what it holds back for a time it lets go at once, until
+    /// then. Requests may be at work. It does not wait; each beginning has its end, and several may be on at a time.
+    fn set_drained(&self, drained: bool) {
+        let _ = drained;
+    }
+
         None
     }
 

@@ -46,6 +46,8 @@ struct State {
     bytes: [Bucket; 3],
     /// When the buckets were looked at last.
     leaked_at: Duration,
+    /// Members that are drained, each as often as it is: they do not wait.
+    drained: Vec<u64>,
     /// Those with waiting requests; the first is the one whose turn it is.
     flows: VecDeque<Flow>,
     last_id: u64,
@@ -127,13 +129,29 @@ impl Member {
         Self { group, id }
     }
 
+    /// A drain of the member's node begins or ends. Meanwhile its requests pass at once; they count all the same, so those who come
+    /// later pay for them.
+    pub(crate) fn set_drained(&self, drained: bool) {
+        let mut state = lock(&self.group.state);
+        if !drained {
+            if let Some(at) = state.drained.iter().position(|member| *member == self.id) {
+                state.drained.swap_remove(at);
+            }
+            return;
+        }
+        state.drained.push(self.id);
+        let woken = state.let_go(self.id);
+        drop(state);
+        woken.into_iter().for_each(Waker::wake);
+    }
+
     /// The wait for a request's turn, or `None` when it need not wait. `length_bytes`: those that it transfers.
     ///
     /// Without limits this is a load. Only a wait takes memory, so that requests which have none stay small.
     #[inline]
     pub(crate) fn turn(&self, direction: Direction, length_bytes: u64) -> Option<Pin<Box<Passing<'_>>>> {
         if self.group.limited.load(Relaxed) & direction.bit() == 0
-            || self.group.pass_at_once(direction, length_bytes)
+            || self.group.pass_at_once(self.id, direction, length_bytes)
         {
             return None;
         }
@@ -149,6 +167,7 @@ impl Default for Group {
             operations: buckets(),
             bytes: buckets(),
             leaked_at: Duration::ZERO,
+            drained: Vec::new(),
             flows: VecDeque::new(),
             last_id: 0,
         };
@@ -157,14 +176,15 @@ impl Default for Group {
 }
 
 impl Group {
-    /// Passes a request if nobody waits whom it would overtake, and there is room.
-    fn pass_at_once(&self, direction: Direction, length_bytes: u64) -> bool {
+    /// Passes a request if nobody waits whom it would overtake, and there is room, or if its member is drained.
+    fn pass_at_once(&self, member: u64, direction: Direction, length_bytes: u64) -> bool {
         let mut state = lock(&self.state);
-        if !state.flows.is_empty() {
+        let drained = state.drained.contains(&member);
+        if !state.flows.is_empty() && !drained {
             return false;
         }
         state.leak();
-        let passes = state.wait(direction).is_zero();
+        let passes = drained || state.wait(direction).is_zero();
         if passes {
             state.pour(direction, length_bytes);
         }
@@ -242,6 +262,23 @@ impl State {
         woken
     }
 
+    /// Lets all requests of a member pass. Returns whom to wake. Those of others wait on: for them it became no earlier.
+    fn let_go(&mut self, member: u64) -> Vec<Waker> {
+        self.leak();
+        let (gone, stay) =
+            std::mem::take(&mut self.flows).into_iter().partition(|flow: &Flow| flow.member == member);
+        self.flows = stay;
+        let gone: VecDeque<Flow> = gone;
+        let mut woken = Vec::new();
+        for flow in gone {
+            for passed in flow.waiting {
+                self.pour(flow.direction, passed.length_bytes);
+                woken.push(passed.waker);
+            }
+        }
+        woken
+    }
+
     fn find(&mut self, member: u64, direction: Direction) -> Option<usize> {
         self.flows.iter().position(|flow| flow.member == member && flow.direction == direction)
     }
@@ -267,6 +304,12 @@ impl Future for Passing<'_> {
         let mut state = lock(&me.member.group.state);
         let id = match me.id {
             Some(id) => id,
+            // The drain began after it was told to wait.
+            None if state.drained.contains(&me.member.id) => {
+                state.leak();
+                state.pour(me.direction, me.length_bytes);
+                return Poll::Ready(());
+            }
             None => {
                 let id = state.new_id();
                 let waiting = Waiting { id, length_bytes: me.length_bytes, waker: cx.waker().clone() };

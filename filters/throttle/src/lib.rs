@@ -50,6 +50,10 @@ impl Filter for Throttle {
         object::call(name, call)
     }
 
+    fn drained(&self, drained: bool) {
+        self.0.set_drained(drained);
+    }
+
     async fn read(&self, next: &mut Next<'_>, request: &ReadRequest<'_>) -> Result<()> {
         if let Some(turn) = self.0.turn(Direction::Read, request.length()) {
             turn.await;

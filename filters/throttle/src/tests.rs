@@ -1,10 +1,10 @@
 use super::Throttle;
 use driveline_drivers::conformance::{Check, check};
 use driveline_sdk::{
-    now,
+    now, sleep,
     testing::{self, Below, Node, Value, json},
 };
-use std::{cell::Cell, time::Duration};
+use std::{cell::Cell, pin::Pin, time::Duration};
 
 fn node(options: Value) -> Node {
     testing::open::<Throttle>(options, &testing::memory(1 << 20)).unwrap()
@@ -131,6 +131,55 @@ fn limits_of_a_group_hold_for_its_nodes_together_and_they_take_turns() {
         // 16 requests at a time against one: half for each all the same.
         assert!((990..=1070).contains(&(many + few)), "{many} and {few}");
         assert!(many.abs_diff(few) <= 70, "{many} and {few}");
+    });
+}
+
+type Work<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
+
+/// The story: a change of the graph waited for all that a node held back, at the node's rate.
+#[test]
+fn a_drained_node_lets_go_what_it_holds_and_later_requests_pay_for_it() {
+    let node = node(json!({ "iops": 1 }));
+    testing::block_on(async {
+        read(&node, 512).await;
+        let mut work: Vec<Work<'_>> = Vec::new();
+        for _ in 0..5 {
+            work.push(Box::pin(read(&node, 512)));
+            work.push(Box::pin(write(&node, 512)));
+        }
+        work.push(Box::pin(async {
+            sleep(Duration::from_millis(500)).await;
+            node.drained(true);
+            assert_eq!(took(read(&node, 512)).await, 0, "what comes while it is drained passes as well");
+        }));
+        assert_eq!(took(testing::join(work)).await, 500);
+        node.drained(true);
+        node.drained(false);
+        assert_eq!(took(read(&node, 512)).await, 0, "one drain is not over yet");
+        node.drained(false);
+        // Thirteen have passed and are paid for, but for the half second that is over, and the tenth that passes at once.
+        assert_eq!(took(read(&node, 512)).await, 12_400);
+        assert_eq!(took(read(&node, 512)).await, 1000);
+    });
+}
+
+#[test]
+fn a_drained_node_leaves_the_others_of_its_group_waiting() {
+    let (drained, other) =
+        (node(json!({ "group": "drained", "iops": 10 })), node(json!({ "group": "drained" })));
+    testing::block_on(async {
+        read(&drained, 512).await;
+        read(&drained, 512).await;
+        let work: [Work<'_>; 3] = [
+            Box::pin(async { assert_eq!(took(read(&drained, 512)).await, 0) }),
+            // It would have come next, after 200 ms; what was let go costs it nothing more than it would have.
+            Box::pin(async { assert_eq!(took(read(&other, 512)).await, 200) }),
+            Box::pin(async {
+                drained.drained(true);
+                drained.drained(false);
+            }),
+        ];
+        testing::join(work).await;
     });
 }
 

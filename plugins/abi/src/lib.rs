@@ -21,7 +21,8 @@
 //! |---|---|---|
 //! | 1.0 | read, write, flush, discard, write_zeroes, block_status | |
 //! | 1.1 | cache | [`HostApi::node_failed`](HostApi) |
-//! | 1.2 | resize, event | [`flag::COMPRESSED`], [`flag::PRECISE`]; of filters: own limits, permissions, a first and a last operation, optional children, objects |
+//! | 1.2 | resize, event | [`flag::COMPRESSED`]; of filters: own limits, permissions, a first and a last operation, optional children, objects |
+//! | 1.3 | | [`flag::PRECISE`]; filters hear when they are drained |
 //!
 //! A filter built against 1.0 says that it knows six operations ([`FilterDesc::operations_known`](FilterDesc)).
 //! The host never lets a seventh slip past it: it lowers it to ones the filter knows, or refuses it.

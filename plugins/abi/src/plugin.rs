@@ -103,6 +103,9 @@ pub struct FilterOps {
     /// What it needs of a child, and does not let others do with it, beyond what its kind does: two sets of bits of
     /// [`permission`](crate::permission). Since 1.2.
     pub permissions: Option<unsafe extern "C" fn(FilterPtr, child: u32, takes: &mut u32, denies: &mut u32)>,
+    /// The host waits until nothing is in flight in the filter, or has ended that: 1 or 0. It may come while requests are at
+    /// work, from any thread, does not wait, and is called with 0 once for each 1. Since 1.3.
+    pub drained: Option<unsafe extern "C" fn(FilterPtr, drained: u32)>,
 }
 
 /// A filter: its name, what it declares, and how it is opened.

@@ -75,7 +75,7 @@ pub mod flag {
     /// The data may be stored compressed (write). Who cannot do so stores it as it is. Since 1.2.
     pub const COMPRESSED: u32 = 64;
     /// Zeroes inside of what is stored are to be told, too, where the file below knows its holes (block_status). Who cannot
-    /// say calls all of it data. Since 1.2.
+    /// say calls all of it data. Since 1.3.
     pub const PRECISE: u32 = 128;
     /// All that have a meaning.
     pub const KNOWN: u32 = FUA | UNCHANGED | MAY_UNMAP | NO_FALLBACK | COMPRESSED | PRECISE;

@@ -374,6 +374,13 @@ impl OpenNode for PluginNode {
         (known(takes), known(denies))
     }
 
+    fn set_drained(&self, drained: bool) {
+        if let Some(tell) = self.opened.ops.drained().flatten() {
+            // SAFETY: the filter is open.
+            unsafe { tell(self.opened.filter, drained.into()) };
+        }
+    }
+
     fn resize<'a>(&'a self, children: &'a [OpenChild], size_bytes: u64) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
             // Who resizes through a node that is not his own cannot give its children: he has the operation for it.

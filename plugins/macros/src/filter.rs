@@ -33,6 +33,7 @@ pub(crate) fn expand(arguments: &Arguments, block: &ItemImpl) -> syn::Result<Tok
         quote! { .#name(<#this as ::driveline_sdk::Filter>::#name) }
     });
     let (has_size, has_info, has_permissions) = (has("size"), has("info"), has("permissions"));
+    let has_drained = has("drained");
     let begin = has("begin").then(|| quote! { .flush(::driveline_sdk::export::begin_told::<#this>) });
     let settle = has("settle").then(|| quote! { .flush(::driveline_sdk::export::settle_told::<#this>) });
     if has("object") == objects.is_empty() {
@@ -63,6 +64,7 @@ pub(crate) fn expand(arguments: &Arguments, block: &ItemImpl) -> syn::Result<Tok
                     has_size: #has_size,
                     has_info: #has_info,
                     has_permissions: #has_permissions,
+                    has_drained: #has_drained,
                     options,
                 }
             };

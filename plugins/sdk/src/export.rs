@@ -58,6 +58,8 @@ pub struct Declared {
     pub has_info: bool,
     /// Is `permissions`?
     pub has_permissions: bool,
+    /// Is `drained`?
+    pub has_drained: bool,
     /// Is `size` among the methods written?
     pub has_size: bool,
     /// The names of its options.
@@ -148,6 +150,7 @@ impl<F: Exported> Described<F> {
             settle: settle::<F>(),
             info: if F::DECLARED.has_info { Some(info::<F>) } else { None },
             permissions: if F::DECLARED.has_permissions { Some(permissions::<F>) } else { None },
+            drained: if F::DECLARED.has_drained { Some(drained::<F>) } else { None },
         })
     };
 
@@ -382,6 +385,14 @@ unsafe extern "C" fn permissions<F: Filter>(
     match catch_unwind(AssertUnwindSafe(|| body.driver.permissions(child as usize))) {
         Ok(claim) => (*takes, *denies) = (claim.takes, claim.denies),
         Err(payload) => tell(body.cookie, payload),
+    }
+}
+
+unsafe extern "C" fn drained<F: Filter>(filter: FilterPtr, drained: u32) {
+    // SAFETY: as above.
+    let body = unsafe { &*filter.0.cast::<Body<F>>() };
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(|| body.driver.drained(drained != 0))) {
+        tell(body.cookie, payload);
     }
 }
 

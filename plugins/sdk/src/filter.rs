@@ -128,6 +128,14 @@ pub trait Filter: Sized + Send + Sync + 'static {
         Claim::default()
     }
 
+    /// The graph is about to change, and waits until nothing is in flight here (`true`), or has ended that (`false`). A filter
+    /// that holds requests back for a time lets them go at once for as long as it is drained; else the change waits for them,
+    /// and so does everybody who uses the drive. It comes beside requests at work, from any thread, and must not wait. Each
+    /// beginning has its end, and one drain may begin before another ends.
+    fn drained(&self, drained: bool) {
+        let _ = drained;
+    }
+
     /// Does something with an object: what nodes of this filter share by name and is no node itself, as a throttle group
     /// is. The kinds are those of `#[filter(objects(..))]`. Returns its properties as they are then (a JSON object); what
     /// is returned for [`ObjectCall::Check`] and [`ObjectCall::Delete`] does not matter. On an error nothing was changed.

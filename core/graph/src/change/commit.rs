@@ -101,7 +101,7 @@ impl Change {
                 return Err(error);
             }
         };
-        let drained = Drained::begin(&self.affected()).await;
+        let drained = Drained::begin(self.affected(), &self.before.topology).await;
         self.own_work_ends().await;
         let mut staged = Staged {
             topology: std::mem::take(&mut self.topology),
@@ -271,7 +271,7 @@ impl Change {
     fn owe(&mut self, topology: &Topology, drained: &Drained) {
         let kept: Vec<_> = self.keeping.iter().filter_map(|id| self.flushable(*id)).collect();
         let owed = (!kept.is_empty()).then(|| Owed::new(kept));
-        for root in &drained.0 {
+        for root in &drained.roots {
             let Some(attached) = topology.roots.get(&root.id) else { continue };
             let reached = topology.reach(topology.root_node(attached));
             if root.debts.any() {
@@ -291,7 +291,7 @@ impl Change {
     fn take_sizes(&self, topology: &Topology, wired: &BTreeMap<NodeId, Wired>, drained: &Drained) {
         let works = |(id, attached): &(&u64, &Attached)| {
             self.before.topology.roots.contains_key(id)
-                && !drained.0.iter().any(|root| Arc::ptr_eq(root, &attached.root))
+                && !drained.roots.iter().any(|root| Arc::ptr_eq(root, &attached.root))
         };
         let busy: BTreeSet<NodeId> = topology
             .roots
@@ -421,15 +421,23 @@ impl Staged {
     }
 }
 
-/// Roots that are drained; their gates open when it is dropped.
-struct Drained(Vec<Arc<RootShared>>);
+/// Roots that are drained, and the nodes below, which know it; their gates open when it is dropped.
+struct Drained {
+    roots: Vec<Arc<RootShared>>,
+    nodes: Vec<Arc<Node>>,
+}
 
 impl Drained {
     /// Closes all gates first, so that nobody waits longer than for what is in flight now.
-    async fn begin(roots: &[Arc<RootShared>]) -> Self {
-        let drained = Self(roots.to_vec());
-        drained.0.iter().for_each(|root| root.gate.close());
-        for root in &drained.0 {
+    async fn begin(roots: Vec<Arc<RootShared>>, topology: &Topology) -> Self {
+        let attached = |root: &Arc<RootShared>| Some(topology.root_node(topology.roots.get(&root.id)?));
+        let below: BTreeSet<NodeId> =
+            roots.iter().filter_map(attached).flat_map(|node| topology.reach(node)).collect();
+        let nodes = below.into_iter().map(|id| topology.at(id).node.clone()).collect();
+        let drained = Self { roots, nodes };
+        drained.roots.iter().for_each(|root| root.gate.close());
+        drained.nodes.iter().for_each(|node| node.open.set_drained(true));
+        for root in &drained.roots {
             root.gate.empty().await;
         }
         drained
@@ -438,6 +446,7 @@ impl Drained {
 
 impl Drop for Drained {
     fn drop(&mut self) {
-        self.0.iter().for_each(|root| root.gate.open());
+        self.nodes.iter().for_each(|node| node.open.set_drained(false));
+        self.roots.iter().for_each(|root| root.gate.open());
     }
 }

@@ -289,6 +289,14 @@ impl Node {
         claim
     }
 
+    /// Tells it that a drain begins or ends.
+    pub fn drained(&self, drained: bool) {
+        if let Some(tell) = self.opened.ops.drained().flatten() {
+            // SAFETY: the filter is open.
+            unsafe { tell(self.opened.filter, drained.into()) };
+        }
+    }
+
     /// Hints.
     pub async fn cache(&self, range: Range<u64>) -> Result<()> {
         self.plain(op::CACHE, range, 0).await
