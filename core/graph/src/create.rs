@@ -5,7 +5,7 @@
 
 use crate::{
     change::Change,
-    driver::{ChildSpec, Driver, OpenArgs, OpenChild, OpenNode, Options, Permissions, Role},
+    driver::{ChildSpec, Driver, OpenArgs, OpenChild, OpenNode, Options, Permissions, Role, resize_through},
     error::{Error, Kind, Result},
     graph::Graph,
     node::{Node, NodeId},
@@ -88,6 +88,8 @@ pub struct CreateTarget {
     /// The node itself.
     pub node: Arc<dyn OpenNode>,
     children: Vec<OpenChild>,
+    /// Whose data it shows as it is: the node itself, or one below.
+    shown: Arc<dyn OpenNode>,
 }
 
 impl fmt::Debug for CreateTarget {
@@ -99,12 +101,17 @@ impl fmt::Debug for CreateTarget {
 impl CreateTarget {
     /// A node with its children.
     pub fn new(child: OpenChild, children: Vec<OpenChild>) -> Self {
-        Self { name: child.name, edge: child.edge, node: child.node, children }
+        Self { name: child.name, edge: child.edge, shown: child.node.clone(), node: child.node, children }
     }
 
-    /// See [`OpenNode::resize`].
+    /// The file or device that the image's data will be in, byte for byte, through filters that do not change it.
+    pub fn filename(&self) -> Option<PathBuf> {
+        self.shown.filename()
+    }
+
+    /// Changes its size, in itself or, through the filters that it may consist of, in what is below.
     pub async fn resize(&self, size_bytes: u64) -> Result<()> {
-        self.node.resize(&self.children, size_bytes).await
+        resize_through(&self.node, &self.children, &self.edge, size_bytes).await
     }
 
     /// See [`OpenNode::preallocate`].
@@ -241,6 +248,7 @@ impl Graph {
                 edge: unit.edge().clone(),
                 node: state.topology.at(id).node.open.clone(),
                 children: state.wired[&id].children.clone(),
+                shown: state.topology.at(state.topology.skip_plain_filters(id)).node.open.clone(),
             })
         };
         roots.iter().zip(units).map(target).collect()
@@ -364,7 +372,13 @@ impl Standalone {
     }
 
     fn target(&self, name: Cow<'static, str>) -> CreateTarget {
-        CreateTarget { name, edge: self.edge.clone(), node: self.node.clone(), children: Vec::new() }
+        CreateTarget {
+            name,
+            edge: self.edge.clone(),
+            node: self.node.clone(),
+            children: Vec::new(),
+            shown: self.node.clone(),
+        }
     }
 }
 

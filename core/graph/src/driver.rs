@@ -9,7 +9,7 @@ use crate::{
     Witness, stored,
 };
 use driveline_bitmap::Bits;
-use driveline_op::{Ask, Buffer, Call, Edge, Info, Instance, op};
+use driveline_op::{Ask, Buffer, Call, Edge, Info, Instance, effect, op};
 use std::{
     borrow::Cow,
     fmt,
@@ -170,6 +170,12 @@ impl Description {
         }
     }
 
+    /// Has what a filter shows the same bytes at the same offsets as what is below it?
+    pub fn shows_data_as_it_is(&self) -> bool {
+        self.kind == DriverKind::Filter
+            && self.effects & (effect::CHANGES_DATA | effect::CHANGES_OFFSETS) == 0
+    }
+
     /// What QEMU calls a child: that of a filter is its `file`, unless the driver has another word of QEMU's for it.
     pub fn word<'a>(&'a self, child: &'a str, role: Role) -> &'a str {
         match role {
@@ -316,18 +322,28 @@ impl OpenChild {
 
     /// Changes its size, in itself or, through the filters that it may consist of, in what is below.
     pub async fn resize(&self, size_bytes: u64) -> Result<()> {
-        match self.node.resize(&[], size_bytes).await {
-            Err(error) if error.kind() == Kind::NotSupported && !self.edge.refuses(op::RESIZE) => {
-                let ask = Ask { op: op::RESIZE, offset: size_bytes, ..Ask::default() };
-                let done = Call::new(self.edge.clone(), ask, Buffer::default()).await.result;
-                done.map_err(|other| match Kind::of_errno(other.code()) {
-                    // The node knows better why not.
-                    Kind::NotSupported => error,
-                    _ => Error::io(other.code(), "resizing"),
-                })
-            }
-            done => done,
+        resize_through(&self.node, &[], &self.edge, size_bytes).await
+    }
+}
+
+/// Changes a node's size in itself, or else with the request for it, which filters pass on.
+pub(crate) async fn resize_through(
+    node: &Arc<dyn OpenNode>,
+    children: &[OpenChild],
+    edge: &Edge,
+    size_bytes: u64,
+) -> Result<()> {
+    match node.resize(children, size_bytes).await {
+        Err(error) if error.kind() == Kind::NotSupported && !edge.refuses(op::RESIZE) => {
+            let ask = Ask { op: op::RESIZE, offset: size_bytes, ..Ask::default() };
+            let done = Call::new(edge.clone(), ask, Buffer::default()).await.result;
+            done.map_err(|other| match Kind::of_errno(other.code()) {
+                // The node knows better why not.
+                Kind::NotSupported => error,
+                _ => Error::io(other.code(), "resizing"),
+            })
         }
+        done => done,
     }
 }
 
@@ -412,6 +428,12 @@ pub trait OpenNode: Send + Sync {
         None
     }
 
+    /// A drain that waits for requests in it begins (`true`) or ends: what it holds back for a time it lets go at once, until
+    /// then. Requests may be at work. It does not wait; each beginning has its end, and several may be on at a time.
+    fn set_drained(&self, drained: bool) {
+        let _ = drained;
+    }
+
     /// Cuts its connections to what it is a client of: what was asked there fails, and is not asked again. Later requests do
     /// what they do when a connection is lost.
     ///
@@ -428,12 +450,6 @@ pub trait OpenNode: Send + Sync {
 
     /// The file or device that it is, for people and for images that name their backing file.
     fn filename(&self) -> Option<PathBuf> {
-    /// A drain that waits for requests in it begins (`true`) or ends: what it holds back for a time it lets go at once, until
-    /// then. Requests may be at work. It does not wait; each beginning has its end, and several may be on at a time.
-    fn set_drained(&self, drained: bool) {
-        let _ = drained;
-    }
-
         None
     }
 

@@ -9,6 +9,21 @@ use crate::{
 use serde_json::Value;
 use std::{collections::BTreeMap, path::Path};
 
+/// The filters that QEMU has as well. Names of images on others are for programs that lack them: what does not change the data is
+/// left out of those.
+const FILTERS_OF_QEMU: [&str; 10] = [
+    "blkdebug",
+    "blklogwrites",
+    "blkreplay",
+    "blkverify",
+    "commit_top",
+    "compress",
+    "copy-on-read",
+    "mirror_top",
+    "preallocate",
+    "throttle",
+];
+
 /// All nodes of one moment, and what each is called.
 #[derive(Debug)]
 pub struct Filenames {
@@ -37,6 +52,10 @@ impl Filenames {
         let mut names = Self { order, by_name, named };
         // Each is named once, after what is below it: a name asks for those below several times.
         for at in (0..names.order.len()).rev() {
+            if let Some(below) = names.left_out(&names.order[at]) {
+                names.named[at] = names.named(below).cloned().unwrap_or_default();
+                continue;
+            }
             names.named[at].name = names.find_name(&names.order[at]);
             names.named[at].other_backing = names.find_other_backing(&names.order[at]);
             if names.named[at].name.is_none() || names.named[at].other_backing {
@@ -82,6 +101,24 @@ impl Filenames {
         self.named(view).is_some_and(|named| named.other_backing)
     }
 
+    /// What is below a filter that has no place in a name.
+    fn left_out(&self, view: &NodeView) -> Option<&NodeView> {
+        let description = view.node.driver().description();
+        if !description.shows_data_as_it_is() || FILTERS_OF_QEMU.contains(&&*description.name) {
+            return None;
+        }
+        let child = view.children.iter().find(|child| child.role == Role::Filtered)?;
+        self.get(&child.node).filter(|_| !view.children.iter().any(looks_on))
+    }
+
+    /// A node without the filters that have no place in a name.
+    fn shown<'a>(&'a self, mut view: &'a NodeView) -> &'a NodeView {
+        while let Some(below) = self.left_out(view) {
+            view = below;
+        }
+        view
+    }
+
     /// Finds [`Named::name`] of a node, when all below it are named.
     fn find_name(&self, view: &NodeView) -> Option<String> {
         let (open, description) = (view.node.open_node(), view.node.driver().description());
@@ -92,7 +129,6 @@ impl Filenames {
             return Some(uri);
         }
         let first = || self.get(&view.children.first()?.node);
-        let looks_on = |child: &ChildView| matches!(child.role, Role::Target | Role::PointInTime);
         match description.kind {
             // What has nothing to say but what it is.
             DriverKind::Protocol => {
@@ -105,7 +141,7 @@ impl Filenames {
             DriverKind::Format => {
                 let window = ["offset", "size"].iter().any(|key| view.node.options().contains_key(*key));
                 let file = view.children.iter().find(|child| child.name == "file" && !window)?;
-                let file = self.get(&file.node)?;
+                let file = self.shown(self.get(&file.node)?);
                 let is_file = file.node.driver().description().kind == DriverKind::Protocol;
                 if is_file { self.name(file) } else { None }
             }
@@ -145,6 +181,7 @@ impl Filenames {
 
     /// A node's driver, the options that decide what its data is, and its children (a backing only if the image names another).
     fn definition(&self, view: &NodeView) -> Options {
+        let view = self.shown(view);
         let mut definition = Options::new();
         definition.insert("driver".into(), view.node.driver_name().into());
         let description = view.node.driver().description();
@@ -175,4 +212,9 @@ impl Filenames {
         }
         definition
     }
+}
+
+/// Does its parent only look at it, as something else's point in time or copy?
+fn looks_on(child: &ChildView) -> bool {
+    matches!(child.role, Role::Target | Role::PointInTime)
 }

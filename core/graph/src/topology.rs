@@ -317,6 +317,16 @@ impl Topology {
         id
     }
 
+    /// A node without the filters on top of it that show its data as it is.
+    pub(crate) fn skip_plain_filters(&self, mut id: NodeId) -> NodeId {
+        while let Some(below) = self.filtered(id)
+            && self.at(id).node.driver.description().shows_data_as_it_is()
+        {
+            id = below;
+        }
+        id
+    }
+
     /// The instance of that node.
     pub(crate) fn unfiltered(&self, id: NodeId) -> Arc<dyn OpenNode> {
         self.at(self.skip_filters(id)).node.open.clone()

@@ -88,15 +88,39 @@ fn the_end_of_a_node_that_is_no_whole_block_can_be_read_and_who_would_write_it_i
 #[test]
 fn a_definition_that_is_a_name_has_the_words_that_other_programs_have() {
     let bench = Bench::new();
-    let file = json!({ "driver": "pass", "child": { "driver": "memory", "node-name": "disk" } });
+    let file = json!({ "driver": "throttle", "child": { "driver": "memory", "node-name": "disk" } });
     bench.add(json!([{ "driver": "growing", "node-name": "image", "file": file }])).unwrap();
     let names = Filenames::of(bench.graph.nodes());
     assert_eq!(
         names.filename(names.get("image").unwrap()),
-        r#"json:{"driver":"growing","file":{"driver":"pass","file":{"driver":"memory"}}}"#
+        r#"json:{"driver":"growing","file":{"driver":"throttle","file":{"driver":"memory"}}}"#
     );
     let description = bench.graph.driver("debug").unwrap().description().clone();
     assert_eq!(description.word("child", Role::Filtered), "image");
+}
+
+/// The story: an image over a bitmap-holder was named by a definition with that filter, also in the headers of others, and no
+/// program but this one could open those.
+#[test]
+fn a_filter_that_only_we_have_and_that_changes_no_data_is_in_no_name() {
+    let bench = Bench::new();
+    let file = |filter: &str| {
+        let inner = json!({ "driver": "holder", "child": { "driver": "memory", "size": 512 } });
+        json!({ "driver": "growing", "node-name": filter, "file": { "driver": filter, "child": inner } })
+    };
+    bench.add(json!([file("holder"), file("throttle"), file("shifted")])).unwrap();
+    let over = json!({ "driver": "holder", "node-name": "over", "child": "holder" });
+    bench.add(json!([over])).unwrap();
+    let names = Filenames::of(bench.graph.nodes());
+    let name = |node: &str| names.filename(names.get(node).unwrap());
+    let below = r#"{"driver":"memory","size":512}"#;
+    assert_eq!(name("holder"), format!(r#"json:{{"driver":"growing","file":{below}}}"#));
+    assert_eq!(name("over"), name("holder"));
+    for filter in ["throttle", "shifted"] {
+        let expected =
+            format!(r#"json:{{"driver":"growing","file":{{"driver":"{filter}","file":{below}}}}}"#);
+        assert_eq!(name(filter), expected);
+    }
 }
 
 /// A node that is defined in place could be given another name by a reopen: it kept the one that it had, and nobody said so.

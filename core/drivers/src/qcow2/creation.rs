@@ -83,7 +83,7 @@ pub(super) async fn create(args: CreateArgs<'_>) -> Result<()> {
     let data_file = match data {
         None => None,
         Some(target) => {
-            let path = target.node.filename();
+            let path = target.filename();
             let name = path.as_deref().and_then(|path| path.to_str()).ok_or_else(|| {
                 invalid("data-file", "the image has to name the file, and the node has no name to note")
             })?;

@@ -288,6 +288,8 @@ impl Bench {
         bench.driver(early, Some(&STATUS));
         let all = driveline_op::op::COUNT as u32;
         filter("holder", Missing::Pass, all, &NOTHING, 0);
+        filter("throttle", Missing::Pass, all, &NOTHING, 0);
+        filter("shifted", Missing::Deny, all, &READ_WRITE, driveline_op::effect::CHANGES_OFFSETS);
         filter("pass", Missing::Pass, all, &READ_WRITE, 0);
         filter("deny", Missing::Deny, all, &READ_WRITE, 0);
         filter("read-only-deny", Missing::Deny, all, &READ, 0);
