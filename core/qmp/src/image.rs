@@ -193,12 +193,12 @@ impl Views {
     }
 
     /// The size as it is now. What the graph keeps is of its last change, and a file below a format grows without one, with what
-    /// shows nothing but it.
+    /// shows it: a filter, whatever children it has beside the first, or a format with that child alone.
     fn size_bytes(&self, view: &NodeView) -> u64 {
         let mut way = vec![view];
         while let Some(NodeView { children, .. }) = way.last()
-            && let [child] = &children[..]
-            && matches!(child.role, Role::Filtered | Role::Data)
+            && let Some(child) = children.first()
+            && (child.role == Role::Filtered || child.role == Role::Data && children.len() == 1)
             && let Some(below) = self.get(&child.node)
         {
             way.push(below);
@@ -207,7 +207,10 @@ impl Views {
         let Some(leaf) = way.pop().filter(is_leaf) else { return view.node.info().size_bytes };
         let mut info = leaf.node.open_node().info(&[]);
         while let Some(above) = way.pop() {
-            info = above.node.open_node().info(&[info]);
+            let beside = above.children.iter().skip(1).filter_map(|child| self.get(&child.node));
+            let infos: Vec<_> =
+                std::iter::once(info).chain(beside.map(|beside| beside.node.info())).collect();
+            info = above.node.open_node().info(&infos);
         }
         info.size_bytes
     }

@@ -26,6 +26,40 @@ fn create(client: &mut Client, options: Value) -> Option<String> {
     }
 }
 
+/// The story: neither the node of a data file below a filter had a name, nor could its size be changed, and an image over a filter
+/// of ours was named by a definition that no other program can open.
+#[test]
+fn filters_that_only_we_have_are_in_no_name_that_others_read() {
+    if !has("qemu-img", Command::new("qemu-img").arg("--version")) {
+        return;
+    }
+    let world = World::new();
+    let mut client = world.client();
+    for name in ["image", "data"] {
+        let path = world.path(name);
+        std::fs::write(&path, b"").unwrap();
+        let file = json!({ "driver": "file", "filename": path });
+        client.ok("blockdev-add", json!({ "driver": "bitmap-holder", "node-name": name, "file": file }));
+    }
+    let options = json!({ "driver": "qcow2", "file": "image", "data-file": "data", "size": SIZE });
+    assert_eq!(create(&mut client, options), None);
+    client.ok("blockdev-add", json!({ "driver": "qcow2", "node-name": "disk", "file": "image" }));
+    let nodes = client.ok("query-named-block-nodes", json!({ "flat": true }));
+    let disk = nodes.as_array().unwrap().iter().find(|node| node["node-name"] == "disk").unwrap();
+    assert_eq!(disk["image"]["filename"], json!(world.path("image")));
+
+    let overlay = json!({ "device": "disk", "snapshot-file": world.path("top"), "snapshot-node-name": "top",
+        "format": "qcow2" });
+    client.ok("blockdev-snapshot-sync", overlay);
+    let chain = Command::new("qemu-img")
+        .args(["info", "-U", "--output=json", "--backing-chain", &world.path("top")])
+        .output()
+        .unwrap();
+    let chain: Value = serde_json::from_slice(&chain.stdout).unwrap();
+    assert_eq!(chain[1]["filename"], json!(world.path("image")), "{chain}");
+    assert_eq!(chain[1]["format-specific"]["data"]["data-file"], json!(world.path("data")));
+}
+
 #[test]
 fn images_are_made_by_jobs_with_qemus_errors() {
     let world = World::new();

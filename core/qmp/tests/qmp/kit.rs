@@ -152,6 +152,12 @@ fn drivers() -> Vec<Arc<dyn Driver>> {
         description.children = vec![ChildSpec::required("child", Role::Filtered)];
         Arc::new(Idle(description)) as Arc<dyn Driver>
     };
+    let logging = {
+        let mut description = Description::builtin("blklogwrites", DriverKind::Filter, "for tests");
+        let log = ChildSpec::required("log", Role::Data);
+        description.children = vec![ChildSpec::required("child", Role::Filtered), log];
+        Arc::new(Idle(description))
+    };
     let [null_co, null_aio] = NullDriver::of_qemu();
     vec![
         Arc::new(null_co),
@@ -168,6 +174,7 @@ fn drivers() -> Vec<Arc<dyn Driver>> {
         Arc::new(Qcow2Driver::default()),
         idle("idle"),
         idle("bitmap-holder"),
+        logging,
     ]
 }
 

@@ -99,6 +99,22 @@ fn a_file_below_an_image_is_told_of_as_it_is_now() {
     assert!(node["stats"]["wr_highest_offset"].as_u64().unwrap() >= 1 << 20, "{node}");
 }
 
+/// The story: only what has a single child was told of as it is now, so a filter with a log beside its file was not.
+#[test]
+fn a_filter_with_a_child_beside_its_file_is_told_of_as_it_is_now() {
+    let (world, mut client) = World::with_disk();
+    let path = world.path("image.qcow2");
+    create_file(path.as_ref(), &CreateOptions::new(64 << 20)).unwrap();
+    let file = json!({ "driver": "blklogwrites", "node-name": "logging",
+        "file": { "driver": "file", "filename": path }, "log": { "driver": "null-co", "size": 512 } });
+    client.ok("blockdev-add", json!({ "driver": "qcow2", "node-name": "image", "file": file }));
+    world.drive("vdb", "image");
+    world.write("vdb", 0, &vec![1; 1 << 20]);
+    let nodes = client.ok("query-named-block-nodes", json!({}));
+    let node = nodes.as_array().unwrap().iter().find(|node| node["node-name"] == "logging").unwrap();
+    assert_eq!(node["image"]["virtual-size"], std::fs::metadata(&path).unwrap().len());
+}
+
 #[test]
 fn the_graph_shows_users_nodes_and_what_they_need() {
     let (world, mut client) = World::with_disk();
