@@ -65,7 +65,11 @@ struct Backup {
     /// It goes on after a restart, and what guests wrote since the bitmap was frozen is not known apart from the rest of it.
     keeps_all: bool,
     pace: Pace,
+    fault: Fault,
 }
+
+/// The error of a flush that saved the progress, until the policy has decided about it.
+type Fault = Arc<Mutex<Option<driveline_op::Error>>>;
 
 impl Jobs {
     /// Starts a backup. When this returns the moment was, and the job is at work.
@@ -165,7 +169,19 @@ impl Start {
             })?;
         }
         let pace = Pace::default();
-        Ok(self.stage(Backup { jobs, args, filter, state, piece_bytes, root, frozen, keeps_all, pace }))
+        let fault = Fault::default();
+        Ok(self.stage(Backup {
+            jobs,
+            args,
+            filter,
+            state,
+            piece_bytes,
+            root,
+            frozen,
+            keeps_all,
+            pace,
+            fault,
+        }))
     }
 }
 
@@ -213,6 +229,7 @@ impl Work for Backup {
                     told = copied;
                     if self.pace.pause(runtime.now()).is_zero() {
                         self.save(&root).await;
+                        self.decide(job)?;
                     }
                     select(pin!(job.user_acted()), runtime.sleep(LOOK_AGAIN)).await;
                 }
@@ -220,6 +237,7 @@ impl Work for Backup {
             let rest = Rest {
                 job: job.clone(),
                 state: self.state.clone(),
+                fault: self.fault.clone(),
                 root: root.clone(),
                 piece_bytes: self.piece_bytes,
                 in_flight: self.args.perf.in_flight(),
@@ -233,16 +251,16 @@ impl Work for Backup {
                 }
                 None => copying.await?,
             };
-            Ok(())
+            self.decide(job)
         })
     }
 
     /// What is said to be copied must not be lost to a power cut, or when the target is closed: nobody hears of that.
-    fn prepare<'a>(&'a self, _: &'a Arc<Job>) -> BoxFuture<'a, Result<()>> {
+    fn prepare<'a>(&'a self, job: &'a Arc<Job>) -> BoxFuture<'a, Result<()>> {
         let root = self.root.lock().clone();
         Box::pin(async move {
             let Some(root) = root else { return Ok(()) };
-            root.flush().await?;
+            copy::flush_or_outlast(job, &self.jobs.0.runtime, &root).await?;
             if self.args.discard_source {
                 self.save(&root).await;
             }
@@ -281,8 +299,8 @@ impl Work for Backup {
         let Some(frozen) = self.frozen.lock().take() else { return };
         match (self.args.mode(), end.is_success()) {
             _ if self.keeps_all => frozen.reclaim(),
-            // Nobody knows what of it the target has.
-            (_, false) if self.state.has_unflushed() => frozen.reclaim(),
+            // Nobody knows what of it the target has, whatever its policy made of that.
+            _ if self.state.has_unflushed() => frozen.reclaim(),
             (Some(BitmapMode::Always), false) => {
                 self.keep_left(&frozen);
                 frozen.abdicate();
@@ -294,11 +312,16 @@ impl Work for Backup {
 }
 
 impl Backup {
-    /// Saves how far it has come. If that fails more is copied after a restart, and nothing else.
+    /// Saves how far it has come. If the flush for it fails, more is copied after a restart; what becomes of the job by it its policy
+    /// decides, since the target may not say it a second time. From then on nothing is safe, nor given up by the source.
     async fn save(&self, root: &Root) {
+        if self.state.has_unflushed() {
+            return;
+        }
         let now = || self.jobs.0.runtime.now();
         if let Err(error) = self.pace.keep(now, self.state.save(|| root.flush())).await {
-            tracing::debug!("the progress of a backup is not saved: {error}");
+            self.fault.lock().get_or_insert(driveline_op::Error::new(error.errno_code(), error.message()));
+            return;
         }
         // What is safe by now the source may give up: nothing is left to copy there.
         let mut at = 0;
@@ -307,6 +330,14 @@ impl Backup {
             let length = run.end - run.start;
             let ask = Ask { op: op::CACHE, offset: run.start, length, ..Ask::default() };
             let _hint = root.submit(ask, Buffer::default()).await;
+        }
+    }
+
+    fn decide(&self, job: &Job) -> Result<(), Stopped> {
+        let Some(error) = self.fault.lock().take() else { return Ok(()) };
+        match job.on_io_error(&error, "write") {
+            ErrorAction::Report => Err(Stopped::Failed(error.into())),
+            ErrorAction::Stop | ErrorAction::Ignore => Ok(()),
         }
     }
 
@@ -359,6 +390,7 @@ impl Backup {
 struct Rest {
     job: Arc<Job>,
     state: Arc<CopyBeforeWrite>,
+    fault: Fault,
     root: Root,
     piece_bytes: u64,
     in_flight: usize,
@@ -439,6 +471,10 @@ impl Source for Rest {
     /// Flushing the point in time flushes what was copied of it.
     fn target(&self) -> Option<Root> {
         Some(self.root.clone())
+    }
+
+    fn take_fault(&self) -> Option<driveline_op::Error> {
+        self.fault.lock().take()
     }
 
     fn retries(&self) -> bool {

@@ -56,6 +56,10 @@ pub(crate) trait Source: Send + Sync + 'static {
     }
     /// A flush of the target has failed, which the job may outlast.
     fn flush_failed(&self) {}
+    /// Why the target could not be flushed by somebody else than the copying, if nobody has decided about that yet.
+    fn take_fault(&self) -> Option<Error> {
+        None
+    }
     /// Short pieces are copied one after the other by one task, up to so many bytes: a task costs as much as a short piece. It
     /// stays on the thread of the job: short pieces on several threads wait for each other's metadata, and took longer.
     fn task_bytes_max(&self) -> u64 {
@@ -118,6 +122,30 @@ pub(crate) async fn run(
     outcome.map(|()| flight.ignored)
 }
 
+/// Lets the job's policy decide about a flush of the target that failed beside the copying.
+pub(crate) fn decide(job: &Job, source: &dyn Source) -> Result<(), Stopped> {
+    let Some(error) = source.take_fault() else { return Ok(()) };
+    match job.on_io_error(&error, "write") {
+        ErrorAction::Report => Err(Stopped::Failed(error.into())),
+        ErrorAction::Stop | ErrorAction::Ignore => Ok(()),
+    }
+}
+
+/// Flushes what was copied to, at the end of a job. A failure goes by its policy, as any other.
+///
+/// Errors: those of [`Job::outlast`].
+pub(crate) async fn flush_or_outlast(
+    job: &Job,
+    runtime: &Arc<dyn Runtime>,
+    target: &Root,
+) -> driveline_graph::Result<()> {
+    while let Err(error) = target.flush().await {
+        let error = Error::new(error.errno_code(), error.message());
+        job.outlast(PieceError::writing(error), runtime).await?;
+    }
+    Ok(())
+}
+
 /// What is over.
 enum Landed {
     Pieces(Vec<Piece>),
@@ -154,6 +182,7 @@ impl Flight<'_> {
                 // What is gathered is not begun any more.
                 return Err(Stopped::Cancelled);
             }
+            decide(job, &*source)?;
             if job.wants_pause() {
                 self.start(false);
                 while let Some(landed) = self.flying.next().await {

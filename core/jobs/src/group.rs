@@ -21,8 +21,9 @@ use crate::{
 };
 use driveline_graph::{BoxFuture, Change, Error, Result};
 use event_listener::Event;
+use futures::future::{Either, pending, select, select_all};
 use parking_lot::Mutex;
-use std::{sync::Arc, time::Duration};
+use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 
 /// The first pause between two tries of cleaning up after a job; each is twice as long as the one before.
 const CLEAN_UP_PAUSE: Duration = Duration::from_millis(50);
@@ -258,10 +259,28 @@ impl Jobs {
         })
     }
 
+    /// Brings all members to their common end. One that is cancelled while another one waits for its user ends that wait, and all.
     async fn finalize_all(&self, members: &[Member]) -> Result<()> {
+        let any_is_cancelled =
+            select_all(members.iter().map(|member| Box::pin(member.job.until_cancelled())));
+        let all_are_cancelled = async {
+            any_is_cancelled.await;
+            members.iter().for_each(|member| member.job.cancel_with_group());
+            pending::<Infallible>().await
+        };
+        match select(pin!(self.try_to_finalize(members)), pin!(all_are_cancelled)).await {
+            Either::Left((done, _)) => done,
+            Either::Right((never, _)) => match never {},
+        }
+    }
+
+    async fn try_to_finalize(&self, members: &[Member]) -> Result<()> {
         loop {
             for member in members {
                 member.work.prepare(&member.job).await?;
+                if members.iter().any(|member| member.job.is_cancelled()) {
+                    return Err(cancelled());
+                }
             }
             let Err(error) = self.end(members, End::Success).await else { return Ok(()) };
             let faults = members.iter().filter_map(|member| Some((&member.job, member.work.take_fault()?)));

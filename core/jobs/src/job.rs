@@ -456,6 +456,17 @@ impl Job {
         self.changed.notify(usize::MAX);
     }
 
+    /// Waits until it is cancelled.
+    pub(crate) async fn until_cancelled(&self) {
+        loop {
+            let changed = self.changed.listen();
+            if self.is_cancelled() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
     pub(crate) async fn until_concluded(&self) {
         self.until(|state| matches!(state.status, JobStatus::Concluded | JobStatus::Null)).await;
     }

@@ -52,6 +52,8 @@ pub(crate) struct How {
 pub(crate) struct Faults {
     /// The target could not be flushed once. What it had answered until then may be lost, whatever later flushes say.
     unflushed: AtomicBool,
+    /// The error of a flush that saved the progress, until the policy has decided about it.
+    saving: Mutex<Option<OpError>>,
     /// Why the rest could not be copied while guests waited.
     rest: Mutex<Option<PieceError>>,
 }
@@ -114,16 +116,19 @@ impl Push {
             None => copying.await,
         };
         ended?;
+        copy::decide(job, &**self)?;
         *self.cursor.lock() = 0;
         Ok(())
     }
 
-    /// Saves the progress. If that fails more is copied after a restart, and nothing else.
+    /// Saves the progress. If a flush for it fails, more is copied after a restart; what becomes of the job by it its policy decides, since
+    /// the target may not say it a second time.
     async fn save(&self, runtime: &Arc<dyn Runtime>) {
         let Some(copied) = &self.copied else { return };
         if let Err(error) = copied.save(&self.from, &self.to, || runtime.now()).await {
             self.faults.flush_failed();
-            tracing::debug!("the progress of a job is not saved: {error}");
+            let error = OpError::new(error.errno_code(), error.message());
+            self.faults.saving.lock().get_or_insert(error);
         }
     }
 
@@ -142,6 +147,7 @@ impl Push {
             }
             if self.copied.as_ref().is_some_and(|copied| copied.pause(runtime.now()).is_zero()) {
                 self.save(runtime).await;
+                copy::decide(job, &**self)?;
             }
             caught_up();
             if job.info().status == JobStatus::Running {
@@ -258,6 +264,10 @@ impl Source for Push {
 
     fn flush_failed(&self) {
         self.faults.flush_failed();
+    }
+
+    fn take_fault(&self) -> Option<OpError> {
+        self.faults.saving.lock().take()
     }
 
     fn retries(&self) -> bool {

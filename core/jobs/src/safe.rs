@@ -137,6 +137,9 @@ impl Copied {
     }
 
     /// Saves what was copied before this was called. `now` tells the time.
+    ///
+    /// Errors: the images could not be flushed. What was copied until then is copied again after a restart: a later flush that succeeds
+    /// does not say that they have it.
     pub(crate) async fn save(&self, from: &Root, to: &Root, now: impl Fn() -> Duration) -> Result<()> {
         let _turn = self.saving.lock().await;
         let copied = self.take_fresh();
@@ -144,10 +147,6 @@ impl Copied {
             return Ok(());
         }
         let saved = self.pace.keep(now, self.settle(&copied, from, to)).await;
-        if saved.is_err() {
-            // It may be saved the next time.
-            let _ = self.news.lock().fresh.merge_from(&copied);
-        }
         saved
     }
 

@@ -178,9 +178,14 @@ impl Work for Stream {
     }
 
     /// What is on its way in the image on top must not be lost when the layers below are gone.
-    fn prepare<'a>(&'a self, _: &'a Arc<Job>) -> BoxFuture<'a, Result<()>> {
+    fn prepare<'a>(&'a self, job: &'a Arc<Job>) -> BoxFuture<'a, Result<()>> {
         let root = self.root.lock().clone();
-        Box::pin(async move { if let Some(root) = root { root.flush().await } else { Ok(()) } })
+        Box::pin(async move {
+            match root {
+                Some(root) => copy::flush_or_outlast(job, &self.jobs.0.runtime, &root).await,
+                None => Ok(()),
+            }
+        })
     }
 
     /// The new backing (if it was a success), bitmaps home, holder gone, root gone.

@@ -551,9 +551,9 @@ impl Mirror {
         })?;
         let says = match self.bitmap_mode {
             BitmapMode::Never => false,
-            BitmapMode::OnSuccess => end.is_success(),
             // If the target may have lost some, the bitmap goes on saying all that it said.
-            BitmapMode::Always => end.is_success() || !self.faults.has_unflushed(),
+            BitmapMode::OnSuccess => end.is_success() && !self.faults.has_unflushed(),
+            BitmapMode::Always => !self.faults.has_unflushed(),
         };
         if let Some(used) = self.bitmap.lock().as_ref().filter(|_| says) {
             change.set_bits(used.bitmap(), &self.shared.dirty);
