@@ -335,6 +335,39 @@ fn jobs_that_end_together_go_on_together() {
     }
 }
 
+/// One of their records was locked by another program: the other backup was dropped, with its file.
+#[test]
+fn of_jobs_that_end_together_none_is_dropped_because_the_record_of_one_is_locked() {
+    if !have("restarts", &TOOLS) {
+        return;
+    }
+    let mut world = World::raw(28);
+    let action = |id: &str| {
+        let target = world.path(&format!("{id}.raw"));
+        let data = json!({
+            "device": "vda", "target": target, "sync": "full", "format": "raw", "job-id": id, "speed": SPEED,
+        });
+        json!({ "type": "drive-backup", "data": data })
+    };
+    let actions = json!([action("one"), action("two")]);
+    let arguments = json!({ "actions": actions, "properties": { "completion-mode": "grouped" } });
+    world.qmp.run("transaction", arguments);
+    world.kill_midway("one");
+    let record = std::fs::File::open(world.path("disk.raw.two.dljob")).unwrap();
+    record.lock().unwrap();
+    let jobs = world.start();
+    assert!(jobs.len() == 2 && jobs.iter().all(|job| job["outcome"] == "failed"), "{jobs:?}");
+    let one = jobs.iter().find(|job| job["id"] == "one").unwrap();
+    assert_eq!(one["reason"], "it ends together with job 'two', which another program has");
+    assert_eq!(world.journals().len(), 2, "their user decides");
+    drop(record);
+    for id in ["one", "two"] {
+        world.qmp.run("x-driveline-interrupted-job-drop", json!({ "id": id }));
+    }
+    assert_eq!(world.journals(), [""; 0]);
+    world.end();
+}
+
 #[test]
 fn a_drive_says_what_becomes_of_its_jobs() {
     if !have("restarts", &TOOLS) {

@@ -1,7 +1,7 @@
 //! Jobs that cannot be taken up at the start: it fails, or their images come later.
 
-use super::{TOOLS, raw_target, world::*};
-use crate::harness::{Daemon, Qmp, have};
+use super::{TOOLS, keep, raw_target, world::*};
+use crate::harness::{Daemon, Qmp, have, run};
 use serde_json::{Value, json};
 use std::{
     path::Path,
@@ -85,6 +85,62 @@ fn a_signal_ends_a_start_that_waits_for_the_target_of_a_job_and_the_job_is_kept(
     world.qmp.run("block-job-cancel", json!({ "device": "work" }));
     world.wait_completed("work");
     world.end();
+}
+
+/// The jobs that had gone on by then were cancelled, and what was written down of them was removed.
+#[test]
+fn a_signal_that_ends_a_start_leaves_jobs_that_went_on_already_as_they_were() {
+    if !have("restarts", &TOOLS) {
+        return;
+    }
+    let mut world = World::raw(27);
+    let there = tempfile::tempdir().unwrap();
+    std::fs::File::create(there.path().join("copy.raw")).unwrap().set_len(SIZE).unwrap();
+    let nodes = "[node.copy]\ndriver = \"raw\"\nfile = \"copy.raw\"\n[drive.out]\nroot = \"copy\"\n\
+        [export.copy]\ntype = \"nbd\"\ndrive = \"out\"\nsocket = \"copy.sock\"\nwritable = true\n\
+        [monitor]\nqmp = \"qmp.sock\"\n";
+    let server = Daemon::start(there.path(), nodes);
+    let socket = there.path().join("copy.sock");
+    let address = json!({ "type": "unix", "path": socket });
+    world.qmp.run(
+        "blockdev-add",
+        json!({ "driver": "nbd", "node-name": "copy", "server": address, "export": "copy" }),
+    );
+    let kept = keep(&world);
+    let first = world.path("first.raw");
+    let backup = json!({
+        "device": "vda", "target": first, "sync": "full", "format": "raw", "job-id": "first", "speed": SPEED,
+    });
+    world.qmp.run("drive-backup", backup);
+    let arguments =
+        json!({ "device": "vda", "job-id": "work", "target": "copy", "sync": "full", "speed": SPEED });
+    world.qmp.run("blockdev-backup", arguments);
+    world.begin_to_write();
+    world.kill_midway("first");
+    server.kill();
+    std::fs::remove_file(&socket).unwrap();
+    let silent = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let mut program = Command::new(Daemon::program());
+    let mut program = program.arg("run").arg(world.path("drive.toml")).stderr(Stdio::null()).spawn().unwrap();
+    let connection = silent.accept().unwrap();
+    Command::new("kill").args(["-TERM", &program.id().to_string()]).status().unwrap();
+    assert_eq!(program.wait().unwrap().code(), Some(1), "it served nothing");
+    let mut journals = world.journals();
+    journals.sort();
+    assert_eq!(journals, ["disk.raw.first.dljob", "disk.raw.work.dljob"]);
+    drop((connection, silent));
+    std::fs::remove_file(&socket).unwrap();
+    let _server = Daemon::start(there.path(), nodes);
+    let jobs = world.start();
+    assert!(jobs.len() == 2 && jobs.iter().all(|job| job["outcome"] == "resumed"), "{jobs:?}");
+    for id in ["first", "work"] {
+        world.hurry(id);
+        let done = world.qmp.wait_event("BLOCK_JOB_COMPLETED", id);
+        assert_eq!(done["error"], Value::Null, "{done}");
+    }
+    world.end();
+    run("cmp", &[&first, &kept]);
+    run("cmp", &[there.path().join("copy.raw").to_str().unwrap(), &kept]);
 }
 
 struct StorageDaemon(Child);

@@ -20,8 +20,11 @@ use parking_lot::Mutex;
 use std::{
     fmt,
     pin::pin,
-    sync::{Arc, OnceLock},
-    time::{Duration, Instant},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    time::{Duration, Instant, SystemTime},
 };
 
 /// Why nothing was started.
@@ -73,6 +76,8 @@ pub(crate) struct Inner {
     pub(crate) started: Mutex<Config>,
     /// One file is applied at a time.
     pub(crate) applying: async_lock::Mutex<()>,
+    /// Interrupted jobs go on, and nobody is served yet.
+    going_on: AtomicBool,
 }
 
 /// A bell that rings once.
@@ -145,6 +150,7 @@ impl Daemon {
             quit,
             started,
             applying,
+            going_on: AtomicBool::new(false),
         });
         let program = Arc::new(control::Program(Arc::downgrade(&inner)));
         inner.monitor.get_or_init(|| Monitor::new(of_graph, of_jobs, program));
@@ -292,7 +298,7 @@ impl Inner {
         if let Either::Right(_) = select(pin!(self.restart_jobs()), ended).await {
             return Err(Error::new(Kind::Busy, "it was ended while it opened what interrupted jobs copy to"));
         }
-        self.exports.let_in()?;
+        self.let_in()?;
         for report in self.stores.reports().iter().filter(|report| report.crashed) {
             self.monitor().emit_to_first(&Event::BitmapRecovered(control::recovered(report)));
         }
@@ -306,9 +312,17 @@ impl Inner {
     /// Lets jobs go on that were interrupted. To be done before anybody is served. What they copy to may be a server that does not
     /// answer: dropped meanwhile, it leaves those jobs as they were that did not go on yet.
     pub(crate) async fn restart_jobs(&self) {
+        self.going_on.store(true, SeqCst);
         for report in self.journals.restart_all(&self.jobs).await {
             self.monitor().emit_to_first(&Event::JobInterrupted(control::interrupted(&report)));
         }
+    }
+
+    /// Serves, with the jobs that go on. Before that an end of the program leaves those as they were.
+    pub(crate) fn let_in(&self) -> Result<()> {
+        self.exports.let_in()?;
+        self.going_on.store(false, SeqCst);
+        Ok(())
     }
 
     /// Tells of interrupted jobs whose images have come now.
@@ -362,6 +376,12 @@ impl Inner {
     async fn close_in_order(&self) -> Result<()> {
         for mut accepting in std::mem::take(&mut *self.accepting.lock()) {
             accepting.abort();
+        }
+        if self.going_on.load(SeqCst) && !self.jobs.list().is_empty() {
+            // A start that fails would cancel them. What is written down is made for a kill, so this is one: the next start finds them.
+            self.exports.close().await;
+            self.journals.beat(SystemTime::now());
+            return Ok(());
         }
         self.jobs.shutdown().await;
         for id in self.exports.close().await {

@@ -6,7 +6,9 @@ use super::{
     page,
 };
 use driveline_graph::{Error, Kind, Result};
-use driveline_jobs::{Completion, FoundJob, JobArgs, JobRecord, Jobs, Journal, OnRestart, Page, Restarted};
+use driveline_jobs::{
+    Completion, FoundJob, JobArgs, JobRecord, Jobs, Journal, OnRestart, Page, Restarted, undo_half_end,
+};
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering::SeqCst},
@@ -240,10 +242,33 @@ impl Journals {
 
     /// Lets jobs go on that end together, all of them or none. `insists`: their user has asked for it.
     async fn restart(&self, jobs: &Jobs, paths: &[PathBuf], insists: bool) -> Vec<Interrupted> {
+        let mut found = Vec::new();
+        for path in paths {
+            found.push(self.open_patiently(path).await);
+        }
+        if let Some(id) =
+            paths.iter().zip(&found).find_map(|(path, found)| is_busy(found).then(|| id_of_record(path)))
+            && paths.len() > 1
+        {
+            return self.leave(paths, found, &id);
+        }
+        let mut opened: Vec<FoundJob> = Vec::new();
+        let mut refused: Vec<Option<Error>> = Vec::new();
+        for found in found {
+            match found {
+                Ok(found) => {
+                    opened.push(found);
+                    refused.push(None);
+                }
+                Err(error) => refused.push(Some(error)),
+            }
+        }
+        undo_half_end(&mut opened);
+        let mut opened = opened.into_iter();
         let mut start = jobs.begin().await;
         let mut cases: Vec<Case> = Vec::new();
-        for path in paths {
-            let found = match self.open_patiently(path).await {
+        for (path, refused) in paths.iter().zip(refused) {
+            let found = match refused.map_or_else(|| Ok(opened.next().expect("it was opened")), Err) {
                 Ok(found) => found,
                 Err(error) => {
                     let report = match read(path) {
@@ -280,6 +305,27 @@ impl Journals {
         cases.into_iter().map(|case| self.conclude(case, &made)).collect()
     }
 
+    /// Another program has one of a group: that may end, and then its user decides about all of them. The drives are served without
+    /// them from now on, which is written down of those that can be opened.
+    fn leave(&self, paths: &[PathBuf], found: Vec<Result<FoundJob>>, busy: &str) -> Vec<Interrupted> {
+        let why = format!("it ends together with job '{busy}', which another program has");
+        let left = paths.iter().zip(found).map(|(path, found)| match found {
+            Ok(FoundJob { mut record, page, .. }) => {
+                record.unwatched = true;
+                if let Err(error) = page.write(&record) {
+                    tracing::error!("{}: {error}", path.display());
+                    self.miss(path);
+                }
+                report(path, &record, Outcome::Failed, Some(why.clone()))
+            }
+            Err(error) => match read(path) {
+                Ok(record) => report(path, &record, Outcome::Failed, Some(error.to_string())),
+                Err(_) => unreadable(path, &error),
+            },
+        });
+        left.collect()
+    }
+
     fn conclude(&self, case: Case, made: &std::result::Result<Vec<String>, String>) -> Interrupted {
         let Case { mut report, written } = case;
         if let (Outcome::Resumed, Err(reason)) = (report.outcome, made) {
@@ -307,6 +353,16 @@ impl Journals {
         }
         report
     }
+}
+
+/// Has another program the file of a job?
+fn is_busy(found: &Result<FoundJob>) -> bool {
+    matches!(found, Err(error) if error.kind() == Kind::Busy)
+}
+
+/// What a job is called, whoever has its file.
+fn id_of_record(path: &Path) -> String {
+    read(path).map_or_else(|_| id_of(path), |record| record.id)
 }
 
 /// One of which nothing can be told but its file.

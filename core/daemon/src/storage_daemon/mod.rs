@@ -147,7 +147,7 @@ fn start_and_serve(program: &str, arguments: Vec<OsString>) -> Result<ExitCode, 
             return daemon.stop().map(|()| code).map_err(|error| format!("while closing: {error}"));
         }
         daemon.interrupted().iter().for_each(say);
-        let served = daemon.inner().exports.let_in().map_err(|error| error.to_string());
+        let served = daemon.inner().let_in().map_err(|error| error.to_string());
         let stdio = chardevs.serve(&daemon);
         match served {
             Ok(()) => {
