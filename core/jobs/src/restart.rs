@@ -37,12 +37,10 @@ impl Start {
     ///
     /// Errors: that; what it works on is not there or cannot be opened; what was found is untouched.
     pub async fn restart(&mut self, mut found: FoundJob, insists: bool) -> Result<Restarted> {
-        let shows = match (&found.record.args, found.record.phase) {
-            (_, Phase::Pivoting) | (JobArgs::Mirror(_), Phase::Finding | Phase::Working) => {
-                Some(self.shows(&found.record)?)
-            }
-            _ => None,
-        };
+        // These note their end before it takes effect: a drive that shows the target of one at work was led there by its user.
+        let pivots = matches!(found.record.args, JobArgs::Mirror(_) | JobArgs::Commit(_));
+        let is_begun = matches!(found.record.phase, Phase::Finding | Phase::Working | Phase::Pivoting);
+        let shows = if pivots && is_begun { Some(self.shows(&found.record)?) } else { None };
         if let (Phase::Pivoting, Some(Shows::Source)) = (found.record.phase, &shows) {
             let text = undecided(&found.record);
             if !insists {

@@ -242,6 +242,8 @@ impl Journals {
 
     /// Lets jobs go on that end together, all of them or none. `insists`: their user has asked for it.
     async fn restart(&self, jobs: &Jobs, paths: &[PathBuf], insists: bool) -> Vec<Interrupted> {
+        // What an attempt before this one has let go is gone by then, and with it the locks.
+        let mut start = jobs.begin().await;
         let mut found = Vec::new();
         for path in paths {
             found.push(self.open_patiently(path).await);
@@ -250,6 +252,7 @@ impl Journals {
             paths.iter().zip(&found).find_map(|(path, found)| is_busy(found).then(|| id_of_record(path)))
             && paths.len() > 1
         {
+            start.give_up().await;
             return self.leave(paths, found, &id);
         }
         let mut opened: Vec<FoundJob> = Vec::new();
@@ -265,7 +268,6 @@ impl Journals {
         }
         undo_half_end(&mut opened);
         let mut opened = opened.into_iter();
-        let mut start = jobs.begin().await;
         let mut cases: Vec<Case> = Vec::new();
         for (path, refused) in paths.iter().zip(refused) {
             let found = match refused.map_or_else(|| Ok(opened.next().expect("it was opened")), Err) {
