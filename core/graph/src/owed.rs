@@ -34,27 +34,34 @@ pub(crate) async fn flush_all(nodes: Vec<(Arc<Node>, Edge)>) -> Result<()> {
     join_all(flushes).await.into_iter().collect()
 }
 
-/// Nodes that nobody writes to any more, and that are to be flushed.
+/// A node that nobody writes to any more, and that is to be flushed. Of several that one snapshot keeps each is owed for itself: a disk that
+/// fails is no matter of those who write to another one.
 pub(crate) struct Owed {
-    nodes: Vec<(Arc<Node>, Edge)>,
+    node: Arc<Node>,
+    edge: Edge,
     paid: async_lock::Mutex<bool>,
 }
 
 impl Owed {
-    pub(crate) fn new(nodes: Vec<(Arc<Node>, Edge)>) -> Arc<Self> {
-        Arc::new(Self { nodes, paid: async_lock::Mutex::new(false) })
+    pub(crate) fn new(node: Arc<Node>, edge: Edge) -> Arc<Self> {
+        Arc::new(Self { node, edge, paid: async_lock::Mutex::new(false) })
     }
 
-    /// Is one of them among these?
+    /// The node.
+    pub(crate) fn node(&self) -> NodeId {
+        self.node.id
+    }
+
+    /// Is it among these?
     pub(crate) fn is_for(&self, reached: &BTreeSet<NodeId>) -> bool {
-        self.nodes.iter().any(|(node, _)| reached.contains(&node.id))
+        reached.contains(&self.node.id)
     }
 
-    /// Flushes them, unless that was done; one at a time tries. After an error they are owed still.
+    /// Flushes it, unless that was done; one at a time tries. After an error it is owed still.
     pub(crate) async fn pay(&self) -> Result<()> {
         let mut paid = self.paid.lock().await;
         if !*paid {
-            flush_all(self.nodes.clone()).await?;
+            flush_all(vec![(self.node.clone(), self.edge.clone())]).await?;
             *paid = true;
         }
         Ok(())
@@ -101,11 +108,13 @@ impl Debts {
     #[cold]
     async fn pay_all(&self) -> Result<()> {
         let owed = self.owed.lock().clone();
-        for one in &owed {
+        // All at once: each waits for the same disk, or for one of its own.
+        let pay = |one: Arc<Owed>| async move {
             one.pay().await?;
-            self.paid(one);
-        }
-        Ok(())
+            self.paid(&one);
+            Ok(())
+        };
+        join_all(owed.into_iter().map(pay)).await.into_iter().collect()
     }
 
     /// Is there anything?

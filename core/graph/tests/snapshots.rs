@@ -131,3 +131,41 @@ fn what_one_drive_cannot_pay_does_not_keep_another_ones_image_writable() {
     bench.run(root.flush()).unwrap();
     assert_eq!(flushes(&bench), 2, "the first drive owes still, and the second has not tried to pay that");
 }
+
+/// Both snapshots were in one change, and one debt: a disk that failed made every flush of the other drive fail, for good.
+#[test]
+fn what_one_drive_cannot_pay_of_a_snapshot_of_two_is_no_matter_of_the_other() {
+    let (bench, root) = drive();
+    let nodes = json!([
+        { "driver": "memory", "node-name": "f2" },
+        { "driver": "overlay", "node-name": "base2", "file": "f2" },
+        { "driver": "memory", "node-name": "g2" },
+        { "driver": "overlay", "node-name": "over2", "file": "g2" },
+    ]);
+    bench.add(nodes).unwrap();
+    bench.change(|change| change.set_drive("vdb", "base2")).unwrap();
+    let other = bench.root("vdb");
+    bench.disk.pass(2);
+    thread::scope(|scope| {
+        let both = || {
+            bench.change(|change| {
+                change.snapshot("vda", "over")?;
+                change.snapshot("vdb", "over2")
+            })
+        };
+        let taken = scope.spawn(both);
+        // Two before the drain, two afterwards.
+        while flushes(&bench) < 4 {
+            thread::sleep(Duration::from_millis(1));
+        }
+        *bench.disk.broken.lock() = Some("f2".into());
+        bench.disk.free(0);
+        taken.join().unwrap().unwrap();
+    });
+    bench.run(root.flush()).unwrap();
+    bench.run(other.flush()).unwrap_err();
+    let is_read_only = |node| bench.graph.view_node(node).unwrap().read_only;
+    assert!(is_read_only("base") && !is_read_only("base2"));
+    *bench.disk.broken.lock() = None;
+    bench.run(other.flush()).unwrap();
+}

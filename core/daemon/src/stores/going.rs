@@ -149,9 +149,9 @@ impl Going {
             }
         }
         if let Some(kept) = &kept {
-            let said = bitmaps.iter().filter_map(|bitmap| {
-                Some((bitmap.name().to_string(), bitmap.view(), bitmap.durability()?))
-            });
+            let said = bitmaps
+                .iter()
+                .filter_map(|bitmap| Some((bitmap.name().to_string(), bitmap.view(), bitmap.durability()?)));
             kept.inner.lock().lent = said.collect();
             // After that, which may be refused: nothing else has to be told of it then.
             stage_into_image(change, node, self.stores.for_image(kept, &bitmaps), false)?;

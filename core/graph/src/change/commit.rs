@@ -5,7 +5,7 @@ use crate::{
     driver::DriverKind,
     error::{Error, Kind, Result},
     event::Event,
-    graph::{State, find_bitmap},
+    graph::{Graph, State, find_bitmap},
     keeper::Batch,
     layout::Layout,
     node::{Node, NodeId},
@@ -48,26 +48,48 @@ impl Change {
     /// whoever flushes is told.
     async fn keep_snapshots(&mut self) {
         let Some(turn) = self.turn.take_if(|_| !self.keeping.is_empty()) else { return };
-        let mut next = Change::new(self.graph.clone(), turn);
-        let mut kept = Ok(());
-        // What others owe, on a disk that fails perhaps, is no matter of these.
-        if let Some(owed) = self.owed.take() {
-            kept = owed.pay().await;
-            if kept.is_ok() {
-                next.topology.roots.values().for_each(|attached| attached.root.debts.paid(&owed));
+        let (graph, mut keeping) = (self.graph.clone(), self.keeping.clone());
+        let pay = |owed: Arc<Owed>| async move { (owed.pay().await, owed) };
+        for (paid, owed) in join_all(self.owed.drain(..).map(pay)).await {
+            match paid {
+                // What others owe, on a disk that fails perhaps, is no matter of these.
+                Ok(()) => {
+                    let topology = graph.topology();
+                    topology.roots.values().for_each(|attached| attached.root.debts.paid(&owed));
+                }
+                Err(error) => {
+                    keeping.retain(|node| *node != owed.node());
+                    stays_writable(&error);
+                }
             }
         }
-        if let Ok(()) = kept {
-            kept = next.retire(&self.keeping);
+        let mut turn = Some(turn);
+        let mut retired = Self::retire_all(&graph, &keeping, &mut turn).await;
+        if retired.is_err() && keeping.len() > 1 {
+            // One of them is in the way: each for itself.
+            retired = Ok(());
+            for node in keeping {
+                let alone = Self::retire_all(&graph, &[node], &mut turn).await;
+                alone.unwrap_or_else(|error| stays_writable(&error));
+            }
         }
-        if let Ok(()) = kept {
-            kept = next.make_once().await.map(drop);
-        } else {
-            next.give_up().await;
-        }
-        if let Err(error) = kept {
-            tracing::error!("after a snapshot, an image stays open for writing: {error}");
-        }
+        retired.unwrap_or_else(|error| stays_writable(&error));
+    }
+
+    /// Makes nodes read-only in a change of their own, or none of them.
+    async fn retire_all(
+        graph: &Graph,
+        nodes: &[NodeId],
+        turn: &mut Option<async_lock::MutexGuardArc<()>>,
+    ) -> Result<()> {
+        let Some(taken) = turn.take().filter(|_| !nodes.is_empty()) else { return Ok(()) };
+        let mut next = Change::new(graph.clone(), taken);
+        let retired = match next.retire(nodes) {
+            Ok(()) => next.make_once().await.map(drop),
+            Err(error) => Err(error),
+        };
+        *turn = next.turn.take();
+        retired
     }
 
     /// Makes nodes read-only, as far as they are there still.
@@ -269,17 +291,15 @@ impl Change {
 
     /// Whoever wrote to what a snapshot keeps has that to flush, too.
     fn owe(&mut self, topology: &Topology, drained: &Drained) {
-        let kept: Vec<_> = self.keeping.iter().filter_map(|id| self.flushable(*id)).collect();
-        let owed = (!kept.is_empty()).then(|| Owed::new(kept));
+        let kept = self.keeping.iter().filter_map(|id| self.flushable(*id));
+        let owed: Vec<_> = kept.map(|(node, edge)| Owed::new(node, edge)).collect();
         for root in &drained.roots {
             let Some(attached) = topology.roots.get(&root.id) else { continue };
             let reached = topology.reach(topology.root_node(attached));
             if root.debts.any() {
                 root.debts.keep(&reached);
             }
-            if let Some(owed) = owed.as_ref().filter(|owed| owed.is_for(&reached)) {
-                root.debts.add(owed.clone());
-            }
+            owed.iter().filter(|owed| owed.is_for(&reached)).for_each(|owed| root.debts.add(owed.clone()));
         }
         self.owed = owed;
     }
@@ -419,6 +439,11 @@ impl Staged {
         self.node(id)?;
         Ok(wire_one(&self.topology, id, false))
     }
+}
+
+/// What a snapshot keeps could not be made read-only.
+fn stays_writable(error: &Error) {
+    tracing::error!("after a snapshot, an image stays open for writing: {error}");
 }
 
 /// Roots that are drained, and the nodes below, which know it; their gates open when it is dropped.

@@ -67,7 +67,7 @@ pub struct Change {
     /// Nodes that become read-only afterwards, when what was written to them is durable.
     keeping: Vec<NodeId>,
     /// What was written to them, once others may go on.
-    owed: Option<Arc<Owed>>,
+    owed: Vec<Arc<Owed>>,
     /// Instances that others have replaced, to be closed when nothing can fail any more.
     pub(crate) replaced: Replaced,
     directory: PathBuf,
@@ -120,7 +120,7 @@ impl Change {
             opened: Opened::new(),
             settling: Vec::new(),
             keeping: Vec::new(),
-            owed: None,
+            owed: Vec::new(),
             replaced: Replaced::default(),
             directory: PathBuf::new(),
             images: Vec::new(),

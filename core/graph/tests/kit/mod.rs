@@ -20,6 +20,8 @@ pub struct Disk {
     passes: Mutex<Option<usize>>,
     errno: AtomicI32,
     freed: event_listener::Event,
+    /// The node whose flushes fail.
+    pub broken: Mutex<Option<String>>,
 }
 
 impl Disk {
@@ -64,6 +66,7 @@ impl Disk {
 
 /// A leaf that keeps its bytes, and remembers what it was asked.
 pub struct Memory {
+    name: String,
     disk: Arc<Disk>,
     bytes: Mutex<Vec<u8>>,
     pub log: Arc<Mutex<Vec<String>>>,
@@ -108,7 +111,9 @@ impl Memory {
     }
     async fn flush(&self, _: &mut Next<'_>, _: &FlushRequest<'_>) -> OpResult {
         self.log.lock().push("flush".into());
-        self.disk.flush().await
+        self.disk.flush().await?;
+        let is_broken = self.disk.broken.lock().as_ref() == Some(&self.name);
+        if is_broken { Err(driveline_op::Error::IO) } else { Ok(()) }
     }
     async fn block_status(&self, _: &mut Next<'_>, r: &BlockStatusRequest<'_>) -> OpResult {
         self.note("block_status", r.range(), r.flags());
@@ -235,7 +240,14 @@ impl Driver for Kind0 {
                     let (disk, bytes) = (self.bench.disk.clone(), Mutex::new(vec![0; 4 << 20]));
                     let body = Arc::new(Body {
                         cookie,
-                        driver: Memory { disk, bytes, log, alignment, transfer_max },
+                        driver: Memory {
+                            name: args.node_name.to_owned(),
+                            disk,
+                            bytes,
+                            log,
+                            alignment,
+                            transfer_max,
+                        },
                     });
                     let info = Info {
                         request_alignment: alignment,
