@@ -146,8 +146,7 @@ impl Copied {
         if copied.is_clean() {
             return Ok(());
         }
-        let saved = self.pace.keep(now, self.settle(&copied, from, to)).await;
-        saved
+        self.pace.keep(now, self.settle(&copied, from, to)).await
     }
 
     /// What was flushed becomes clean on disk. What was copied once more meanwhile, or is being or is to be, waits for its own

@@ -17,7 +17,10 @@ use kit::{
     sim::Sim,
 };
 use serde_json::json;
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering::SeqCst},
+    time::Duration,
+};
 
 /// A backup's cluster.
 const CLUSTER: u64 = 64 << 10;
@@ -30,18 +33,20 @@ struct Bench {
     graph: Graph,
     jobs: Jobs,
     notes: Notes,
+    world: World,
 }
 
 impl Bench {
     fn new(seed: u64) -> Self {
         let sim = Sim::new(seed);
         let graph = Graph::new(GraphOptions::default());
-        register(&graph, &World::new(&sim));
+        let world = World::new(&sim);
+        register(&graph, &world);
         graph.register(Arc::new(CopyBeforeWriteDriver::default())).unwrap();
         graph.register(Arc::new(SnapshotAccessDriver::default())).unwrap();
         let (jobs, notes) = (Jobs::new(graph.clone(), Arc::new(sim.clone())), Notes::default());
         jobs.set_journal(Arc::new(notes.clone()));
-        let bench = Self { sim: sim.clone(), graph, jobs, notes };
+        let bench = Self { sim: sim.clone(), graph, jobs, notes, world };
         let graph = bench.graph.clone();
         sim.run(async move {
             let mut change = graph.change().await;
@@ -342,4 +347,58 @@ fn of_jobs_that_end_together_none_has_ended_while_one_is_at_work() {
         bench.jobs.cancel("j", true).unwrap();
         bench.ended().await;
     });
+}
+
+/// A disk says once that it has lost something. The flush that saves the progress was the one that heard it, and told nobody: the job ended
+/// well, and the bitmap was cleared.
+#[test]
+fn a_flush_that_saves_the_progress_and_fails_is_decided_about_as_any_other() {
+    for mirrors in [false, true] {
+        let bench = Bench::new(5);
+        bench.sim.clone().run(async move {
+            let mut change = bench.graph.change().await;
+            let fault = json!({ "driver": "fault", "node-name": "copy-fault" });
+            change.insert_filter(object(fault), "copy").await.unwrap();
+            change.add_bitmap("vda", NewBitmap::named("daily")).unwrap();
+            change.commit().await.unwrap();
+            let guest = bench.graph.open_root("vda", RootOptions::writer("a guest")).await.unwrap();
+            guest.write(0, &[7; CLUSTER as usize], 0).await.unwrap();
+            let (target, speed) = ("copy-fault".to_owned(), 256 << 10);
+            let (bitmap, bitmap_mode) = (Some("daily".to_owned()), Some(BitmapMode::OnSuccess));
+            if mirrors {
+                let args = MirrorArgs {
+                    job_id: Some("j".into()),
+                    device: "vda".into(),
+                    target,
+                    sync: MirrorSync::Full,
+                    speed,
+                    manual_dismiss: true,
+                    ..MirrorArgs::default()
+                };
+                bench.jobs.mirror(args).await.unwrap();
+            } else {
+                bench
+                    .jobs
+                    .backup(BackupArgs { target, speed, bitmap, bitmap_mode, ..backup() })
+                    .await
+                    .unwrap();
+            }
+            bench.sim.sleep(Duration::from_millis(500)).await;
+            bench.world.flush_fault.store(true, SeqCst);
+            bench.sim.sleep(Duration::from_millis(1500)).await;
+            bench.world.flush_fault.store(false, SeqCst);
+            if bench.status() != JobStatus::Concluded {
+                bench.jobs.set_speed("j", 0).unwrap();
+                bench.sim.sleep(Duration::from_millis(500)).await;
+                if mirrors && bench.status() == JobStatus::Ready {
+                    bench.jobs.complete("j").unwrap();
+                }
+            }
+            let error = bench.ended().await.error;
+            assert!(error.is_some(), "a mirror: {mirrors}; it ended as if nothing had happened");
+            let dirty = bench.graph.bitmap("vda", "daily").unwrap().bits().dirty_bytes();
+            assert_eq!(dirty, CLUSTER, "a mirror: {mirrors}");
+            guest.close().await.unwrap();
+        });
+    }
 }
