@@ -365,6 +365,18 @@ fn a_node_becomes_writable_when_its_file_does_not_say_read_only_any_more() {
     assert_eq!(world.apply(&[&image("a", ""), &export("a", ""), MONITOR], &[]), "nothing to change\n");
 }
 
+/// It was to be opened anew each time, because nobody who may write was there.
+#[test]
+fn a_node_that_is_read_only_by_itself_for_now_is_no_difference() {
+    let auto = image("a", "").replace("a.qcow2\"", "a.qcow2\"\nread-only = false\nauto-read-only = true");
+    let show = export("a", "").replace("writable = true", "");
+    let Some(world) = World::start(&[&auto, &show, MONITOR]) else { return };
+    assert_eq!(world.apply(&[&auto, &show, MONITOR], &[]), "nothing to change\n");
+    let done = world.apply(&[&auto, &export("a", ""), MONITOR], &[]);
+    assert!(!done.contains("node a"), "{done}");
+    world.write("a", &[0]);
+}
+
 /// An image does not say whose changes a bitmap records, so it was the drive's after each orderly end.
 #[test]
 fn a_bitmap_in_an_image_has_the_view_that_the_configuration_says() {

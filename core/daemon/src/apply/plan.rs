@@ -236,7 +236,9 @@ fn differences(before: &Shape, after: &Shape, above: Option<bool>, at: &str, fou
         note("node-name", name(before), name(after), false);
     }
     let (is, wanted) = (before.read_only.or(above), after.read_only.or(above));
-    if is.unwrap_or(false) != wanted.unwrap_or(false) {
+    // One that becomes read-only by itself may be that just now, and will be writable when it has to.
+    let follows = before.is_auto_read_only() && after.is_auto_read_only() && wanted == Some(false);
+    if is.unwrap_or(false) != wanted.unwrap_or(false) && !follows {
         let word = |is: Option<bool>| is.unwrap_or(false).to_string();
         note("read-only", word(is), word(wanted), false);
     }
