@@ -78,8 +78,8 @@ const SETS: &[Set] = &[
             ("abi/src/word.rs", "\"event\"];", "\"event\", \"later\"];"),
             (
                 "abi/src/plugin.rs",
-                "pub drained: Option<unsafe extern \"C\" fn(FilterPtr, drained: u32)>,\n",
-                "pub drained: Option<unsafe extern \"C\" fn(FilterPtr, drained: u32)>,\n    /// Since 1.4.\n    pub later: Option<&'static OpVt>,\n",
+                "fn(FilterPtr, drained: u32)>,\n",
+                "fn(FilterPtr, drained: u32)>,\n    /// Since 1.4.\n    pub later: Option<&'static OpVt>,\n",
             ),
             (
                 "abi/src/host.rs",
