@@ -25,6 +25,19 @@ fn drive() -> (Bench, Root) {
     (bench, root)
 }
 
+/// Another drive, `vdb`, with an overlay of its own, `over2`.
+fn second_drive(bench: &Bench) -> Root {
+    let nodes = json!([
+        { "driver": "memory", "node-name": "f2" },
+        { "driver": "overlay", "node-name": "base2", "file": "f2" },
+        { "driver": "memory", "node-name": "g2" },
+        { "driver": "overlay", "node-name": "over2", "file": "g2" },
+    ]);
+    bench.add(nodes).unwrap();
+    bench.change(|change| change.set_drive("vdb", "base2")).unwrap();
+    bench.root("vdb")
+}
+
 fn snapshot(bench: &Bench) -> driveline_graph::Result<()> {
     bench.change(|change| change.snapshot("vda", "over"))
 }
@@ -113,15 +126,7 @@ fn what_is_owed_for_an_image_that_has_gone_is_forgotten() {
 #[test]
 fn what_one_drive_cannot_pay_does_not_keep_another_ones_image_writable() {
     let (bench, root) = drive();
-    let nodes = json!([
-        { "driver": "memory", "node-name": "f2" },
-        { "driver": "overlay", "node-name": "base2", "file": "f2" },
-        { "driver": "memory", "node-name": "g2" },
-        { "driver": "overlay", "node-name": "over2", "file": "g2" },
-    ]);
-    bench.add(nodes).unwrap();
-    bench.change(|change| change.set_drive("vdb", "base2")).unwrap();
-    let _other = bench.root("vdb");
+    let _other = second_drive(&bench);
     snapshot_then_unpaid(&bench, libc::EIO);
     bench.run(root.flush()).unwrap_err();
     bench.disk.free(0);
@@ -136,15 +141,7 @@ fn what_one_drive_cannot_pay_does_not_keep_another_ones_image_writable() {
 #[test]
 fn what_one_drive_cannot_pay_of_a_snapshot_of_two_is_no_matter_of_the_other() {
     let (bench, root) = drive();
-    let nodes = json!([
-        { "driver": "memory", "node-name": "f2" },
-        { "driver": "overlay", "node-name": "base2", "file": "f2" },
-        { "driver": "memory", "node-name": "g2" },
-        { "driver": "overlay", "node-name": "over2", "file": "g2" },
-    ]);
-    bench.add(nodes).unwrap();
-    bench.change(|change| change.set_drive("vdb", "base2")).unwrap();
-    let other = bench.root("vdb");
+    let other = second_drive(&bench);
     bench.disk.pass(2);
     thread::scope(|scope| {
         let both = || {
