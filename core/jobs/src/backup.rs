@@ -229,7 +229,7 @@ impl Work for Backup {
                     told = copied;
                     if self.pace.pause(runtime.now()).is_zero() {
                         self.save(&root).await;
-                        self.decide(job)?;
+                        copy::decide(job, self.take_fault())?;
                     }
                     select(pin!(job.user_acted()), runtime.sleep(LOOK_AGAIN)).await;
                 }
@@ -251,7 +251,7 @@ impl Work for Backup {
                 }
                 None => copying.await?,
             };
-            self.decide(job)
+            copy::decide(job, self.take_fault())
         })
     }
 
@@ -263,6 +263,9 @@ impl Work for Backup {
             copy::flush_or_outlast(job, &self.jobs.0.runtime, &root).await?;
             if self.args.discard_source {
                 self.save(&root).await;
+                if let Some(error) = self.take_fault() {
+                    job.outlast(PieceError::writing(error), &self.jobs.0.runtime).await?;
+                }
             }
             Ok(())
         })
@@ -333,12 +336,8 @@ impl Backup {
         }
     }
 
-    fn decide(&self, job: &Job) -> Result<(), Stopped> {
-        let Some(error) = self.fault.lock().take() else { return Ok(()) };
-        match job.on_io_error(&error, "write") {
-            ErrorAction::Report => Err(Stopped::Failed(error.into())),
-            ErrorAction::Stop | ErrorAction::Ignore => Ok(()),
-        }
+    fn take_fault(&self) -> Option<driveline_op::Error> {
+        self.fault.lock().take()
     }
 
     /// What was not copied stays dirty, into the bits that record by now.

@@ -123,8 +123,8 @@ pub(crate) async fn run(
 }
 
 /// Lets the job's policy decide about a flush of the target that failed beside the copying.
-pub(crate) fn decide(job: &Job, source: &dyn Source) -> Result<(), Stopped> {
-    let Some(error) = source.take_fault() else { return Ok(()) };
+pub(crate) fn decide(job: &Job, fault: Option<Error>) -> Result<(), Stopped> {
+    let Some(error) = fault else { return Ok(()) };
     match job.on_io_error(&error, "write") {
         ErrorAction::Report => Err(Stopped::Failed(error.into())),
         ErrorAction::Stop | ErrorAction::Ignore => Ok(()),
@@ -182,7 +182,7 @@ impl Flight<'_> {
                 // What is gathered is not begun any more.
                 return Err(Stopped::Cancelled);
             }
-            decide(job, &*source)?;
+            decide(job, source.take_fault())?;
             if job.wants_pause() {
                 self.start(false);
                 while let Some(landed) = self.flying.next().await {

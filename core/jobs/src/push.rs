@@ -116,7 +116,7 @@ impl Push {
             None => copying.await,
         };
         ended?;
-        copy::decide(job, &**self)?;
+        copy::decide(job, self.take_fault())?;
         *self.cursor.lock() = 0;
         Ok(())
     }
@@ -147,7 +147,7 @@ impl Push {
             }
             if self.copied.as_ref().is_some_and(|copied| copied.pause(runtime.now()).is_zero()) {
                 self.save(runtime).await;
-                copy::decide(job, &**self)?;
+                copy::decide(job, self.take_fault())?;
             }
             caught_up();
             if job.info().status == JobStatus::Running {
